@@ -1,0 +1,37 @@
+"""Pure functions on boxes: float tensors (..., 4), xyxy unless a name says otherwise."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
+    """Returns the areas, in squared units of the boxes' frame; 0 for inverted boxes."""
+    width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).unbind(-1)
+    return width * height
+
+
+def iou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*batch"]:
+    """Returns the intersection over union of broadcast boxes, without any pixel of margin.
+
+    A pair whose union is empty has 0 (`bbox_util.cpp:274-294`).
+    """
+    ax0, ay0, ax1, ay1 = a.unbind(-1)
+    bx0, by0, bx1, by1 = b.unbind(-1)
+    width = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp_(min=0)
+    height = (torch.minimum(ay1, by1) - torch.maximum(ay0, by0)).clamp_(min=0)
+    intersection = width.mul_(height)
+    union = area(a) + area(b) - intersection
+    return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
+
+
+def to_cxcywh(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
+    """Returns (centre x, centre y, width, height)."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def to_xyxy(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
+    """Returns (x0, y0, x1, y1) of boxes given as (centre x, centre y, width, height)."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], dim=-1)

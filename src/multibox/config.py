@@ -1,0 +1,320 @@
+"""What a run is: frozen dataclasses with a docstring per field, and their way to and from JSON.
+
+Field names are unique over all sections, because each is a flat flag of the command line.
+Nothing derivable is stored, and nothing here mutates: `__post_init__` only refuses.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from multibox.errors import ConfigError
+
+ScheduleName = Literal["multistep", "cosine", "plateau"]
+OptimizerName = Literal["sgd", "adam", "adamw"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def _require(condition: bool, field: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"{field} is {value}, but {rule}", remedy=f"Change --{_flag(field)}")
+
+
+def _flag(field: str) -> str:
+    return field.replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which images a run learns from and is judged on."""
+
+    train_split: str = "trainval"
+    """Splits to train on, joined by +, each with its year where the folder has several:
+    2007:trainval+2012:trainval."""
+
+    test_split: str = "test"
+    """Splits for the validation loss and the average precision."""
+
+    classes: tuple[str, ...] = ()
+    """Class names in the order of the network's outputs; empty: those found in the training
+    split, sorted."""
+
+    on_bad: Literal["fail", "skip"] = "fail"
+    """What to do with objects and images that cannot be used: list them all and stop, or list
+    them all and go on without them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentationConfig:
+    """Caffe's chain (SSD section 3.6, `ssd_pascal.py:89-210`)."""
+
+    distort: bool = True
+    """Brightness, contrast, saturation and hue."""
+
+    expand_probability: float = 0.5
+    """How often an image is put into a larger canvas of the mean colour."""
+
+    expand_max_ratio: float = 4.0
+    """The largest side of that canvas over the image's."""
+
+    crop: bool = True
+    """Cut out a patch by one of the seven batch samplers."""
+
+    mirror_probability: float = 0.5
+    """How often left and right are swapped."""
+
+    def __post_init__(self) -> None:
+        for field in ("expand_probability", "mirror_probability"):
+            value = getattr(self, field)
+            _require(0 <= value <= 1, field, value, "a probability lies in 0..1")
+        _require(
+            1 <= self.expand_max_ratio <= 16,
+            "expand_max_ratio",
+            self.expand_max_ratio,
+            "the canvas is 1 to 16 times the image",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """How the weights move."""
+
+    optimizer: OptimizerName = "sgd"
+    """The rule of the update."""
+
+    lr: float = 0.001
+    """Learning rate of the weights; biases have twice as much."""
+
+    momentum: float = 0.9
+    """Momentum of SGD; Adam's first beta."""
+
+    weight_decay: float = 0.0005
+    """L2 decay of the weights; biases and batch normalisation have none."""
+
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0: not clipped."""
+
+    accumulate: int = 1
+    """Parts a batch is worked through in, to save memory. The sum is that of the whole batch,
+    but batch normalisation sees the parts."""
+
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights that is evaluated and kept; 0: no average."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.lr < float("inf"), "lr", self.lr, "a learning rate is above 0")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "it lies in 0..1")
+        _require(
+            0 <= self.weight_decay < 1, "weight_decay", self.weight_decay, "it lies in 0..1"
+        )
+        _require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "a norm is not negative")
+        _require(self.accumulate >= 1, "accumulate", self.accumulate, "it is at least 1")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it lies in 0..1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """How the learning rate goes over the steps."""
+
+    steps: int = 120_000
+    """Updates of the weights, in all."""
+
+    schedule: ScheduleName = "multistep"
+    """multistep drops the rate at --drops, plateau when the validation loss has converged, cosine
+    lets it fall smoothly to 0 at the end."""
+
+    drops: tuple[int, ...] = (80_000, 100_000)
+    """multistep: the steps from which the rate is lower."""
+
+    drop_factor: float = 0.1
+    """multistep and plateau: what a drop multiplies the rate by."""
+
+    warmup_steps: int = 500
+    """Steps over which the rate first rises linearly; 0 is the original."""
+
+    plateau_patience: int = 5
+    """plateau: validations without a better loss before a drop."""
+
+    plateau_threshold: float = 0.002
+    """plateau: how much lower than the best, relatively, a loss must be to count as better."""
+
+    plateau_drops: int = 2
+    """plateau: how many drops there are at the most."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "steps", self.steps, "a run has at least one step")
+        _require(
+            list(self.drops) == sorted(set(self.drops)), "drops", self.drops, "drops must ascend"
+        )
+        _require(0 < self.drop_factor < 1, "drop_factor", self.drop_factor, "it lies in 0..1")
+        for field in ("warmup_steps", "plateau_patience", "plateau_drops", "plateau_threshold"):
+            value = getattr(self, field)
+            _require(value >= 0, field, value, "it is not negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """How the run is driven."""
+
+    seed: int = 0
+    """Decides the initial weights, the order of the images and every augmentation."""
+
+    batch_size: int = 32
+    """Images per step, over all processes."""
+
+    precision: Precision = "auto"
+    """Arithmetic of the network; auto: bf16 where the hardware computes it, else fp32."""
+
+    log_every: int = 1_000
+    """Steps whose mean loss makes one line of the journal."""
+
+    validate_every: int = 1_000
+    """Steps between validation losses."""
+
+    evaluate_every: int = 20_000
+    """Steps between average precisions; the last step is always evaluated."""
+
+    on_nonfinite: Literal["stop", "rollback"] = "stop"
+    """When a loss or gradient is NaN or infinite: stop before the update, or go back to the last
+    checkpoint and halve the learning rate."""
+
+    checkpoint_every: int = 1_000
+    """Steps between checkpoints."""
+
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay, besides the best."""
+
+    workers: int = -1
+    """Processes that prepare the images; 0: the training process itself; -1: by the hardware."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs; auto: a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "a seed lies in 0..2^63")
+        for field in (
+            "batch_size",
+            "log_every",
+            "validate_every",
+            "evaluate_every",
+            "checkpoint_every",
+        ):
+            value = getattr(self, field)
+            _require(value >= 1, field, value, "it is at least 1")
+        _require(
+            self.keep_checkpoints >= 2,
+            "keep_checkpoints",
+            self.keep_checkpoints,
+            "a sound one must remain while the newest is written: at least 2",
+        )
+        _require(-1 <= self.workers <= 64, "workers", self.workers, "it lies in -1..64")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Everything that decides the result of a run, besides the data.
+
+    Attributes:
+        network: The architecture's name, e.g. `ssd300-vgg16`.
+    """
+
+    network: str
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        batch, parts = self.run.batch_size, self.optimizer.accumulate
+        _require(
+            batch % parts == 0, "accumulate", parts, f"it must divide the batch size, {batch}"
+        )
+
+    def to_json(self) -> str:
+        """Returns the configuration as indented JSON, which `from_json` reads back."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, file: str | None = None) -> Self:
+        """Returns the configuration that `to_json` wrote.
+
+        Raises:
+            ConfigError: The text is not JSON, or a field is missing, unknown or of a wrong type.
+        """
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"not JSON ({error})", file=file) from None
+        return typing.cast(Self, _parse(cls, value, "config", file))
+
+
+# What may change when a run is continued, because it does not alter the result.
+OPERATIONAL = frozenset({"workers", "device", "keep_checkpoints", "checkpoint_every"})
+
+
+def differences(stored: Config, given: Config) -> list[str]:
+    """Returns `flag: stored, now given` for every field that may not change on resume but did."""
+    found = []
+    before, now = flatten(stored), flatten(given)
+    for field in before:
+        if field not in OPERATIONAL and before[field] != now[field]:
+            found.append(f"--{_flag(field)}: {before[field]}, now {now[field]}")
+    return found
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Returns all fields by their (unique) names, without the sections."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        flat.update(value if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def digest(config: Config) -> str:
+    """Returns 16 hex digits that differ for configurations with different results."""
+    semantic = {name: value for name, value in flatten(config).items() if name not in OPERATIONAL}
+    return hashlib.sha256(json.dumps(semantic, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _parse(kind: Any, value: Any, position: str, file: str | None) -> Any:
+    """Reads a JSON value as a type, strictly."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(value, dict):
+            raise ConfigError("must be an object", file=file, position=position)
+        for name in value:
+            if name not in hints:
+                near = difflib.get_close_matches(name, hints, n=1)
+                raise ConfigError(
+                    f"unknown field {name!r}",
+                    file=file,
+                    position=position,
+                    remedy=f"Did you mean {near[0]!r}?" if near else None,
+                )
+        missing = [name for name in hints if name not in value]
+        if missing:
+            raise ConfigError(f"lacks {', '.join(missing)}", file=file, position=position)
+        parsed = {n: _parse(hints[n], value[n], f"{position}.{n}", file) for n in hints}
+        return kind(**parsed)  # type: ignore[operator]  # is_dataclass does not narrow to a class
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        sound = value in arguments
+    elif origin is tuple:
+        sound = isinstance(value, list)
+        if sound:
+            return tuple(_parse(arguments[0], item, position, file) for item in value)
+    elif origin is types.UnionType:
+        sound = value is None or isinstance(value, arguments[0])
+    elif kind is float:
+        sound = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        sound = type(value) is kind
+    if not sound:
+        raise ConfigError(f"{value!r} is not of type {kind}", file=file, position=position)
+    return float(value) if kind is float else value

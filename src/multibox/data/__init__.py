@@ -1,0 +1,1 @@
+"""From annotated images on disk to batches: reading, augmentation, loading."""

@@ -1,0 +1,76 @@
+"""The typed errors that every refusal ends in: what, where, why and what to do about it.
+
+The command line prints them as one message without a traceback and exits with `exit_code`.
+"""
+
+from pathlib import Path
+
+
+class MultiboxError(Exception):
+    """A refusal that names its reason, the place it was found at, and the remedy.
+
+    Args:
+        reason: What is wrong, as a clause without a final full stop.
+        file: The file or folder concerned.
+        position: The place inside it: a line, `object 3`, a tensor's name.
+        remedy: What the user can do about it, as a clause without a final full stop.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        file: Path | str | None = None,
+        position: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.reason, self.file, self.position, self.remedy = reason, file, position, remedy
+        where = ", ".join(str(part) for part in (file, position) if part is not None)
+        message = f"{where}: {reason}" if where else reason
+        super().__init__(f"{message}. {remedy}." if remedy else f"{message}.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuild from the fields, so that an error raised in a loader worker arrives whole."""
+        return (_rebuild, (type(self), self.reason, self.file, self.position, self.remedy))
+
+
+def _rebuild(
+    kind: type[MultiboxError],
+    reason: str,
+    file: Path | str | None,
+    position: str | None,
+    remedy: str | None,
+) -> MultiboxError:
+    return kind(reason, file=file, position=position, remedy=remedy)
+
+
+class ConfigError(MultiboxError):
+    """An option, a recipe or a stored configuration that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(MultiboxError):
+    """An annotation, an image or a list of images that cannot be used."""
+
+    exit_code = 3
+
+
+class WeightsError(MultiboxError):
+    """A checkpoint or weights file that cannot be used."""
+
+    exit_code = 4
+
+
+class StorageError(MultiboxError):
+    """A folder that cannot be written, a lock that is held, a disk that is full."""
+
+    exit_code = 5
+
+
+class NonFiniteError(MultiboxError):
+    """A loss or gradient that is NaN or infinite."""
+
+    exit_code = 6

@@ -1,0 +1,1 @@
+"""Average precision by the official protocols. No network is known here."""

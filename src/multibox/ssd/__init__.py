@@ -1,0 +1,1 @@
+"""The paper: default boxes, matching, loss, detection and the networks. Tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""The networks that yield the feature maps."""

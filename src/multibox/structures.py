@@ -1,0 +1,95 @@
+"""The named tuples of tensors that pass between the parts. Shape letters are ARCHITECTURE.md's.
+
+B batch, K default boxes, M objects of the fullest image, N detections, C classes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Targets(NamedTuple):
+    """The objects of a batch, padded to the fullest image.
+
+    Attributes:
+        boxes: float32 (B, M, 4), xyxy in the unit frame; zeros where padded.
+        labels: int64 (B, M), 0..C-1; 0 where padded.
+        difficult: bool (B, M).
+        valid: bool (B, M), False where padded.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    difficult: Tensor
+    valid: Tensor
+
+    def to(self, device: torch.device) -> "Targets":
+        """Returns the same targets on a device."""
+        return Targets(*(field.to(device, non_blocking=True) for field in self))
+
+
+class Batch(NamedTuple):
+    """What the pipeline yields for one step.
+
+    Attributes:
+        images: uint8 (B, 3, H, W), RGB.
+        targets: The objects of these images.
+        samples: int64 (B,), the sample numbers.
+        indices: int64 (B,), the images' places in the dataset.
+    """
+
+    images: Tensor
+    targets: Targets
+    samples: Tensor
+    indices: Tensor
+
+
+class Output(NamedTuple):
+    """What a network returns, in training as in evaluation.
+
+    Attributes:
+        offsets: float32 (B, K, 4): (dx, dy, dw, dh) over the variances.
+        logits: float32 (B, K, C + 1): class 0 is the background.
+    """
+
+    offsets: Tensor
+    logits: Tensor
+
+
+class Matches(NamedTuple):
+    """What every default box is to predict.
+
+    Attributes:
+        offsets: float32 (B, K, 4): towards the matched object; zeros where unmatched.
+        classes: int64 (B, K): 0 where unmatched (background), else 1 + the object's label.
+    """
+
+    offsets: Tensor
+    classes: Tensor
+
+
+class Losses(NamedTuple):
+    """The two parts of the multibox loss, divided by the number of positives.
+
+    Attributes:
+        confidence: float32 ().
+        localization: float32 ().
+    """
+
+    confidence: Tensor
+    localization: Tensor
+
+
+class Detections(NamedTuple):
+    """The detections of one image, by descending score.
+
+    Attributes:
+        boxes: float32 (N, 4), xyxy in the unit frame, not clipped.
+        scores: float32 (N,), in 0..1.
+        labels: int64 (N,), 0..C-1.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
