@@ -93,6 +93,10 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Momentum of SGD; Adam's first beta."""
 
+    lr_in_velocity: bool = False
+    """SGD as in Caffe: what the weights are moving at is kept when the rate drops
+    (`sgd_solver.cpp:134-260`), not multiplied by the drop as well."""
+
     weight_decay: float = 0.0005
     """L2 decay of the weights; biases and batch normalisation have none."""
 
@@ -255,7 +259,9 @@ class Config:
 
 
 # What may change when a run is continued, because it does not alter the result.
-OPERATIONAL = frozenset({"workers", "device", "keep_checkpoints", "checkpoint_every"})
+OPERATIONAL = frozenset(
+    {"workers", "device", "keep_checkpoints", "checkpoint_every", "on_nonfinite"}
+)
 
 
 def differences(stored: Config, given: Config) -> list[str]:

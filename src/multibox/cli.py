@@ -1,0 +1,211 @@
+"""The command line: parses, calls a verb, prints its result, and turns refusals into messages."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from multibox.config import Config
+from multibox.demo import demo
+from multibox.errors import ConfigError, DataError, MultiboxError
+from multibox.evaluate import evaluate_results, evaluate_run
+from multibox.loop import Interrupted
+from multibox.predict import Detector, predict
+from multibox.recipes import RECIPES
+from multibox.report import write_report
+from multibox.train import Request, train
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeArguments:
+    """Train with this recipe; the same line again goes on where the run stands."""
+
+    recipe: tyro.conf.Suppress[tyro.conf.Fixed[str]]
+    data: Path
+    """Folder of annotated images in VOC layout."""
+    out: Path
+    """Folder of the run."""
+    config: Config
+    init: Path | None = None
+    """Run or weights file to start from, instead of random weights."""
+    licence: str = "not stated by whoever trained them"
+    """What the weights may be used for; goes into every file of weights."""
+
+
+_Recipe = tyro.extras.subcommand_type_from_defaults(
+    {
+        name: RecipeArguments(recipe=name, data=tyro.MISSING, out=tyro.MISSING, config=recipe())
+        for name, recipe in RECIPES.items()
+    },
+    {name: (recipe.__doc__ or "").partition("\n")[0] for name, recipe in RECIPES.items()},
+)
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train a detector: journal, validation, average precision, checkpoints."""
+
+    recipe: _Recipe  # type: ignore[valid-type]  # made from the recipes, above
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Compute the average precision of a run, or of results files in the devkit's format."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """Folder of a run."""
+    results: Path | None = None
+    """Folder of files <name>_det_<split>_<class>.txt, instead of a run."""
+    data: Path | None = None
+    """Folder of annotated images; for a run by default the one it was trained on."""
+    split: str | None = None
+    """By default the run's test split."""
+    metric: Literal["voc07", "voc12", "coco"] = "voc07"
+    """11 points, area, or COCO's average over overlaps from 0.5 to 0.95."""
+    which: str = "last"
+    """Checkpoint of the run: last, best or a step."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Write the summary page of a run, finished or not."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    beside: str | None = None
+    """Published figures to stand beside the run's: ssd-keras-voc0712."""
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Find objects in images: JSON and drawn pictures."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run or of a checkpoint, or a weights file."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files."""
+    out: Path
+    """Folder for <image>.json and <image>.jpg."""
+    score_threshold: float = 0.5
+    """Detections of a lower score are left out."""
+    which: str = "last"
+    """Checkpoint of a run: last, best or a step."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs."""
+
+
+@dataclass(frozen=True)
+class DemoArguments:
+    """Draw a dataset, train on it, evaluate and report: the whole path in a few minutes."""
+
+    out: Path = Path("runs/demo")
+    """Folder for the data and the run."""
+
+
+_Verb = (
+    Annotated[TrainArguments, tyro.conf.subcommand("train")]
+    | Annotated[EvaluateArguments, tyro.conf.subcommand("evaluate")]
+    | Annotated[ReportArguments, tyro.conf.subcommand("report")]
+    | Annotated[PredictArguments, tyro.conf.subcommand("predict")]
+    | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit status.
+
+    Args:
+        arguments: What follows the command's name; by default this process's.
+    """
+    console = Console(stderr=True)
+    try:
+        verb = tyro.cli(
+            _Verb,  # type: ignore[arg-type]  # a union is no type to mypy
+            prog="multibox",
+            args=arguments,
+            description="SSD object detection: train, evaluate, report, predict.",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+        return _run(verb, console)
+    except MultiboxError as error:
+        console.print(f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True, highlight=False)
+        return error.exit_code
+    except Interrupted as stop:
+        console.print(
+            f"Stopped after step {stop.step}, which is saved; the same line again goes on.",
+            highlight=False,
+        )
+        return 128 + stop.number
+    except KeyboardInterrupt:
+        console.print("Interrupted.")
+        return INTERRUPTED
+
+
+def _run(verb: object, console: Console) -> int:
+    match verb:
+        case TrainArguments(recipe=RecipeArguments() as r):
+            train(Request(r.recipe, r.config, r.data, r.out, r.init, r.licence), console)
+            console.print(f"Done: {r.out}. Summary: multibox report {r.out}", highlight=False)
+        case EvaluateArguments():
+            return _evaluate(verb, console)
+        case ReportArguments():
+            print(write_report(verb.run, beside=verb.beside))  # noqa: T201  # the result
+        case PredictArguments():
+            detector = Detector.open(verb.run, which=verb.which, device=verb.device)
+            refusals = predict(
+                detector, verb.images, out=verb.out, score_threshold=verb.score_threshold
+            )
+            for refusal in refusals:
+                console.print(f"[bold red]error:[/] {_plain(str(refusal))}", soft_wrap=True)
+            return DataError.exit_code if refusals else 0
+        case DemoArguments():
+            page = demo(verb.out, console)
+            console.print("Summary page:", end=" ")
+            print(page)  # noqa: T201  # the result
+    return 0
+
+
+def _evaluate(verb: EvaluateArguments, console: Console) -> int:
+    if (verb.run is None) == (verb.results is None):
+        raise ConfigError("evaluate takes a run, or --results, and not both")
+    if verb.run is not None:
+        metrics = evaluate_run(
+            verb.run, which=verb.which, data=verb.data, split=verb.split, device=verb.device
+        )
+    else:
+        if verb.data is None or verb.results is None:
+            raise ConfigError("--results needs --data", remedy="Say where the annotations are")
+        metrics, missing = evaluate_results(
+            verb.results, data=verb.data, split=verb.split or "test"
+        )
+        for name in missing:
+            console.print(f"No file for {name}: it has no detections", highlight=False)
+    found = metrics[verb.metric]
+    mean = found["AP"] if verb.metric == "coco" else found["mAP"]
+    by_class = found["AP_by_class"] if verb.metric == "coco" else found["AP"]
+    if verb.json:
+        print(json.dumps({"metric": verb.metric, "mAP": mean, "AP": by_class}))  # noqa: T201
+        return 0
+    table = Table("class", f"AP ({verb.metric})")
+    for name, value in [*by_class.items(), ("mean", mean)]:
+        table.add_row(name, "none" if value is None else f"{value:.4f}")
+    Console().print(table)
+    return 0
+
+
+def _plain(text: str) -> str:
+    """Returns text in which square brackets are no markup."""
+    return text.replace("[", "\\[")
+
+

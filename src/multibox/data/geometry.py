@@ -1,0 +1,202 @@
+"""Decides where the pixels of a training image come from, looking at its size and boxes only.
+
+Caffe's chain is expand, crop by one of seven batch samplers, resize, mirror (SSD sections 2.2 and
+3.6, `annotated_data_layer.cpp:147-229`). None of its decisions needs a pixel, so they are drawn
+here and composed into one rectangle; `pixels.render` then reads that rectangle once. The
+distribution is Caffe's; the sequence of random numbers is not.
+
+Frames: a *patch* is in the unit frame of the canvas, which is the image or, after an expansion,
+the image within a margin of the mean colour.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, Int
+
+from multibox.config import AugmentationConfig
+
+# `ssd_pascal.py:89-174`. The first of the seven samplers, which takes the whole canvas, always
+# succeeds. The last one asks for some object with an IoU of at most 1, which any object has: that
+# is the 0 here.
+SAMPLER_MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
+SAMPLER_TRIALS = 50
+PATCH_SCALES = (0.3, 1.0)
+PATCH_RATIOS = (0.5, 2.0)
+
+# `ssd_pascal.py:178-190`, all equally likely.
+INTERPOLATIONS = (
+    cv2.INTER_LINEAR,
+    cv2.INTER_AREA,
+    cv2.INTER_NEAREST,
+    cv2.INTER_CUBIC,
+    cv2.INTER_LANCZOS4,
+)
+
+# Caffe takes a largest ratio this close to 1 for no expansion (`data_transformer.cpp:503-536`).
+_RATIO_TOLERANCE = 0.01
+
+_WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
+
+
+class Geometry(NamedTuple):
+    """Where the pixels of an output come from.
+
+    Attributes:
+        crop_px: (x0, y0, x1, y1), whole pixels in the frame of the original image, the ends
+            exclusive. It may reach beyond the image: what is outside has the mean colour.
+        interpolation: The `cv2.INTER_*` that resizes the crop to the output.
+        mirror: Left and right are swapped, after the resize.
+    """
+
+    crop_px: tuple[int, int, int, int]
+    interpolation: int
+    mirror: bool
+
+
+def whole_image(width_px: int, height_px: int) -> Geometry:
+    """Returns the geometry of evaluation: the whole image, linearly; the boxes stay as they are."""
+    return Geometry((0, 0, width_px, height_px), cv2.INTER_LINEAR, mirror=False)
+
+
+def draw_geometry(
+    rng: np.random.Generator,
+    boxes: Float32[np.ndarray, "M 4"],
+    width_px: int,
+    height_px: int,
+    config: AugmentationConfig,
+) -> tuple[Geometry, Float32[np.ndarray, "N 4"], Int[np.ndarray, " N"]]:
+    """Returns a random geometry, the boxes that survive it, and which those are.
+
+    Args:
+        rng: The sample's own stream.
+        boxes: xyxy in the unit frame of the original image; M may be 0.
+        width_px: Width of the original image.
+        height_px: Height of the original image.
+        config: Which stages take place, and how often.
+
+    Returns:
+        The geometry; xyxy boxes in the unit frame of the output, clipped to it and never empty;
+        their ascending places in `boxes`. N may be 0 even where M is not.
+    """
+    exact = boxes.astype(np.float64)
+    kept = np.arange(len(boxes))
+    canvas_px = _draw_canvas(rng, width_px, height_px, config)
+    if canvas_px != (0, 0, width_px, height_px):
+        frame = np.array(canvas_px) / (width_px, height_px, width_px, height_px)
+        exact, inside = _project(exact, frame)
+        kept = kept[inside]
+    patch = _draw_patch(rng, exact) if config.crop else _WHOLE
+    exact, inside = _project(exact, patch)
+    kept = kept[inside]
+    geometry = Geometry(
+        _crop_px(patch, canvas_px),
+        INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))],
+        mirror=bool(rng.random() < config.mirror_probability),
+    )
+    if geometry.mirror:
+        exact[:, [0, 2]] = 1 - exact[:, [2, 0]]
+    # A box may be so thin that float32 has no numbers between its sides: that one is empty, too.
+    mapped = exact.astype(np.float32)
+    solid = (mapped[:, 2:] > mapped[:, :2]).all(axis=1)
+    return geometry, mapped[solid], kept[solid]
+
+
+def _draw_canvas(
+    rng: np.random.Generator, width_px: int, height_px: int, config: AugmentationConfig
+) -> tuple[int, int, int, int]:
+    """Returns the canvas in pixels of the image (`data_transformer.cpp:503-536, 823-886`)."""
+    largest = config.expand_max_ratio
+    if rng.random() >= config.expand_probability or abs(largest - 1) < _RATIO_TOLERANCE:
+        return 0, 0, width_px, height_px
+    ratio = rng.uniform(1, largest)
+    canvas_width, canvas_height = int(width_px * ratio), int(height_px * ratio)
+    top = int(rng.uniform(0, canvas_height - height_px))
+    left = int(rng.uniform(0, canvas_width - width_px))
+    return -left, -top, canvas_width - left, canvas_height - top
+
+
+def _draw_patch(
+    rng: np.random.Generator, boxes: Float[np.ndarray, "M 4"]
+) -> Float[np.ndarray, " 4"]:
+    """Returns one of the patches that the seven samplers found (`sampler.cpp:21-84, 141-165`).
+
+    A sampler keeps its first success in 50 trials. Here all trials of all samplers are drawn at
+    once: those behind the first success are independent of it and do no harm.
+    """
+    if len(boxes) == 0:
+        return _WHOLE
+    patches = _draw_candidates(rng, len(SAMPLER_MIN_IOUS) * SAMPLER_TRIALS)
+    ious = _largest_iou(patches, boxes).reshape(len(SAMPLER_MIN_IOUS), SAMPLER_TRIALS)
+    success = ious >= np.array(SAMPLER_MIN_IOUS)[:, None]
+    successful = np.flatnonzero(success.any(axis=1))
+    choice = rng.integers(1 + len(successful))
+    if choice == len(successful):
+        return _WHOLE
+    sampler = successful[choice]
+    return patches[:, sampler * SAMPLER_TRIALS + success[sampler].argmax()]
+
+
+def _draw_candidates(rng: np.random.Generator, count: int) -> Float[np.ndarray, "4 count"]:
+    """Returns random patches (`sampler.cpp:86-118`).
+
+    The area is scale^2 and the ratio relative to the canvas', not in pixels. A ratio for which
+    the patch would not fit is set to the last one that does.
+    """
+    scale = rng.uniform(*PATCH_SCALES, count)
+    area = scale**2
+    ratio = np.minimum(np.maximum(rng.uniform(*PATCH_RATIOS, count), area), 1 / area)
+    root = np.sqrt(ratio)
+    size = np.minimum((scale * root, scale / root), 1)
+    low = rng.random((2, count)) * (1 - size)
+    return np.concatenate([low, low + size])
+
+
+def _largest_iou(
+    patches: Float[np.ndarray, "4 T"], boxes: Float[np.ndarray, "M 4"]
+) -> Float[np.ndarray, " T"]:
+    """Returns each patch's IoU with the object that it overlaps most; M is at least 1.
+
+    `boxes.pairwise_iou` in NumPy, so that no worker enters torch for it; float32 as in Caffe.
+    """
+    x0, y0, x1, y1 = patches.astype(np.float32)
+    bx0, by0, bx1, by1 = boxes.T.astype(np.float32, order="C")[:, :, None]
+    intersection = np.maximum(np.minimum(x1, bx1) - np.maximum(x0, bx0), 0)
+    intersection *= np.maximum(np.minimum(y1, by1) - np.maximum(y0, by0), 0)
+    union = (x1 - x0) * (y1 - y0) + (bx1 - bx0) * (by1 - by0) - intersection
+    best: Float[np.ndarray, " T"] = (intersection / union).max(axis=0)
+    return best
+
+
+def _project(
+    boxes: Float[np.ndarray, "M 4"], frame: Float[np.ndarray, " 4"]
+) -> tuple[Float[np.ndarray, "N 4"], Int[np.ndarray, " N"]]:
+    """Returns the boxes that a frame keeps, in the frame's unit, and their places.
+
+    Kept are those with their centre inside or on the frame's border and an area above 0 once
+    clipped to it (`bbox_util.cpp:227-246, 333-345`, `data_transformer.cpp:284-341`).
+    """
+    low, high = frame[:2], frame[2:]
+    corners = boxes.reshape(-1, 2, 2)
+    centre = (corners[:, 0] + corners[:, 1]) / 2
+    clipped = np.minimum(np.maximum((corners - low) / (high - low), 0), 1)
+    solid = clipped[:, 1] > clipped[:, 0]
+    kept = np.flatnonzero(((centre >= low) & (centre <= high) & solid).all(axis=1))
+    return clipped[kept].reshape(-1, 4), kept
+
+
+def _crop_px(
+    patch: Float[np.ndarray, " 4"], canvas_px: tuple[int, int, int, int]
+) -> tuple[int, int, int, int]:
+    """Returns the patch in pixels of the image, truncated (`data_transformer.cpp:801-821`).
+
+    Boxes are projected with the patch as it was drawn, so that they are up to a pixel off: Caffe's
+    way. Of an image so small that nothing would be left, one pixel is.
+    """
+    left, top, right, bottom = canvas_px
+    width, height = right - left, bottom - top
+    px0, py0, px1, py1 = (float(side) for side in patch)
+    x0, y0 = left + int(px0 * width), top + int(py0 * height)
+    x1, y1 = x0 + max(1, int((px1 - px0) * width)), y0 + max(1, int((py1 - py0) * height))
+    return x0, y0, x1, y1

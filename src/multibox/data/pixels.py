@@ -1,0 +1,226 @@
+"""Renders a training or evaluation image: crop, resize, colours and mirror in one go.
+
+Caffe distorts the whole image, copies it into a canvas of up to 16 times its size, cuts out the
+patch and resizes that (SSD section 2.2, `annotated_data_layer.cpp:147-229`). Here the pixels that
+will be seen are read once, from the image itself. Deliberate differences from Caffe:
+
+- The image is not re-encoded as JPEG between the stages.
+- Colours are distorted after the resize where that means fewer pixels, and saturation and hue
+  share one trip through HSV. Both differ from Caffe's by rounding and saturation only.
+- Where the patch reaches beyond the image, the image may lie up to 1/32 pixel of the output aside
+  (more for a few scales: see `_edge`), because only a part of the patch is resized.
+
+Images are RGB throughout. Caffe's are BGR, which makes no difference but to the order of the mean.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from multibox.config import AugmentationConfig
+from multibox.data.geometry import Geometry
+
+MEAN_COLOUR = (123, 117, 104)  # RGB (`ssd_pascal.py:177, 204-207`)
+
+# `ssd_pascal.py:191-203`.
+BRIGHTNESS_DELTA = 32.0
+CONTRAST_FACTORS = (0.5, 1.5)
+SATURATION_FACTORS = (0.5, 1.5)
+HUE_DELTA = 18.0
+
+_LEVELS = np.arange(256, dtype=np.uint8)
+
+# How far LANCZOS4, the widest of the interpolations, reaches for its taps.
+_REACH_PX = 4
+# How much of the margin may be resized with the image for the sake of its position, and to what
+# fraction of an output pixel that has to be.
+_SLACK_PX = 64
+_PRECISION = 32
+
+
+class Colour(NamedTuple):
+    """What happens to the colours of an image (`im_transforms.cpp:551-730`); by default nothing.
+
+    Attributes:
+        brightness: Added to R, G and B.
+        contrast: What R, G and B are multiplied by, without any pivot.
+        saturation: What the saturation is multiplied by.
+        hue: Added to the hue, in OpenCV's units of two degrees.
+        contrast_last: Contrast comes after the hue instead of before the saturation.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+    contrast_last: bool = False
+
+
+def draw_colour(rng: np.random.Generator, config: AugmentationConfig) -> Colour:
+    """Returns a random distortion: each of the four has a coin of its own, the order a fifth."""
+    if not config.distort:
+        return Colour()
+    brightness, contrast, saturation, hue, contrast_last = rng.random(5) < 0.5
+    return Colour(
+        rng.uniform(-BRIGHTNESS_DELTA, BRIGHTNESS_DELTA) if brightness else 0.0,
+        rng.uniform(*CONTRAST_FACTORS) if contrast else 1.0,
+        rng.uniform(*SATURATION_FACTORS) if saturation else 1.0,
+        rng.uniform(-HUE_DELTA, HUE_DELTA) if hue else 0.0,
+        bool(contrast_last),
+    )
+
+
+def render(
+    image: UInt8[np.ndarray, "H W 3"],
+    geometry: Geometry,
+    colour: Colour | None,
+    size: tuple[int, int],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the image as a geometry and a distortion make it.
+
+    Args:
+        image: RGB, as decoded.
+        geometry: Which rectangle to show, and how. Outside the image it has `MEAN_COLOUR`.
+        colour: The distortion of the image, which the mean colour outside does not take part in.
+        size: (height, width) of the output.
+    """
+    x0, y0, x1, y1 = geometry.crop_px
+    rows = _lay(y0, y1, image.shape[0], size[0])
+    columns = _lay(x0, x1, image.shape[1], size[1])
+    visible = image[rows.visible, columns.visible]
+    if not visible.size:
+        return np.full((*size, 3), MEAN_COLOUR, dtype=np.uint8)
+    colour = colour or Colour()
+    seen_px = rows.seen_px * columns.seen_px
+    distort_first = seen_px == 0 or visible.shape[0] * visible.shape[1] <= seen_px
+    if distort_first:
+        visible = distort(visible, colour)
+    window = _resize(
+        _pad(visible, rows.margin, columns.margin),
+        (columns.length_px, rows.length_px),
+        geometry.interpolation,
+    )
+    if not distort_first:
+        window[rows.seen, columns.seen] = distort(window[rows.seen, columns.seen], colour)
+    output = _pad(window, rows.rest, columns.rest)
+    return np.asarray(cv2.flip(output, 1)) if geometry.mirror else output
+
+
+def distort(image: UInt8[np.ndarray, "H W 3"], colour: Colour) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the image with other colours, or the image itself if nothing changes.
+
+    Every operation rounds to uint8 and saturates, the hue too: below 0 it stays 0, but up to 197
+    it goes round, since the conversion to RGB takes 180 for 0.
+    """
+    brightness, contrast = _table(delta=colour.brightness), _table(factor=colour.contrast)
+    before, after = brightness, _LEVELS
+    if colour.contrast_last:
+        after = contrast
+    else:
+        before = contrast[brightness]
+    if colour.saturation == 1 and colour.hue == 0:
+        return _look_up(image, after[before])
+    hsv = cv2.cvtColor(_look_up(image, before), cv2.COLOR_RGB2HSV)
+    tables = (_table(delta=colour.hue), _table(factor=colour.saturation), _LEVELS)
+    hsv = cv2.LUT(hsv, np.stack(tables, axis=-1)[None])
+    return _look_up(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), after)
+
+
+def _table(*, factor: float = 1.0, delta: float = 0.0) -> UInt8[np.ndarray, " 256"]:
+    """Returns factor * level + delta for each level, as OpenCV's `convertTo` computes it."""
+    return _saturate(_LEVELS * np.float32(factor) + np.float32(delta))
+
+
+def _saturate(values: Float32[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    return np.asarray(np.clip(np.rint(values), 0, 255), dtype=np.uint8)
+
+
+def _look_up(
+    image: UInt8[np.ndarray, "H W 3"], table: UInt8[np.ndarray, " 256"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    return image if np.array_equal(table, _LEVELS) else np.asarray(cv2.LUT(image, table))
+
+
+def _resize(
+    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], interpolation: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the image resized to (width, height)."""
+    if interpolation == cv2.INTER_LANCZOS4:
+        # OpenCV has vector code for this one in float32 only: twice as fast, to one level the same.
+        return _saturate(cv2.resize(image.astype(np.float32), size, interpolation=interpolation))
+    return np.asarray(cv2.resize(image, size, interpolation=interpolation))
+
+
+class _Axis(NamedTuple):
+    """How one axis of the crop is laid out.
+
+    The *window* is the part of the output that is resized from pixels: those of the image that
+    are visible and, where the crop reaches beyond it, a margin of the mean colour.
+    """
+
+    visible: slice  # in the image
+    margin: tuple[int, int]  # image pixels before and after `visible` that the window shows, too
+    length_px: int  # of the window, in the output
+    seen: slice  # what shows the image, in the window
+    rest: tuple[int, int]  # output pixels before and after the window
+
+    @property
+    def seen_px(self) -> int:
+        return int(self.seen.stop - self.seen.start)
+
+
+def _lay(start: int, stop: int, length: int, size: int) -> _Axis:
+    """Lays out the crop start..stop of an image's axis, which has a length, in an output's."""
+    extent = stop - start
+    low, high = max(start, 0), max(min(stop, length), 0)
+    first, last = 0, size
+    slack = math.ceil(_SLACK_PX * size / extent)
+    if start < 0:
+        nearest = max(math.floor((low - start - _REACH_PX) * size / extent), 0)
+        first = _edge(range(nearest, max(nearest - slack, 0) - 1, -1), extent, size)
+    if stop > length:
+        nearest = min(math.ceil((high - start + _REACH_PX) * size / extent), size)
+        last = _edge(range(nearest, min(nearest + slack, size) + 1), extent, size)
+    source = (start + round(first * extent / size), start + round(last * extent / size))
+    seen = (round((low - start) * size / extent), round((high - start) * size / extent))
+    return _Axis(
+        visible=slice(low, high),
+        margin=(low - source[0], source[1] - high),
+        length_px=last - first,
+        seen=slice(seen[0] - first, seen[1] - first),
+        rest=(first, size - last),
+    )
+
+
+def _edge(candidates: Iterable[int], extent: int, size: int) -> int:
+    """Returns the output pixel to begin or end the window at: where image pixels begin, too.
+
+    The first candidate at which the two grids agree to 1/32 of an output pixel, or else the one
+    where they agree best. Thus the window is resized by a ratio of whole numbers of pixels, as
+    `cv2.resize` wants it, and is yet the same as the part of a resized crop.
+    """
+
+    def error(candidate: int) -> int:
+        remainder = candidate * extent % size
+        return min(remainder, size - remainder)
+
+    best = -1
+    for candidate in candidates:
+        if best < 0 or error(candidate) < error(best):
+            best = candidate
+        if error(best) * _PRECISION <= extent:
+            break
+    return best
+
+
+def _pad(
+    image: UInt8[np.ndarray, "H W 3"], rows: tuple[int, int], columns: tuple[int, int]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the image with a margin of the mean colour, or itself if the margin is 0 wide."""
+    if not any(rows + columns):
+        return image
+    return cv2.copyMakeBorder(image, *rows, *columns, cv2.BORDER_CONSTANT, value=MEAN_COLOUR)

@@ -1,0 +1,250 @@
+"""Reads folders in the layout of PASCAL VOC: ImageSets/Main, Annotations, JPEGImages.
+
+Of an annotation only the size is read, and of its objects the direct children name, difficult and
+bndbox: the body parts inside a VOC person have boxes of their own. An image is found by its id;
+`<filename>` is not trusted. Nothing is ever written.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+from xml.etree.ElementTree import Element, TreeBuilder
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import DefusedXMLParser, ParseError
+
+from multibox.data.dataset import Dataset, Fault, Object, Scene, annotate, fit_box, refuse_faults
+from multibox.data.images import check_image, find_images, read_bytes
+from multibox.errors import DataError
+
+_LISTS = "ImageSets/Main"
+_LAYOUT = f"a folder that has {_LISTS} and Annotations"
+_MAX_LIST_BYTES = 1 << 28
+_MAX_XML_BYTES = 1 << 20
+_SPLIT = re.compile(r"(?:([0-9]{4}):)?(\w[\w.-]*)")
+_YEAR_FOLDER = re.compile(r"VOC[0-9]{4}")
+_NUMBER = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,20})?")
+_SIDES, _CORNERS = ("width", "height"), ("xmin", "ymin", "xmax", "ymax")
+
+
+class _Split(NamedTuple):
+    """A split of one layout folder; its name has the year where the folder has one."""
+
+    folder: Path
+    name: str
+    list_file: Path
+
+
+@dataclass
+class _Reading:
+    """The rules of one read, and what it has come upon so far."""
+
+    classes: tuple[str, ...]
+    check_images: bool
+    places: dict[str, str] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+def read_voc(
+    root: Path,
+    splits: str,
+    *,
+    classes: tuple[str, ...] = (),
+    on_bad: Literal["fail", "skip"] = "fail",
+    images: Literal["check", "ignore"] = "check",
+) -> Dataset:
+    """Returns the annotated images of one or more splits, in the order of their lists.
+
+    An image without objects is kept, a box that leaves its image by up to a pixel is clipped, a
+    missing `<difficult>` is 0, and a missing `<size>` is taken from the image.
+
+    Args:
+        root: A layout folder, or one that holds VOC<year> folders, directly or in VOCdevkit.
+        splits: `trainval` or `2007:trainval+2012:trainval`. Without a year, a split of every
+            year that has it; a folder without a year in its name is taken for any.
+        classes: Names in the order of the labels; empty: those found, sorted.
+        on_bad: Whether to raise all that cannot be used as one error, or to leave it out.
+        images: Whether to look at each image's header and end, or to be content with the
+            annotations, for an evaluation of detections that were made elsewhere.
+
+    Raises:
+        DataError: If a folder or split is missing or nothing can be used; with on_bad "fail"
+            also if something cannot be used. The message then lists it all.
+    """
+    chosen, notes = _find_splits(root, splits)
+    reading = _Reading(classes, images == "check")
+    found = [scene for split in chosen for scene in _read_split(split, reading)]
+    if on_bad == "fail":
+        refuse_faults(reading.faults, root)
+    name = "+".join(split.name for split in chosen)
+    if not found:
+        raise DataError(f"no image of {name} can be used", file=root, remedy="Check its files")
+    names = classes or tuple(sorted({item.name for scene in found for item in scene.objects}))
+    annotations = tuple(annotate(scene, names) for scene in found)
+    notes += [f"{count} {what}" for what, count in reading.notes.items()]
+    return Dataset(name, names, annotations, tuple(reading.faults), tuple(notes))
+
+
+def _find_splits(root: Path, splits: str) -> tuple[list[_Split], list[str]]:
+    """Returns the splits meant, in order and each once, and a note where years were dropped."""
+    folders = _layout_folders(root)
+    found: dict[_Split, None] = {}
+    for part in splits.split("+"):
+        match = _SPLIT.fullmatch(part)
+        year, name = match.groups() if match else (None, "")
+        among = [
+            _Split(folder, f"{own}:{name}" if own else name, folder / _LISTS / f"{name}.txt")
+            for own, folder in folders.items()
+            if name and (not year or own in ("", year))
+        ]
+        existing = {split: None for split in among if split.list_file.is_file()}
+        if not existing:
+            remedy = f"Choose from {_known_splits(folders)}"
+            raise DataError(f"has no split {part!r}", file=root, remedy=remedy)
+        found.update(existing)
+    note = f"{splits} was read as {'+'.join(split.name for split in found)}"
+    return list(found), [note] if "" in folders and ":" in splits else []
+
+
+def _layout_folders(root: Path) -> dict[str, Path]:
+    """Returns layout folders by year; the year is empty where the folder's name has none."""
+    name = root.resolve().name
+    if _is_layout(root):
+        return {name[3:] if _YEAR_FOLDER.fullmatch(name) else "": root}
+    below = (*root.glob("VOCdevkit/*"), *root.glob("*"))
+    layouts = {path.name: path for path in below if _is_layout(path)}
+    years = {name[3:]: layouts[name] for name in sorted(layouts) if _YEAR_FOLDER.fullmatch(name)}
+    if not years:
+        remedy = f"Give {' or '.join(map(str, layouts.values())) or _LAYOUT}"
+        raise DataError("is not a folder that holds VOC<year> folders", file=root, remedy=remedy)
+    return years
+
+
+def _is_layout(folder: Path) -> bool:
+    return (folder / _LISTS).is_dir() and (folder / "Annotations").is_dir()
+
+
+def _known_splits(folders: dict[str, Path]) -> str:
+    """Returns twelve of the splits there are; the per-class lists of VOC, with a _, come last."""
+    files = [(year, path) for year in folders for path in folders[year].glob(f"{_LISTS}/*.txt")]
+    names = [f"{year}:{path.stem}" if year else path.stem for year, path in files]
+    names.sort(key=lambda name: ("_" in name, name))
+    return ", ".join(names[:12]) or f"none: {_LISTS} has no list"
+
+
+def _read_split(split: _Split, reading: _Reading) -> list[Scene]:
+    files = find_images(split.folder / "JPEGImages") if reading.check_images else {}
+    scenes = []
+    for image_id in _read_ids(split.list_file, reading):
+        xml = split.folder / "Annotations" / f"{image_id}.xml"
+        path = files.get(image_id, split.folder / "JPEGImages" / f"{image_id}.jpg")
+        try:
+            tree = _parse(xml)
+            size = _frame(tree, path, reading)
+            scenes.append(Scene(image_id, path, size, _objects(tree, xml, size, reading)))
+        except DataError as error:
+            reading.faults.append(Fault(Path(error.file or xml), error.position, error.reason))
+    return scenes
+
+
+def _read_ids(file: Path, reading: _Reading) -> list[str]:
+    """Returns the ids of a list: lines of an id, or of an id and -1 (left out), 0 or 1."""
+    try:
+        lines = read_bytes(file, limit=_MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"is not UTF-8: {error.reason}", file=file, remedy="Convert it") from error
+    ids, known_faults = list[str](), len(reading.faults)
+    for number, line in enumerate(lines, start=1):
+        words = line.rsplit(maxsplit=1)
+        if not words or (len(words) == 2 and words[1] == "-1"):
+            continue
+        image_id = words[0] if words[-1] in ("0", "1") else line.strip()
+        place = f"line {number}"
+        if not image_id.isprintable() or any(part in image_id for part in ("/", "\\", "..")):
+            reading.faults.append(Fault(file, place, f"{image_id!r} is a path, not an image id"))
+        elif image_id in reading.places:
+            reason = f"{image_id!r} is listed already, in {reading.places[image_id]}"
+            reading.faults.append(Fault(file, place, reason))
+        else:
+            reading.places[image_id] = f"{file}, {place}"
+            ids.append(image_id)
+    if not ids and len(reading.faults) == known_faults:
+        raise DataError("lists no image", file=file, remedy="Choose another split")
+    return ids
+
+
+def _parse(file: Path) -> Element:
+    """Returns an annotation's root; no DTD, so that no entity can grow or reach elsewhere."""
+    # The parser's own builder of trees is pure Python and takes twice the time.
+    parser = DefusedXMLParser(target=TreeBuilder(), forbid_dtd=True)
+    try:
+        parser.feed(read_bytes(file, limit=_MAX_XML_BYTES))
+        tree: Element = parser.close()
+    except DefusedXmlException as error:
+        raise DataError("has a DTD, which is refused", file=file) from error
+    except (ParseError, ValueError, LookupError) as error:
+        raise DataError(f"is not XML: {error}", file=file) from error
+    if tree.tag != "annotation":
+        raise DataError(f"is a {tree.tag[:40]!r}, not an 'annotation'", file=file)
+    return tree
+
+
+def _frame(tree: Element, image: Path, reading: _Reading) -> tuple[int, int]:
+    """Returns the image's (width, height), on which annotation and image must agree."""
+    size = tree.find("size")
+    width, height = (0, 0) if size is None else (int(_number(size, tag)) for tag in _SIDES)
+    stored = check_image(image) if reading.check_images else (width, height)
+    if min(stored) <= 0:
+        raise DataError("has no <size> above 0")
+    if min(width, height) <= 0:
+        reading.notes["annotations without a size took the image's own"] += 1
+    elif (width, height) != stored:
+        raise DataError(f"its <size> is {width} x {height}, its image {stored[0]} x {stored[1]}")
+    return stored
+
+
+def _objects(tree: Element, file: Path, frame: tuple[int, int], reading: _Reading) -> list[Object]:
+    objects = []
+    for number, element in enumerate(tree.findall("object"), start=1):
+        try:
+            read = _object(element)
+            if reading.classes and read.name not in reading.classes:
+                raise DataError(f"its class is none of {', '.join(reading.classes)}")
+            box = fit_box(read.box_px, frame)
+        except DataError as error:
+            place = f"object {number} ({element.findtext('name')!r})"
+            reading.faults.append(Fault(file, place, error.reason))
+            continue
+        if box != read.box_px:
+            reading.notes["boxes that left their image by up to a pixel were clipped"] += 1
+        objects.append(read._replace(box_px=box))
+    return objects
+
+
+def _object(element: Element) -> Object:
+    bndbox = _child(element, "bndbox")
+    flag = (element.findtext("difficult") or "0").strip()
+    if flag not in ("0", "1"):
+        raise DataError(f"its <difficult> is {flag[:40]!r}, neither 0 nor 1")
+    name = (_child(element, "name").text or "").strip()
+    if not name:
+        raise DataError("its <name> is empty")
+    left, top, right, bottom = (_number(bndbox, tag) for tag in _CORNERS)
+    return Object(name, (left, top, right, bottom), flag == "1")
+
+
+def _number(parent: Element, tag: str) -> float:
+    text = (_child(parent, tag).text or "").strip()
+    if not _NUMBER.fullmatch(text):
+        raise DataError(f"its <{tag}> is {text[:40]!r}, not a plain number")
+    return float(text)
+
+
+def _child(parent: Element, tag: str) -> Element:
+    found = parent.findall(tag)
+    if len(found) != 1:
+        raise DataError(f"has {len(found) or 'no'} <{tag}> in its <{parent.tag}>")
+    return found[0]

@@ -1,0 +1,300 @@
+"""The verb `evaluate`: a network over a split, or somebody's results files, to average precision.
+
+Training evaluates at its milestones through the same functions.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from multibox.data.dataset import Annotation, Dataset
+from multibox.data.images import read_image
+from multibox.data.pipeline import PlainExamples, batches, without_difficult
+from multibox.data.voc import read_voc
+from multibox.drawing import draw_detections, draw_truth, write_picture
+from multibox.evaluation.coco import evaluate_coco
+from multibox.evaluation.results import by_class_in_pixels, read_results, write_results
+from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, evaluate_voc
+from multibox.model import arithmetic, find_weights, load_network, read_weights
+from multibox.runtime.distributed import Processes, gather, join, total
+from multibox.runtime.folder import read_run, write_json
+from multibox.ssd.detect import detect
+from multibox.ssd.loss import multibox_loss
+from multibox.ssd.matching import match
+from multibox.ssd.network import SSD
+from multibox.structures import Batch, Detections, Output
+
+CURVE_POINTS = 200
+"""Points of a precision-recall curve that are kept for drawing."""
+
+SAMPLE_PICTURES = 12
+"""Images of a split that are drawn at a milestone."""
+
+SHOWN_SCORE = 0.5
+"""Detections of a lower score are not drawn."""
+
+
+class Setting(NamedTuple):
+    """How a network goes over a split.
+
+    Attributes:
+        batch_size: Images at a time.
+        workers: Processes that prepare them.
+        precision: The network's arithmetic.
+        processes: This process among the others, which share the images.
+    """
+
+    batch_size: int
+    workers: int
+    precision: torch.dtype
+    processes: Processes
+
+
+class ValidationLoss(NamedTuple):
+    """The multibox loss over a split, without augmentation and difficult objects.
+
+    Attributes:
+        confidence: Summed over all images, divided by all positives.
+        localization: Likewise.
+    """
+
+    confidence: float
+    localization: float
+
+
+@torch.inference_mode()
+def _outputs(
+    network: SSD, annotations: Sequence[Annotation], setting: Setting
+) -> Iterator[tuple[Batch, Output]]:
+    """Yields this process's share of the images and what the network says of them."""
+    processes = setting.processes
+    network.eval()
+    numbers, size = range(processes.rank, len(annotations), processes.world_size), setting.batch_size
+    loaded = batches(
+        PlainExamples(annotations, network.image_size_px),
+        [list(numbers[i : i + size]) for i in range(0, len(numbers), size)],
+        workers=setting.workers,
+        pin_memory=processes.device.type == "cuda",
+    )
+    for batch in loaded:
+        with torch.autocast(
+            processes.device.type, setting.precision, enabled=setting.precision != torch.float32
+        ):
+            yield batch, network(batch.images.to(processes.device, non_blocking=True))
+
+
+def validation_loss(network: SSD, dataset: Dataset, setting: Setting) -> ValidationLoss:
+    """Returns the loss over a split; the same on every process."""
+    device = setting.processes.device
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    one = torch.ones((), device=device)
+    for batch, output in _outputs(network, dataset.annotations, setting):
+        targets = without_difficult(batch.targets.to(device))
+        matches = match(network.default_boxes, targets)
+        losses = multibox_loss(output, matches, one)
+        positives = (matches.classes > 0).sum()
+        sums += torch.stack([losses.confidence, losses.localization, positives]).double()
+    confidence, localization, positives = total(sums, setting.processes).tolist()
+    return ValidationLoss(confidence / max(1, positives), localization / max(1, positives))
+
+
+def detect_all(network: SSD, dataset: Dataset, setting: Setting) -> list[Detections]:
+    """Returns the detections in every image of a split; the same on every process."""
+    rows = [torch.zeros(0, 7, dtype=torch.float64)]
+    for batch, output in _outputs(network, dataset.annotations, setting):
+        for index, found in zip(
+            batch.indices.tolist(), detect(output, network.default_boxes), strict=True
+        ):
+            scores, labels = found.scores.unsqueeze(1), found.labels.unsqueeze(1)
+            columns = [torch.full_like(scores, index), labels, scores, found.boxes]
+            rows.append(torch.cat([column.double() for column in columns], dim=1).cpu())
+    table = gather(torch.cat(rows).to(setting.processes.device), setting.processes).cpu()
+    table = table[table[:, 0].argsort(stable=True)]
+    counts = torch.bincount(table[:, 0].long(), minlength=len(dataset)).tolist()
+    return [
+        Detections(part[:, 3:].float(), part[:, 2].float(), part[:, 1].long())
+        for part in table.split(counts)
+    ]
+
+
+def objects_by_class(dataset: Dataset) -> dict[str, ClassObjects]:
+    """Returns the annotated objects of every class, in pixels as annotated."""
+    annotations = dataset.annotations
+    counts = [len(annotation.labels) for annotation in annotations]
+    images = np.repeat(np.arange(len(annotations)), counts)
+    labels = np.concatenate([annotation.labels for annotation in annotations])
+    boxes_px = np.concatenate([a.boxes_px for a in annotations]).astype(np.float64)
+    difficult = np.concatenate([annotation.difficult for annotation in annotations])
+    found = {}
+    for label, name in enumerate(dataset.classes):
+        of_class = labels == label
+        found[name] = ClassObjects(images[of_class], boxes_px[of_class], difficult[of_class])
+    return found
+
+
+def detections_by_class(
+    dataset: Dataset, detections: Sequence[Detections]
+) -> dict[str, ClassDetections]:
+    """Returns the detections of every class, clipped, in the images' pixels."""
+    sizes = np.array([(a.height_px, a.width_px) for a in dataset.annotations], dtype=np.int64)
+    return by_class_in_pixels(detections, sizes, dataset.classes)
+
+
+def score(
+    detections: Mapping[str, ClassDetections], objects: Mapping[str, ClassObjects]
+) -> dict[str, Any]:
+    """Returns all metrics as JSON: `voc07` and `voc12` with mAP and AP, `coco`, and the curves."""
+    voc07 = evaluate_voc(detections, objects, "voc07")
+    voc12 = evaluate_voc(detections, objects, "voc12")
+    coco = evaluate_coco(detections, objects)
+    return {
+        "voc07": {"mAP": _number(voc07.mean), "AP": _numbers(voc07.by_class)},
+        "voc12": {"mAP": _number(voc12.mean), "AP": _numbers(voc12.by_class)},
+        "coco": {
+            "AP": _number(coco.mean),
+            "AP50": _number(coco.ap50),
+            "AP75": _number(coco.ap75),
+            "AP_small": _number(coco.small),
+            "AP_medium": _number(coco.medium),
+            "AP_large": _number(coco.large),
+            "AP_by_class": _numbers(coco.by_class),
+        },
+        "curves": {name: _thinned(curve) for name, curve in voc07.curves.items()},
+    }
+
+
+def evaluate_milestone(
+    network: SSD, dataset: Dataset, setting: Setting, *, folder: Path, step: int
+) -> dict[str, float | None]:
+    """Evaluates a run's network on a split and returns its `voc07`, `voc12` and `coco` averages.
+
+    The first process writes `evaluations/step-<step>.json`, the devkit's results files beside it,
+    and pictures of some images in `samples/`.
+
+    Args:
+        network: The run's, at that step.
+        dataset: The split.
+        setting: How to go over it.
+        folder: The run's folder.
+        step: The milestone.
+    """
+    found = detect_all(network, dataset, setting)
+    objects, by_class = objects_by_class(dataset), detections_by_class(dataset, found)
+    metrics = score(by_class, objects)
+    if setting.processes.is_first:
+        name = f"step-{step:08d}"
+        ids = [annotation.image_id for annotation in dataset.annotations]
+        split = dataset.name.replace(":", "_")
+        write_results(folder / "evaluations" / name, by_class, ids, split=split)
+        record = {
+            "step": step,
+            "split": dataset.name,
+            "images": len(dataset),
+            "objects": sum(int((~of_class.difficult).sum()) for of_class in objects.values()),
+            "metric": "voc07",
+            **metrics,
+        }
+        write_json(folder / "evaluations" / f"{name}.json", record)
+        _draw_samples(folder, name, dataset, found)
+    return {
+        "voc07": metrics["voc07"]["mAP"],
+        "voc12": metrics["voc12"]["mAP"],
+        "coco": metrics["coco"]["AP"],
+    }
+
+
+def _draw_samples(
+    folder: Path, name: str, dataset: Dataset, detections: Sequence[Detections]
+) -> None:
+    """Draws detections and objects on images spread over the split."""
+    count = min(SAMPLE_PICTURES, len(dataset))
+    places = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    listed = []
+    for number, place in enumerate(places):
+        annotation = dataset.annotations[place]
+        image = read_image(annotation.image_path)
+        draw_truth(image, annotation.boxes_px, annotation.labels)
+        draw_detections(image, detections[place], dataset.classes, score_threshold=SHOWN_SCORE)
+        picture = f"samples/{name}-{number}.jpg"
+        (folder / "samples").mkdir(exist_ok=True)
+        write_picture(folder / picture, image)
+        listed.append({"id": annotation.image_id, "picture": picture})
+    write_json(folder / "samples" / f"{name}.json", listed)
+
+
+def evaluate_run(
+    run: Path, *, which: str, data: Path | None, split: str | None, device: str
+) -> dict[str, Any]:
+    """Returns all metrics of a run's network; nothing is written.
+
+    Args:
+        run: The run's folder.
+        which: `last`, `best` or a step.
+        data: The folder of annotated images; by default the one it was trained on.
+        split: By default the run's test split.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        MultiboxError: The run or the data cannot be used.
+    """
+    config, facts = read_run(run)
+    weights = read_weights(find_weights(run, which))
+    root = data or Path(facts["data_root"])
+    dataset = read_voc(
+        root,
+        split or config.data.test_split,
+        classes=weights.classes,
+        on_bad=config.data.on_bad,
+    )
+    with join(device) as processes:
+        network = load_network(weights, processes.device)
+        precision = arithmetic(config.run.precision, processes.device)
+        setting = Setting(config.run.batch_size, 0, precision, processes)
+        found = detect_all(network, dataset, setting)
+    return score(detections_by_class(dataset, found), objects_by_class(dataset))
+
+
+def evaluate_results(results: Path, *, data: Path, split: str) -> tuple[dict[str, Any], list[str]]:
+    """Returns all metrics of somebody's results files, and the classes without a file.
+
+    Args:
+        results: A folder above files in the devkit's format.
+        data: The folder of annotations; images need not be there.
+        split: The image set.
+
+    Raises:
+        DataError: A file or the data cannot be used.
+    """
+    dataset = read_voc(data, split, images="ignore")
+    read = read_results(
+        results,
+        split=split.rpartition(":")[2],
+        classes=dataset.classes,
+        image_ids=[annotation.image_id for annotation in dataset.annotations],
+    )
+    return score(read.detections, objects_by_class(dataset)), list(read.missing)
+
+
+def _number(value: float) -> float | None:
+    """Returns a number that JSON has: none where there is nothing to average."""
+    return None if math.isnan(value) else value
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in values.items()}
+
+
+def _thinned(curve: Curve) -> dict[str, list[float]]:
+    """Returns at most `CURVE_POINTS` points of a curve, its ends among them."""
+    if curve.num_objects == 0 or len(curve.recall) == 0:
+        return {"recall": [], "precision": [], "scores": []}
+    count = min(CURVE_POINTS, len(curve.recall))
+    places = np.linspace(0, len(curve.recall) - 1, count).round().astype(int)
+    return {
+        name: getattr(curve, name)[places].round(6).tolist()
+        for name in ("recall", "precision", "scores")
+    }

@@ -1,0 +1,245 @@
+"""The average precision of the VOC devkit, for all images of a class at once, in NumPy.
+
+Both editions of the devkit decide alike which detections are right (`VOCevaldet.m`): overlaps
+count the boxes' last pixels (+1), an overlap of at least 0.5 is a hit, a second hit of an object
+is wrong, hits of difficult objects do not count at all. They differ in how the curve becomes one
+number: 11 points in 2007, the area in 2012 (`VOCap.m`). Fact sheet: sections 7.1 and 7.2.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from multibox.errors import DataError
+
+VocMetric = Literal["voc07", "voc12"]
+
+# The devkit counts 0:0.1:1 upwards in steps, so that a recall of exactly 3/10, 6/10 or 7/10 falls
+# short of its threshold by a rounding error. Tidier thresholds give other averages.
+RECALL_THRESHOLDS = np.arange(11) * 0.1
+
+
+class ClassDetections(NamedTuple):
+    """The detections of one class in all images; among equal scores the first counts first.
+
+    Attributes:
+        images: int64 (N,), the images' places in the image set.
+        scores: float64 (N,), in any order.
+        boxes_px: float64 (N, 4), xyxy in the annotations' frame.
+    """
+
+    images: Int64[np.ndarray, " N"]
+    scores: Float64[np.ndarray, " N"]
+    boxes_px: Float64[np.ndarray, "N 4"]
+
+
+class ClassObjects(NamedTuple):
+    """The annotated objects of one class in all images.
+
+    Attributes:
+        images: int64 (G,), the images' places in the image set.
+        boxes_px: float64 (G, 4), xyxy as annotated.
+        difficult: bool (G,).
+    """
+
+    images: Int64[np.ndarray, " G"]
+    boxes_px: Float64[np.ndarray, "G 4"]
+    difficult: Bool[np.ndarray, " G"]
+
+
+class Curve(NamedTuple):
+    """Recall and precision after each detection that counts, by descending score.
+
+    Detections that hit a difficult object are left out: they change neither number.
+
+    Attributes:
+        recall: float64 (N,), ascending, in 0..1; NaN where there are no objects.
+        precision: float64 (N,), in 0..1.
+        scores: float64 (N,), descending.
+        num_objects: The objects that are not difficult.
+    """
+
+    recall: Float64[np.ndarray, " N"]
+    precision: Float64[np.ndarray, " N"]
+    scores: Float64[np.ndarray, " N"]
+    num_objects: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VocResult:
+    """The average precision over all classes, and what it is made of."""
+
+    metric: VocMetric
+    """voc07: 11 points; voc12: the area."""
+
+    mean: float
+    """Over the classes that have objects."""
+
+    by_class: dict[str, float]
+    """NaN for a class without objects."""
+
+    curves: dict[str, Curve]
+    """The curve of every class."""
+
+
+NO_DETECTIONS = ClassDetections(np.empty(0, np.int64), np.empty(0), np.empty((0, 4)))
+
+
+def evaluate_voc(
+    detections: Mapping[str, ClassDetections],
+    objects: Mapping[str, ClassObjects],
+    metric: VocMetric,
+) -> VocResult:
+    """Returns the devkit's average precision of every class in `objects`.
+
+    Args:
+        detections: By class; a class that is absent has none.
+        objects: By class; a class that an image set lacks has empty arrays.
+        metric: voc07 is what the VOC2007 devkit prints, voc12 what the VOC2012 devkit does.
+
+    Raises:
+        DataError: There are detections of a class that is not among the objects'.
+    """
+    require_ground_truth(detections, objects)
+    average_precision = average_precision_11_point if metric == "voc07" else average_precision_area
+    curves = {
+        name: precision_recall(detections.get(name, NO_DETECTIONS), objects[name])
+        for name in objects
+    }
+    by_class = {name: average_precision(curve) for name, curve in curves.items()}
+    mean = mean_average_precision(by_class)
+    return VocResult(metric=metric, mean=mean, by_class=by_class, curves=curves)
+
+
+def require_ground_truth(
+    detections: Mapping[str, ClassDetections], objects: Mapping[str, ClassObjects]
+) -> None:
+    """Raises a DataError if there are detections of a class that is not among the objects'."""
+    unknown = sorted(set(detections) - set(objects))
+    if unknown:
+        raise DataError(
+            f"detections of {', '.join(unknown)}, of which there is no ground truth",
+            remedy="Evaluate with the classes that the network was trained on",
+        )
+
+
+def precision_recall(
+    detections: ClassDetections, objects: ClassObjects, *, iou_threshold: float = 0.5
+) -> Curve:
+    """Returns the curve of one class (`VOCevaldet.m`).
+
+    Every detection looks at the object it overlaps most, at the first of several, and at no other:
+    it is right if that object is not difficult and no detection with a higher score has hit it.
+
+    Args:
+        detections: The class's detections.
+        objects: The class's objects, in the order of the annotations.
+        iou_threshold: The least overlap that is a hit, above 0.
+    """
+    # MATLAB's sort is stable: of equal scores the first in the file goes first.
+    order = np.argsort(-detections.scores, kind="stable")
+    overlaps, nearest = _nearest_objects(detections, objects)
+    nearest = nearest[order]
+    hits = np.flatnonzero(overlaps[order] >= iou_threshold)
+    counts = np.ones(len(order), dtype=bool)
+    counts[hits[objects.difficult[nearest[hits]]]] = False
+    _, first = np.unique(nearest[hits], return_index=True)
+    right = np.zeros(len(order), dtype=bool)
+    right[hits[first]] = True
+    num_right = np.cumsum(right[counts])
+    num_objects = int(np.count_nonzero(~objects.difficult))
+    return Curve(
+        recall=num_right / num_objects if num_objects else np.full(len(num_right), np.nan),
+        precision=num_right / np.arange(1, len(num_right) + 1),
+        scores=detections.scores[order][counts],
+        num_objects=num_objects,
+    )
+
+
+def average_precision_11_point(curve: Curve) -> float:
+    """Returns the mean of the best precisions at recalls from 0, 0.1, ... 1 (VOC2007).
+
+    A class without objects has NaN, where the devkit prints 0.
+    """
+    if not curve.num_objects:
+        return math.nan
+    first = np.searchsorted(curve.recall, RECALL_THRESHOLDS)
+    return float(np.append(_envelope(curve.precision), 0.0)[first].mean())
+
+
+def average_precision_area(curve: Curve) -> float:
+    """Returns the area under the curve made non-increasing (VOC2012, `VOCap.m`).
+
+    A class without objects has NaN, as in the devkit.
+    """
+    if not curve.num_objects:
+        return math.nan
+    steps = np.diff(curve.recall, prepend=0.0)
+    return float(steps @ _envelope(curve.precision))
+
+
+def mean_average_precision(by_class: Mapping[str, float]) -> float:
+    """Returns the mean over the classes that are not NaN; NaN if all are.
+
+    A class without objects says nothing about a detector, so it does not lower the mean; Caffe too
+    divides by the classes that appear (`solver.cpp:543`).
+    """
+    known = [value for value in by_class.values() if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _envelope(precision: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
+    """The best precision at this recall or any higher."""
+    envelope: np.ndarray = np.maximum.accumulate(precision[::-1])[::-1]
+    return envelope
+
+
+def _nearest_objects(
+    detections: ClassDetections, objects: ClassObjects
+) -> tuple[Float64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
+    """The greatest overlap of every detection with an object of its image, and that object.
+
+    A detection whose image has no object has the overlap 0 and the index -1.
+    """
+    by_image = np.argsort(objects.images, kind="stable")
+    images = objects.images[by_image]
+    start = np.searchsorted(images, detections.images)
+    num_pairs = np.searchsorted(images, detections.images, side="right") - start
+    paired = np.flatnonzero(num_pairs)
+    overlaps, nearest = np.zeros(len(num_pairs)), np.full(len(num_pairs), -1)
+    if not len(paired):
+        return overlaps, nearest
+    start, num_pairs = start[paired], num_pairs[paired]
+    first_pair = np.cumsum(num_pairs) - num_pairs
+    # Of every pair: the detection's place in `paired`, and the object.
+    place = np.repeat(np.arange(len(paired)), num_pairs)
+    index = by_image[np.arange(len(place)) + np.repeat(start - first_pair, num_pairs)]
+    overlap = _overlaps(detections.boxes_px[paired[place]], objects.boxes_px[index])
+    best = np.maximum.reduceat(overlap, first_pair)
+    ties = np.flatnonzero(overlap == best[place])
+    _, first = np.unique(place[ties], return_index=True)
+    overlaps[paired], nearest[paired] = best, index[ties[first]]
+    return overlaps, nearest
+
+
+def _overlaps(
+    a: Float64[np.ndarray, "P 4"], b: Float64[np.ndarray, "P 4"]
+) -> Float64[np.ndarray, " P"]:
+    """The devkit's intersection over union of pairs: a box includes the pixels it ends at."""
+    width, height = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + 1).T
+    intersection = width.clip(min=0) * height.clip(min=0)
+    union = _area(a) + _area(b) - intersection
+    overlaps: np.ndarray = np.divide(
+        intersection, union, out=np.zeros(len(a)), where=intersection > 0
+    )
+    return overlaps
+
+
+def _area(boxes_px: Float64[np.ndarray, "P 4"]) -> Float64[np.ndarray, " P"]:
+    width, height = (boxes_px[:, 2:] - boxes_px[:, :2] + 1).T
+    area: np.ndarray = width * height
+    return area

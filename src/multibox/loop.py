@@ -1,0 +1,346 @@
+"""The training loop: steps, journal, validation, milestones, checkpoints, and the way back.
+
+What a run computes is a function of its configuration, data and step. All that the loop remembers
+between two steps is in `_State` and in the learner, and both are in every checkpoint.
+"""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from multibox.build import build_network
+from multibox.config import Config
+from multibox.data.dataset import Dataset
+from multibox.data.pipeline import TrainingExamples, batches, training_numbers
+from multibox.errors import NonFiniteError
+from multibox.evaluate import Setting, evaluate_milestone, validation_loss
+from multibox.learner import Learner, NonFinite
+from multibox.runtime import checkpoint as checkpoints
+from multibox.runtime.checkpoint import Checkpoint
+from multibox.runtime.distributed import Processes, agree, gather, wait_for_all
+from multibox.runtime.logbook import Logbook
+from multibox.runtime.progress import Display
+from multibox.runtime.schedule import learning_rate, plateau_drops
+from multibox.ssd.network import SSD
+
+MAX_ROLLBACKS = 10
+"""How often a run goes back to one checkpoint before it gives up."""
+
+
+class Interrupted(Exception):  # noqa: N818  # not an error: the run was asked to stop, and did
+    """A signal stopped the run after its state was saved.
+
+    Args:
+        number: The signal's.
+        step: Where the run stands.
+    """
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(number, step)
+        self.number, self.step = number, step
+
+
+class Surroundings(NamedTuple):
+    """What a run is given besides its configuration.
+
+    Attributes:
+        folder: The run's, claimed and locked.
+        train_set: The training split.
+        test_set: The split it is judged on.
+        processes: This process among the others.
+        console: For the first process's messages.
+        workers: Processes that prepare images, for each process of the run.
+        metadata: Goes into every file of weights.
+    """
+
+    folder: Path
+    train_set: Dataset
+    test_set: Dataset
+    processes: Processes
+    console: Console
+    workers: int
+    metadata: dict[str, str]
+
+
+@dataclass
+class _State:
+    """The plain numbers of a checkpoint.
+
+    Attributes:
+        sums: Confidence loss, localization loss and positives since the last journal line.
+        validation_losses: All of them, for the plateau.
+        best: Step and mAP of the best milestone.
+        lr: The rate of the step before.
+        lr_scale: Halved by each rollback.
+        journal: Length of `metrics.jsonl`.
+    """
+
+    lr: float
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    validation_losses: list[float] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    lr_scale: float = 1.0
+    journal: int = 0
+
+
+class Loop:
+    """Trains a network to its last step.
+
+    Args:
+        config: The run's.
+        learner: With the weights that the run starts from.
+        around: The run's surroundings.
+    """
+
+    def __init__(self, config: Config, learner: Learner, around: Surroundings) -> None:
+        self._config, self._learner, self._around = config, learner, around
+        self._processes = around.processes
+        self._checkpoints = around.folder / "checkpoints"
+        judged = build_network(config.network, len(around.train_set.classes))
+        self._judged = judged.to(around.processes.device)
+        self._step = 0
+        self._state = _State(lr=config.optimizer.lr)
+        self._rollbacks: list[dict[str, Any]] = []
+        self._signal = 0
+
+    def run(self) -> None:
+        """Makes all steps that are left.
+
+        Raises:
+            Interrupted: A signal asked the run to stop; it is saved.
+            NonFiniteError: A loss or gradient was NaN or infinite.
+            MultiboxError: An image cannot be read, or the disk is full.
+        """
+        self._resume()
+        run, steps = self._config.run, self._config.schedule.steps
+        first = self._processes.is_first
+        with ExitStack() as stack:
+            stack.enter_context(self._signals())
+            logbook = Logbook(self._around.folder, self._state.journal, silent=not first)
+            self._logbook = stack.enter_context(logbook)
+            if self._step == 0:
+                self._save()
+            self._display = stack.enter_context(
+                Display(
+                    self._around.console,
+                    total=steps,
+                    done=self._step,
+                    images_per_step=run.batch_size,
+                    every=run.log_every,
+                )
+            )
+            while self._step < steps:
+                files = self._train()
+                if files:
+                    self._go_back(files)
+
+    def _train(self) -> list[str]:
+        """Trains to the last step; returns early, with its images, at one that is not finite."""
+        config, state, around = self._config, self._state, self._around
+        for batch, waited in _timed(self._batches()):
+            drops = plateau_drops(config.schedule, state.validation_losses)
+            rate = learning_rate(config.schedule, config.optimizer.lr, self._step, drops)
+            lr = rate * state.lr_scale
+            try:
+                losses = self._learner.step(batch, lr=lr, number=self._step)
+            except NonFinite:
+                indices = gather(batch.indices.to(self._processes.device), self._processes)
+                annotations = around.train_set.annotations
+                return [str(annotations[index].image_path) for index in indices.tolist()]
+            self._step += 1
+            state.lr = lr
+            state.sums = [a + b for a, b in zip(state.sums, losses, strict=True)]
+            self._display.update(self._step, losses[0], losses[1], lr=lr, waited=waited)
+            self._after_step()
+        return []
+
+    def _batches(self) -> Iterator[Any]:
+        config, around = self._config, self._around
+        examples = TrainingExamples(
+            around.train_set.annotations,
+            self._judged.image_size_px,
+            config.augmentation,
+            config.run.seed,
+        )
+        numbers = training_numbers(
+            range(self._step, config.schedule.steps),
+            batch_size=config.run.batch_size,
+            rank=self._processes.rank,
+            world_size=self._processes.world_size,
+        )
+        cuda = self._processes.device.type == "cuda"
+        return batches(examples, numbers, workers=around.workers, pin_memory=cuda)
+
+    def _after_step(self) -> None:
+        """Does what is due after a step; all that writes the journal precedes the checkpoint."""
+        run, schedule, step = self._config.run, self._config.schedule, self._step
+        last = step == schedule.steps
+        if step % run.log_every == 0 or last:
+            self._log()
+        if schedule.schedule == "multistep" and step in schedule.drops:
+            self._logbook.write("drop", step)
+        if step % run.validate_every == 0 or last:
+            self._validate()
+        milestone = step % run.evaluate_every == 0 or last
+        if milestone:
+            self._evaluate()
+        stop = agree(self._signal, self._processes)
+        if milestone or stop or step % run.checkpoint_every == 0:
+            self._save()
+        if stop:
+            raise Interrupted(stop, step)
+
+    def _log(self) -> None:
+        state, display = self._state, self._display
+        count = self._step % self._config.run.log_every or self._config.run.log_every
+        confidence, localization, positives = (value / count for value in state.sums)
+        state.sums = [0.0, 0.0, 0.0]
+        self._logbook.write(
+            "train",
+            self._step,
+            loss=confidence + localization,
+            confidence=confidence,
+            localization=localization,
+            l2=self._learner.l2(),
+            lr=state.lr,
+            positives=positives,
+        )
+        self._logbook.time(
+            "train",
+            self._step,
+            seconds=display.training_time(),
+            images_per_second=display.images_per_second(self._step),
+            data_wait=display.waited_share(),
+        )
+
+    def _validate(self) -> None:
+        with self._display.busy("validation loss") as clock:
+            loss = validation_loss(self._judge(), self._around.test_set, self._setting())
+        self._logbook.write(
+            "validation",
+            self._step,
+            loss=loss.confidence + loss.localization,
+            **loss._asdict(),
+            l2=self._learner.l2(),
+        )
+        self._logbook.time("validation", self._step, seconds=clock())
+        schedule, losses = self._config.schedule, self._state.validation_losses
+        before = plateau_drops(schedule, losses)
+        losses.append(loss.confidence + loss.localization)
+        if schedule.schedule == "plateau" and plateau_drops(schedule, losses) > before:
+            self._logbook.write("drop", self._step)
+
+    def _evaluate(self) -> None:
+        around, step = self._around, self._step
+        with self._display.busy("average precision") as clock:
+            means = evaluate_milestone(
+                self._judge(), around.test_set, self._setting(), folder=around.folder, step=step
+            )
+        self._logbook.write("evaluation", step, **means)
+        self._logbook.time("evaluation", step, seconds=clock())
+        best, mean = self._state.best, means["voc07"]
+        if mean is not None and (best is None or mean > best["mAP"]):
+            self._state.best = {"step": step, "mAP": mean}
+        shown = ", ".join(f"{n} {'none' if v is None else f'{v:.4f}'}" for n, v in means.items())
+        around.console.print(f"step {step}: mAP {shown}", highlight=False)
+
+    def _judge(self) -> SSD:
+        """Returns the network that is judged, with the moving average where there is one."""
+        self._judged.load_state_dict(self._learner.model())
+        return self._judged
+
+    def _setting(self) -> Setting:
+        size = max(1, self._config.run.batch_size // self._processes.world_size)
+        return Setting(size, self._around.workers, self._learner.precision, self._processes)
+
+    def _save(self) -> None:
+        if self._processes.is_first:
+            start, best = time.monotonic(), self._state.best
+            self._state.journal = self._logbook.commit()
+            learner, state = self._learner, dataclasses.asdict(self._state)
+            found = Checkpoint(self._step, learner.model(), learner.optimizer(), state)
+            checkpoints.save(self._checkpoints, found, metadata=self._around.metadata)
+            checkpoints.prune(
+                self._checkpoints,
+                keep=self._config.run.keep_checkpoints,
+                best=best["step"] if best else None,
+            )
+            self._logbook.time("checkpoint", self._step, seconds=time.monotonic() - start)
+        self._rollbacks.clear()
+        wait_for_all(self._processes)
+
+    def _resume(self) -> None:
+        """Goes to the newest sound checkpoint, if there is any."""
+        step = -1
+        if self._processes.is_first:
+            newest, refusals = checkpoints.newest(self._checkpoints)
+            for refusal in refusals:
+                self._around.console.print(f"Set aside: {refusal}", highlight=False)
+            step = newest.step if newest else -1
+        step = agree(step, self._processes)
+        if step < 0:
+            return
+        found = checkpoints.load(checkpoints.path_of(self._checkpoints, step))
+        self._state = _State(**found.state)
+        self._learner.restore(found.model, found.optimizer, self._state.lr)
+        self._step = step
+
+    def _go_back(self, files: list[str]) -> None:
+        """Returns to the last checkpoint with half the rate, or ends the run."""
+        step, tries = self._step + 1, len(self._rollbacks)
+        if self._config.run.on_nonfinite == "stop" or tries == MAX_ROLLBACKS:
+            raise NonFiniteError(
+                f"the loss or a gradient is NaN or infinite, after {tries} rollbacks, and the "
+                f"weights were not updated. The images were {', '.join(files)}",
+                file=self._around.folder,
+                position=f"step {step}",
+                remedy="Look at these images; continue with --on-nonfinite rollback, or begin "
+                "anew with a lower --lr",
+            )
+        rollbacks, scale = self._rollbacks, self._state.lr_scale / 2
+        self._resume()
+        self._state.lr_scale = scale
+        self._logbook.cut(self._state.journal)
+        rollbacks.append({"step": step, "to": self._step, "lr_scale": scale, "images": files})
+        for rollback in rollbacks:
+            self._logbook.write("rollback", **rollback)
+        self._around.console.print(
+            f"Step {step} is not finite: back to step {self._step}, the learning rate times "
+            f"{scale:g}",
+            highlight=False,
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Lets the first signal end the run after its step, and a second one at once."""
+
+        def note(number: int, _: FrameType | None) -> None:
+            self._signal = number
+            signal.signal(number, signal.SIG_DFL)
+
+        caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = [signal.signal(number, note) for number in caught]
+        try:
+            yield
+        finally:
+            for number, handler in zip(caught, before, strict=True):
+                signal.signal(number, handler)
+
+
+def _timed(items: Iterator[Any]) -> Iterator[tuple[Any, float]]:
+    """Yields each item with the seconds it was waited for."""
+    while True:
+        start = time.monotonic()
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        yield item, time.monotonic() - start

@@ -1,0 +1,168 @@
+"""A trained network with all that a prediction needs: from a run, a checkpoint or a weights file."""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from multibox.build import NETWORKS, build_network
+from multibox.config import Precision
+from multibox.errors import WeightsError
+from multibox.runtime import checkpoint as checkpoints
+from multibox.ssd.network import MEAN_RGB, SSD
+
+FORMAT = "multibox-1"
+
+
+class Weights(NamedTuple):
+    """What a file of weights holds.
+
+    Attributes:
+        network: The architecture's name.
+        classes: Names in the order of the labels.
+        tensors: Parameters and running statistics by name.
+        path: Where they come from.
+    """
+
+    network: str
+    classes: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    path: Path
+
+
+def describe(network: SSD, name: str, classes: tuple[str, ...], licence: str) -> dict[str, str]:
+    """Returns the header of a weights file, which makes it complete without its run."""
+    normalisation = {"order": "RGB", "mean": MEAN_RGB, "scale": network.pixel_scale}
+    return {
+        "format": FORMAT,
+        "network": name,
+        "classes": json.dumps(classes, ensure_ascii=False),
+        "image_size": str(network.image_size_px),
+        "normalisation": json.dumps(normalisation),
+        "licence": licence,
+    }
+
+
+def find_weights(path: Path, which: str = "last") -> Path:
+    """Returns the weights file meant by a run, a checkpoint's folder or a file.
+
+    Args:
+        path: Any of the three.
+        which: For a run: `last`, `best` (by the average precision of its milestones) or a step.
+
+    Raises:
+        WeightsError: There is no such checkpoint.
+    """
+    if path.is_file():
+        return path
+    if (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
+    folder = path / "checkpoints"
+    steps = checkpoints.steps(folder)
+    if not steps:
+        raise WeightsError(
+            "holds no checkpoint" if path.is_dir() else "does not exist",
+            file=path,
+            remedy="Give a run's folder, a checkpoint's, or a .safetensors file",
+        )
+    step = steps[-1]
+    if which == "best":
+        best = checkpoints.load(checkpoints.path_of(folder, step)).state["best"]
+        step = best["step"] if best else step
+    elif which != "last":
+        step = int(which) if re.fullmatch(r"\d+", which) else -1
+    if step not in steps:
+        known = ", ".join(str(known) for known in steps)
+        raise WeightsError(
+            f"has no checkpoint {which!r}", file=path, remedy=f"Say last, best or one of {known}"
+        )
+    return checkpoints.path_of(folder, step) / "model.safetensors"
+
+
+def read_weights(path: Path) -> Weights:
+    """Returns what a weights file of ours holds.
+
+    Raises:
+        WeightsError: It is none, is damaged, or is of a newer format.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"cannot be read as weights ({error})", file=path) from None
+    if header.get("format") != FORMAT:
+        raise WeightsError(
+            f"has the format {header.get('format')!r}, not {FORMAT!r}",
+            file=path,
+            remedy="Give a file that multibox wrote, of this version or an older one",
+        )
+    try:
+        classes = tuple(json.loads(header["classes"]))
+        network = header["network"]
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"has a damaged header ({error})", file=path) from None
+    if network not in NETWORKS:
+        raise WeightsError(f"is of an unknown network, {network!r}", file=path)
+    return Weights(network, classes, tensors, path)
+
+
+def load_network(weights: Weights, device: torch.device) -> SSD:
+    """Returns the network of some weights, ready to predict.
+
+    Raises:
+        WeightsError: A tensor is missing, unknown or of another shape.
+    """
+    network = build_network(weights.network, len(weights.classes))
+    try:
+        network.load_state_dict(weights.tensors)
+    except RuntimeError as error:
+        reason = f"does not fit {weights.network} ({str(error).splitlines()[-1].strip()})"
+        raise WeightsError(reason, file=weights.path) from None
+    return network.to(device).eval()
+
+
+def start_from(network: SSD, classes: tuple[str, ...], weights: Weights) -> list[str]:
+    """Fills a network with what fits of other weights and returns the names of what did not.
+
+    Heads of the scores fit if the classes are the same in the same order.
+
+    Raises:
+        WeightsError: Nothing fits.
+    """
+    own = network.state_dict()
+    fits = {
+        name: tensor
+        for name, tensor in weights.tensors.items()
+        if name in own
+        and own[name].shape == tensor.shape
+        and (classes == weights.classes or not name.startswith("logit_heads."))
+    }
+    if not fits:
+        raise WeightsError(
+            f"holds {weights.network}, of which nothing fits this network", file=weights.path
+        )
+    network.load_state_dict(own | fits)
+    return sorted(own.keys() - fits.keys())
+
+
+def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:
+    """Returns the type that a network computes in.
+
+    Args:
+        precision: `bf16`, `fp32`, or `auto`: bf16 where the hardware computes it.
+        device: Where the network runs.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16" if native else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32

@@ -1,0 +1,177 @@
+"""The verb `predict`, and the same from Python.
+
+    from multibox import Detector
+
+    detector = Detector.open("runs/bccd")
+    detections = detector("photo.jpg")
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from multibox.data.geometry import whole_image
+from multibox.data.images import read_image
+from multibox.data.pixels import render
+from multibox.drawing import draw_detections, write_picture
+from multibox.errors import MultiboxError, StorageError
+from multibox.model import arithmetic, find_weights, load_network, read_weights
+from multibox.runtime.distributed import pick_device
+from multibox.runtime.folder import write_json
+from multibox.ssd.detect import detect
+from multibox.ssd.network import SSD
+from multibox.structures import Detections
+
+
+class Detection(NamedTuple):
+    """One object that was found.
+
+    Attributes:
+        name: Its class.
+        score: In 0..1.
+        box_px: (x0, y0, x1, y1) in pixels of the image, within its frame.
+    """
+
+    name: str
+    score: float
+    box_px: tuple[float, float, float, float]
+
+
+class Detector:
+    """A trained network that finds objects in images of any size.
+
+    Args:
+        network: On its device, ready to predict.
+        classes: Names in the order of its labels.
+        precision: The network's arithmetic.
+
+    Attributes:
+        classes: Names in the order of the network's labels.
+    """
+
+    def __init__(self, network: SSD, classes: Sequence[str], precision: torch.dtype) -> None:
+        self.classes = tuple(classes)
+        self._network, self._precision = network, precision
+
+    @classmethod
+    def open(cls, path: Path | str, *, which: str = "last", device: str = "auto") -> Self:
+        """Opens a run, a checkpoint's folder or a weights file.
+
+        Args:
+            path: Any of the three.
+            which: For a run: `last`, `best` or a step.
+            device: `auto`, `cpu` or `cuda`.
+
+        Raises:
+            WeightsError: The weights are not there, are damaged, or are not multibox's.
+            ConfigError: A GPU is asked for, and there is none.
+        """
+        weights = read_weights(find_weights(Path(path), which))
+        place = pick_device(device)
+        network = load_network(weights, place)
+        return cls(network, weights.classes, arithmetic("auto", place))
+
+    def __call__(
+        self, image: Path | str | UInt8[np.ndarray, "H W 3"], *, score_threshold: float = 0.5
+    ) -> list[Detection]:
+        """Returns the objects in an image, by descending score.
+
+        Args:
+            image: A file, or RGB pixels.
+            score_threshold: Detections of a lower score are left out.
+
+        Raises:
+            DataError: The file is missing, damaged or no image.
+        """
+        pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+        found = self.detect(pixels)
+        return self.name(_above(found, score_threshold), pixels)
+
+    def name(
+        self, detections: Detections, pixels: UInt8[np.ndarray, "H W 3"]
+    ) -> list[Detection]:
+        """Returns detections with their classes' names, in the pixels of their image."""
+        height, width = pixels.shape[:2]
+        boxes_px = detections.boxes.clamp(0, 1) * torch.tensor([width, height, width, height])
+        return [
+            Detection(self.classes[label], score, (x0, y0, x1, y1))
+            for (x0, y0, x1, y1), score, label in zip(
+                boxes_px.tolist(),
+                detections.scores.tolist(),
+                detections.labels.tolist(),
+                strict=True,
+            )
+        ]
+
+    @torch.inference_mode()
+    def detect(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Detections:
+        """Returns all detections in RGB pixels, in the unit frame, on the CPU."""
+        network, side = self._network, self._network.image_size_px
+        device = network.default_boxes.device
+        height, width = pixels.shape[:2]
+        resized = render(pixels, whole_image(width, height), None, (side, side))
+        images = torch.from_numpy(resized).permute(2, 0, 1).unsqueeze(0).to(device)
+        with torch.autocast(
+            device.type, self._precision, enabled=self._precision != torch.float32
+        ):
+            output = network(images)
+        (found,) = detect(output, network.default_boxes)
+        return Detections(*(field.cpu() for field in found))
+
+
+def predict(
+    detector: Detector, images: Sequence[Path], *, out: Path, score_threshold: float
+) -> list[MultiboxError]:
+    """Writes `<image>.json` and the drawn `<image>.jpg` for every image, and returns refusals.
+
+    An image that cannot be read does not keep the others from being done.
+
+    Args:
+        detector: Finds the objects.
+        images: The files.
+        out: The folder to write to; made where it is absent.
+        score_threshold: Detections of a lower score are left out.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    refusals: list[MultiboxError] = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot be made ({error.strerror})", file=out) from None
+    for path, name in zip(images, _names(images), strict=True):
+        try:
+            pixels = read_image(path)
+        except MultiboxError as error:
+            refusals.append(error)
+            continue
+        found = _above(detector.detect(pixels), score_threshold)
+        height, width = pixels.shape[:2]
+        named = [detection._asdict() for detection in detector.name(found, pixels)]
+        record = {"image": str(path), "width": width, "height": height, "detections": named}
+        write_json(out / f"{name}.json", record)
+        draw_detections(pixels, found, detector.classes, score_threshold=score_threshold)
+        write_picture(out / f"{name}.jpg", pixels)
+    return refusals
+
+
+def _above(detections: Detections, score_threshold: float) -> Detections:
+    kept = detections.scores >= score_threshold
+    return Detections(*(field[kept] for field in detections))
+
+
+def _names(images: Sequence[Path]) -> list[str]:
+    """Returns a name for each image's results: its stem, numbered where several share it."""
+    seen: Counter[str] = Counter()
+    names = []
+    for path in images:
+        seen[path.stem] += 1
+        count = seen[path.stem]
+        names.append(path.stem if count == 1 else f"{path.stem}-{count}")
+    return names

@@ -1,0 +1,216 @@
+"""The verb `report`: writes a run's summary page, whole or stopped early, from its folder.
+
+`report/index.html` carries everything in itself; `report/report.md` has its pictures beside it.
+The page has the order of the classic SSD training summary: result, loss, average precision; and
+then what one needs to judge them. It needs no torch and no GPU.
+"""
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from multibox.errors import StorageError
+from multibox.reporting import charts, tables, text
+from multibox.reporting.axes import DARK, LIGHT, Theme, png
+from multibox.reporting.reading import read_record
+from multibox.reporting.record import METRICS, Evaluation, Record
+from multibox.reporting.reference import Reference, read_reference
+
+MAX_SAMPLES = 16
+MEDIA_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
+
+
+class Chart(NamedTuple):
+    """A chart in both schemes and what it shows, for those who do not see it."""
+
+    file: str
+    description: str
+    light: bytes
+    dark: bytes
+
+
+def write_report(run: Path, *, beside: str | None = None) -> Path:
+    """Writes the summary page of a run into its folder and returns the path of index.html.
+
+    The page replaces an earlier one when it is complete, and not before.
+
+    Args:
+        run: The run's folder. Evaluations, samples, timings and environment may be missing.
+        beside: The name of a reference whose numbers are to stand beside the run's.
+
+    Raises:
+        ConfigError: The folder is not a run's, or there is no such reference.
+        StorageError: A file of the run is damaged, or the page cannot be written.
+    """
+    reference = None if beside is None else read_reference(beside)
+    record = read_record(run)
+    try:
+        with TemporaryDirectory(dir=run, prefix=".report-") as temporary:
+            fresh = Path(temporary) / "report"
+            fresh.mkdir()
+            _write_pages(fresh, record, reference)
+            _swap(fresh, run / "report", Path(temporary) / "previous")
+    except OSError as error:
+        raise StorageError(
+            f"the report cannot be written ({error.strerror})",
+            file=error.filename or run,
+            remedy="Make room or give write permission; an earlier report is still whole",
+        ) from None
+    return run / "report" / "index.html"
+
+
+def _swap(fresh: Path, place: Path, previous: Path) -> None:
+    if place.exists():
+        place.rename(previous)
+    try:
+        fresh.rename(place)
+    except OSError:
+        if previous.exists():
+            previous.rename(place)
+        raise
+
+
+def _write_pages(folder: Path, record: Record, reference: Reference | None) -> None:
+    metric = _table_metric(record, reference)
+    drawn = _draw(record, metric, reference)
+    context = _context(record, metric, reference)
+    context["charts"] = drawn
+    context["samples"] = []
+    for chart in drawn.values():
+        (folder / chart.file).write_bytes(chart.light)
+    shown = [s for s in record.samples if s.picture.suffix.lower() in MEDIA_TYPES][:MAX_SAMPLES]
+    for number, sample in enumerate(shown):
+        suffix = sample.picture.suffix.lower()
+        content, file = sample.picture.read_bytes(), f"sample-{number}{suffix}"
+        (folder / file).write_bytes(content)
+        uri = _data_uri(content, MEDIA_TYPES[suffix])
+        context["samples"].append({"id": sample.id, "file": file, "uri": uri})
+    for template, file in (("report.html.j2", "index.html"), ("report.md.j2", "report.md")):
+        page = _environment(template).get_template(template).render(context)
+        (folder / file).write_text(page, encoding="utf-8")
+
+
+def _environment(template: str) -> jinja2.Environment:
+    is_html = template.endswith(".html.j2")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("multibox"),
+        autoescape=is_html,
+        finalize=text.html_value if is_html else text.markdown_value,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["decimals"] = text.decimals
+    environment.globals["table"] = text.markdown_table
+    environment.globals["aligned"] = tables.aligned
+    environment.globals["data_uri"] = _data_uri
+    return environment
+
+
+def _data_uri(content: bytes, media_type: str) -> Markup:
+    return Markup(f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}")
+
+
+def _table_metric(record: Record, reference: Reference | None) -> str:
+    """The metric of the table by class: the reference's, else the declared one if it has that."""
+    if reference is not None:
+        return reference.metric
+    declared = record.evaluations[-1].metric if record.evaluations else "voc07"
+    return "voc07" if declared == "coco" else declared
+
+
+def _draw(record: Record, metric: str, reference: Reference | None) -> dict[str, Chart]:
+    drawn = {}
+    if record.training or record.validation:
+        drawn["loss"] = _chart(
+            "loss.png",
+            "Training and validation loss over steps, without and with the L2 term",
+            lambda theme: charts.loss_chart(record, reference, theme),
+        )
+    if record.evaluations:
+        drawn["average_precision"] = _chart(
+            "average-precision.png",
+            "Mean average precision over steps",
+            lambda theme: charts.average_precision_chart(record, reference, theme),
+        )
+    if record.evaluations and record.evaluations[-1].curves:
+        drawn["curves"] = _chart(
+            "precision-recall.png",
+            "Precision over recall of every class",
+            lambda theme: charts.precision_recall_chart(record.evaluations[-1], metric, theme),
+        )
+    return drawn
+
+
+def _chart(file: str, description: str, draw: Callable[[Theme], Figure]) -> Chart:
+    return Chart(file, description, png(draw(LIGHT)), png(draw(DARK)))
+
+
+def _context(record: Record, metric: str, reference: Reference | None) -> dict[str, Any]:
+    every = record.evaluations
+    images_per_second, data_wait = tables.speed(record)
+    return {
+        "about": record.about,
+        "run_name": record.folder.resolve().name,
+        "evaluation": every[-1] if every else None,
+        "last_step": record.last_step,
+        "summary": _summary(record),
+        "metric_names": METRICS,
+        "metric": metric,
+        "precision": tables.precision_table(record, metric, reference) if every else None,
+        "coco_rows": tables.coco_rows(every[-1]) if every else [],
+        "reference": reference,
+        "loss_rows": tables.loss_rows(record, reference) if reference else [],
+        "drops": tables.drop_rows(record),
+        "rollbacks": tables.rollback_rows(record),
+        "object_rows": tables.object_rows(record),
+        "config_rows": tables.config_rows(record),
+        "environment_rows": tables.environment_rows(record),
+        "time_rows": tables.time_rows(record) if record.timings else [],
+        "images_per_second": images_per_second,
+        "data_wait": data_wait,
+    }
+
+
+def _summary(record: Record) -> list[str]:
+    """The run and its result in sentences. The result is the newest, never the best."""
+    about, every = record.about, record.evaluations
+    done = f"{record.last_step:,} of {about.planned_steps:,} steps"
+    classes = f"{len(about.classes)} class{'' if len(about.classes) == 1 else 'es'}"
+    trained = (
+        f"{about.network}, trained on {about.train.name} "
+        f"({about.train.images:,} images, {classes}) for {done}"
+    )
+    if not every:
+        return [f"{trained}, has not been evaluated yet."]
+    last = every[-1]
+    best = tables.best_evaluation(every, last.metric)
+    found = (
+        f"{trained}, reaches {_named_mean(last)} on {about.test.name} "
+        f"({last.images:,} images, {last.objects:,} objects) at step {last.step:,}."
+    )
+    if last.step < about.planned_steps:
+        status = "The run has not come to its end: this is its newest evaluation."
+    else:
+        status = "These are the last step's weights: nothing was picked on the test images."
+    if len(every) == 1:
+        return [found, status]
+    if best.step == last.step:
+        return [found, status, "No earlier milestone was better."]
+    picked = (
+        f"The best milestone was step {best.step:,} with {_named_mean(best)}; picked on the test "
+        "images as it is, it is not the result."
+    )
+    return [found, status, picked]
+
+
+def _named_mean(evaluation: Evaluation) -> str:
+    kind = "COCO AP" if evaluation.metric == "coco" else f"mAP ({METRICS[evaluation.metric]})"
+    return f"{text.decimals(evaluation.mean[evaluation.metric])} {kind}"

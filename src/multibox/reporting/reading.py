@@ -1,0 +1,216 @@
+"""Reads a run's folder for the report.
+
+Only plain JSON is read and no code of the run, so a page can be made anywhere, also of a run
+that goes on, was stopped early or was killed.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from multibox.errors import ConfigError, StorageError
+from multibox.reporting.record import (
+    METRICS,
+    About,
+    Curve,
+    Drop,
+    Evaluation,
+    Loss,
+    Record,
+    Rollback,
+    Sample,
+    Split,
+    Timing,
+)
+
+T = TypeVar("T")
+
+
+def read_record(folder: Path) -> Record:
+    """Returns everything a run has left so far.
+
+    Raises:
+        ConfigError: The folder is not a run's.
+        StorageError: A file in it cannot be read or is damaged.
+    """
+    for name in ("config.json", "run.json"):
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"not a run's folder: it has no {name}",
+                file=folder,
+                remedy="Name the folder that was given to multibox train",
+            )
+    config = _load(folder / "config.json")
+    about = {"config": config, "run": _load(folder / "run.json")}
+    environment = folder / "environment.json"
+    journal, timings = folder / "metrics.jsonl", folder / "timings.jsonl"
+    lines = _current(_lines(journal), journal)
+    evaluations = sorted((folder / "evaluations").glob("step-*.json"))
+    return Record(
+        folder=folder,
+        config=config,
+        about=_parse(_about, about, folder / "run.json"),
+        environment=_parse(dict, _load(environment), environment) if environment.exists() else {},
+        training=_of_kind("train", lines, _loss, journal),
+        validation=_of_kind("validation", lines, _loss, journal),
+        drops=_of_kind("drop", lines, _drop, journal),
+        rollbacks=_of_kind("rollback", lines, _rollback, journal),
+        timings=[_parse(_timing, line, timings) for line in _lines(timings)],
+        evaluations=[_parse(_evaluation, _load(path), path) for path in evaluations],
+        samples=_samples(folder),
+        last_step=max(
+            (int(line["step"]) for line in lines if line["kind"] != "rollback"), default=0
+        ),
+    )
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"cannot be read ({error.strerror})", file=path) from None
+    except ValueError as error:
+        raise StorageError(f"not JSON ({error})", file=path) from None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; a last line that was being written is left out."""
+    if not path.exists():
+        return []
+    found = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line.strip():
+                found.append(_object(json.loads(line)))
+        except ValueError as error:
+            if number < len(lines):
+                raise StorageError(
+                    f"not a JSON object ({error})", file=path, position=f"line {number}"
+                ) from None
+    return found
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+def _parse(read: Callable[[Any], T], value: Any, file: Path) -> T:
+    """Applies a reader to what a file holds, and says of which file what it does not find."""
+    try:
+        return read(value)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"not of the expected form ({type(error).__name__}: {error})"
+        raise StorageError(reason, file=file, position=str(value)[:80]) from None
+
+
+def _current(lines: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
+    """By step; of measurements that a rollback made the run repeat, the last."""
+    kept = {}
+    for number, line in enumerate(lines):
+        step, kind = _parse(lambda line: (int(line["step"]), line["kind"]), line, file)
+        kept[(kind, step, number if kind == "rollback" else None)] = line
+    return sorted(kept.values(), key=lambda line: int(line["step"]))
+
+
+def _of_kind(
+    kind: str, lines: list[dict[str, Any]], read: Callable[[Any], T], file: Path
+) -> list[T]:
+    return [_parse(read, line, file) for line in lines if line["kind"] == kind]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _loss(line: dict[str, Any]) -> Loss:
+    return Loss(line["step"], _number(line["loss"]), _number(line.get("l2")))
+
+
+def _drop(line: dict[str, Any]) -> Drop:
+    return Drop(line["step"], _number(line.get("lr")))
+
+
+def _rollback(line: dict[str, Any]) -> Rollback:
+    reason = line.get("reason") or ", ".join(line.get("images", []))
+    return Rollback(line["step"], int(line["to"]), float(line["lr_scale"]), reason)
+
+
+def _timing(line: dict[str, Any]) -> Timing:
+    return Timing(
+        line.get("kind", "train"),
+        float(line["seconds"]),
+        _number(line.get("images_per_second")),
+        _number(line.get("data_wait")),
+    )
+
+
+def _split(value: dict[str, Any]) -> Split:
+    objects = {str(name): int(count) for name, count in value["objects"].items()}
+    return Split(value["name"], int(value["images"]), objects, int(value.get("skipped", 0)))
+
+
+def _about(value: dict[str, Any]) -> About:
+    config, run = value["config"], value["run"]
+    return About(
+        recipe=run["recipe"],
+        version=run["multibox"],
+        network=config["network"],
+        classes=list(run["classes"]),
+        train=_split(run["data"]["train"]),
+        test=_split(run["data"]["test"]),
+        parameters=int(run["parameters"]),
+        default_boxes=int(run["default_boxes"]),
+        planned_steps=int(config["schedule"]["steps"]),
+    )
+
+
+def _evaluation(value: dict[str, Any]) -> Evaluation:
+    metric = value["metric"]
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r}")
+    numbers = {name: value.get(name) or {} for name in METRICS}
+    return Evaluation(
+        step=int(value["step"]),
+        split=value["split"],
+        images=int(value["images"]),
+        objects=int(value["objects"]),
+        metric=metric,
+        mean={
+            name: _number(numbers[name].get("AP" if name == "coco" else "mAP")) for name in METRICS
+        },
+        classes={
+            name: {label: _number(ap) for label, ap in numbers[name].get("AP", {}).items()}
+            for name in ("voc07", "voc12")
+        },
+        coco={
+            name: _number(ap)
+            for name, ap in numbers["coco"].items()
+            if not isinstance(ap, dict)  # by class, which the page has no room for
+        },
+        curves={
+            label: Curve([*map(float, curve["recall"])], [*map(float, curve["precision"])])
+            for label, curve in value.get("curves", {}).items()
+        },
+    )
+
+
+def _samples(folder: Path) -> list[Sample]:
+    """The newest pictures. A path that leads out of the run's folder is not followed."""
+    files = sorted((folder / "samples").glob("step-*.json"))
+    if not files:
+        return []
+    read = [
+        _parse(lambda value: Sample(str(value["id"]), folder / value["picture"]), value, files[-1])
+        for value in _load(files[-1])
+    ]
+    inside = folder.resolve()
+    return [
+        sample
+        for sample in read
+        if sample.picture.is_file() and sample.picture.resolve().is_relative_to(inside)
+    ]

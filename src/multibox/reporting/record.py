@@ -1,0 +1,139 @@
+"""What a run left in its folder, as typed records; what is not there yet is empty."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# The average precisions of an evaluation, as its file calls them, and their names on the page.
+METRICS = {"voc07": "11-point", "voc12": "area under curve", "coco": "COCO"}
+
+
+class Loss(NamedTuple):
+    """A line of the journal: a mean over the steps since the line before.
+
+    Attributes:
+        step: The last of these steps.
+        multibox: Confidence + localization.
+        l2: Weight decay times the sum of the squared convolution kernels.
+    """
+
+    step: int
+    multibox: float
+    l2: float
+
+    @property
+    def total(self) -> float:
+        """The multibox loss and the L2 term together, as Keras reports them."""
+        return self.multibox + self.l2
+
+
+class Drop(NamedTuple):
+    """From `step` on the learning rate is `lr`, where that was noted; else NaN."""
+
+    step: int
+    lr: float
+
+
+class Rollback(NamedTuple):
+    """A non-finite loss or gradient at `step`, after which the run went back to step `to`.
+
+    `reason` is what was noted of it: a sentence or the images of that step.
+    """
+
+    step: int
+    to: int
+    lr_scale: float
+    reason: str
+
+
+class Timing(NamedTuple):
+    """Wall-clock time of an interval of training, one validation, one evaluation, one checkpoint.
+
+    Attributes:
+        kind: Which of these: `train` for training.
+        seconds: How long it took.
+        images_per_second: Of training; NaN for the others.
+        data_wait: Share of the seconds, 0..1, in which the network waited for images.
+    """
+
+    kind: str
+    seconds: float
+    images_per_second: float
+    data_wait: float
+
+
+class Curve(NamedTuple):
+    """Precision over recall of one class, by descending score."""
+
+    recall: list[float]
+    precision: list[float]
+
+
+class Split(NamedTuple):
+    """The images of one side of the data; `objects` counts them per class."""
+
+    name: str
+    images: int
+    objects: dict[str, int]
+    skipped: int
+
+
+class Sample(NamedTuple):
+    """A test image's id and the file that shows its detections and ground truth."""
+
+    id: str
+    picture: Path
+
+
+class About(NamedTuple):
+    """What a run is about; `planned_steps` are those it is to have in the end."""
+
+    recipe: str
+    version: str
+    network: str
+    classes: list[str]
+    train: Split
+    test: Split
+    parameters: int
+    default_boxes: int
+    planned_steps: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """The average precision at one milestone; NaN where there was nothing to measure.
+
+    Attributes:
+        metric: The declared one of METRICS.
+        mean: The mean over the classes by metric.
+        classes: The AP per class by metric (voc07 and voc12).
+        coco: COCO's AP by IoU and by size.
+    """
+
+    step: int
+    split: str
+    images: int
+    objects: int
+    metric: str
+    mean: dict[str, float]
+    classes: dict[str, dict[str, float]]
+    coco: dict[str, float]
+    curves: dict[str, Curve]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """All of a run's folder. Lists ascend by step."""
+
+    folder: Path
+    config: dict[str, Any]
+    about: About
+    environment: dict[str, Any]
+    training: list[Loss]
+    validation: list[Loss]
+    drops: list[Drop]
+    rollbacks: list[Rollback]
+    timings: list[Timing]
+    evaluations: list[Evaluation]
+    samples: list[Sample]
+    last_step: int

@@ -1,0 +1,75 @@
+"""How numbers and names are written on the page, and how both are kept from being markup."""
+
+import html
+import math
+import re
+
+import numpy as np
+from markupsafe import Markup
+
+ABSENT = "–"  # noqa: RUF001  # an en dash, so that no number looks negative
+MARKDOWN = re.compile(r"([\\`*_\[\]|~$#!]|(?<=:)/)")
+
+
+def decimals(value: float, *, places: int = 4, signed: bool = False) -> str:
+    """Returns a number with its decimals, and with a sign if asked for; a dash for NaN."""
+    if not math.isfinite(value):
+        return ABSENT
+    sign = "+" if signed else ""
+    return f"{value:{sign}.{places}f}".replace("-", "−")  # noqa: RUF001  # a minus, not a hyphen
+
+
+def rate(value: float) -> str:
+    """Returns a learning rate without an exponent: `0.00001`; a dash for NaN."""
+    if not math.isfinite(value):
+        return ABSENT
+    return np.format_float_positional(value, precision=10, trim="-")
+
+
+def step_label(step: int | float) -> str:
+    """Returns `20k` for 20,000 and `120` for 120."""
+    return f"{step / 1000:g}k" if step >= 1000 and step % 100 == 0 else f"{step:g}"
+
+
+def duration(seconds: float) -> str:
+    """Returns `41.3 s`, `12 min 5 s` or `7 h 2 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def printable(text: str) -> str:
+    """Returns a text with its control characters, lone surrogates and the like made visible."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def html_value(value: object) -> object:
+    """Returns what a template writes into HTML, which jinja2 then escapes."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return value if value.isprintable() else printable(value)
+    return value
+
+
+def markdown_value(value: object) -> object:
+    """Returns what a template writes into Markdown: neither markup, HTML, table cell nor link."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return MARKDOWN.sub(r"\\\1", html.escape(printable(value), quote=False))
+    return value
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> Markup:
+    """Returns a table of escaped cells."""
+    lines = [header, ["---"] * len(header), *rows]
+    escape = markdown_value
+    return Markup(
+        "\n".join(
+            "| " + " | ".join(str(cell if n == 1 else escape(cell)) for cell in line) + " |"
+            for n, line in enumerate(lines)
+        )
+    )

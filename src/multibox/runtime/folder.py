@@ -1,0 +1,139 @@
+"""The files of a run's folder besides checkpoints and journal, and the question whose it is."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multibox.config import Config, differences
+from multibox.errors import ConfigError, StorageError
+
+JSON = Any
+
+
+def write_json(path: Path, value: JSON) -> None:
+    """Writes a JSON file whole or not at all, making its folder where it is absent.
+
+    Raises:
+        StorageError: The disk is full or fails.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all, making its folder where it is absent.
+
+    Raises:
+        StorageError: The disk is full or fails.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StorageError(
+            f"cannot be written ({error.strerror})",
+            file=path,
+            remedy="Check that the folder is writable and the disk not full",
+        ) from None
+
+
+def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
+    """Makes a folder this run's, or finds that it already is.
+
+    Args:
+        folder: The run's folder, locked.
+        config: What the command line says.
+        facts: `run.json`: recipe, data, classes, initial weights.
+
+    Raises:
+        ConfigError: The folder holds something else, a run of another configuration, or one on
+            other data.
+    """
+    stored = folder / "config.json"
+    if not stored.exists():
+        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if foreign:
+            raise ConfigError(
+                f"is not empty and not a run (it holds {foreign[0]})",
+                file=folder,
+                remedy="Choose another folder for --out",
+            )
+        write_json(folder / "run.json", facts)
+        write_text(stored, config.to_json())
+        return
+    before, facts_before = read_run(folder)
+    changed = differences(before, config)
+    changed += [
+        f"{name}: {facts_before.get(name)}, now {facts[name]}"
+        for name in ("recipe", "data_digest", "init_digest", "precision", "stream_version")
+        if facts_before.get(name) != facts[name]
+    ]
+    if changed:
+        raise ConfigError(
+            f"is a run of another configuration ({'; '.join(changed)})",
+            file=folder,
+            remedy="Repeat the command line it was begun with, or choose another folder for --out",
+        )
+
+
+def read_run(folder: Path) -> tuple[Config, dict[str, JSON]]:
+    """Returns the configuration and the facts (`run.json`) of a run.
+
+    Raises:
+        ConfigError: The folder is not a run, or its files are damaged.
+    """
+    stored = folder / "config.json"
+    if not stored.is_file():
+        raise ConfigError("is not a run's folder", file=folder, remedy="Give what --out was")
+    try:
+        config = Config.from_json(stored.read_text(encoding="utf-8"), file=str(stored))
+        return config, json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read ({error})", file=folder / "run.json") from None
+
+
+def environment(device: torch.device, precision: torch.dtype) -> dict[str, JSON]:
+    """Returns what `environment.json` says of the software and hardware."""
+    versions = {
+        name: importlib.metadata.version(package)
+        for name, package in (
+            ("multibox", "multibox"),
+            ("torch", "torch"),
+            ("numpy", "numpy"),
+            ("opencv", "opencv-python-headless"),
+        )
+    }
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "platform": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": str(precision).removeprefix("torch."),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

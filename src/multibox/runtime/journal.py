@@ -1,0 +1,153 @@
+"""Append-only files of one JSON object per line, cut back on resume to what a checkpoint covers.
+
+`metrics.jsonl` is a pure function of the run's configuration and data, as the weights are: no
+times go into it. What depends on the clock has a second journal, `timings.jsonl`.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from multibox.errors import DataError, StorageError
+
+JSON: TypeAlias = dict[str, Any] | list[Any] | str | int | float | bool | None
+
+
+class Journal:
+    """Appends records to a file. A context manager that closes it.
+
+    Args:
+        path: The file; made where it is missing.
+        length: What the file is cut to first, in bytes: the length stored in the checkpoint that
+            the run resumes from, or 0 for a new run. None keeps every whole line.
+
+    Raises:
+        StorageError: The file cannot be written, is shorter than `length`, or has no end of a
+            line there.
+    """
+
+    def __init__(self, path: Path, length: int | None) -> None:
+        self._path = path
+        try:
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            self._descriptor = os.open(path, flags, 0o644)
+        except OSError as error:
+            raise self._failure(error) from None
+        try:
+            self._length = self._whole_lines() if length is None else self._checked(length)
+            os.ftruncate(self._descriptor, self._length)
+        except OSError as error:
+            self.close()
+            raise self._failure(error) from None
+        except StorageError:
+            self.close()
+            raise
+
+    @property
+    def length(self) -> int:
+        """The bytes written so far: what a checkpoint stores."""
+        return self._length
+
+    def write(self, record: Mapping[str, JSON]) -> None:
+        """Appends a record as one line, its keys in the order given.
+
+        Raises:
+            StorageError: The disk is full or fails; no part of the line remains.
+            ValueError: A number is NaN or infinite.
+        """
+        text = json.dumps(dict(record), separators=(",", ":"), allow_nan=False)
+        line = text.encode() + b"\n"
+        try:
+            # A disk that is nearly full takes part of a line without an error.
+            if os.write(self._descriptor, line) < len(line):
+                os.ftruncate(self._descriptor, self._length)
+                raise StorageError("the disk is full", file=self._path, remedy="Make room")
+        except OSError as error:
+            raise self._failure(error) from None
+        self._length += len(line)
+
+    def sync(self) -> None:
+        """Waits until the lines are on the disk; a checkpoint that stores `length` comes after.
+
+        Raises:
+            StorageError: The disk is full or fails.
+        """
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def close(self) -> None:
+        """Closes the file; nothing can be written afterwards."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _checked(self, length: int) -> int:
+        """The length, if the file has that many bytes and the last of them ends a line."""
+        size = os.fstat(self._descriptor).st_size
+        if size < length:
+            raise StorageError(
+                f"has {size} bytes, but the checkpoint was saved when it had {length}",
+                file=self._path,
+                remedy="Restore the file, or start a new run in another folder",
+            )
+        if length > 0 and os.pread(self._descriptor, 1, length - 1) != b"\n":
+            raise StorageError(
+                "no line ends where one did when the checkpoint was saved",
+                file=self._path,
+                position=f"byte {length}",
+                remedy="Restore the file, or start a new run in another folder",
+            )
+        return length
+
+    def _whole_lines(self) -> int:
+        """The length without a last line that a kill tore."""
+        return self._path.read_bytes().rfind(b"\n") + 1
+
+    def _failure(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"cannot be written ({error.strerror})",
+            file=self._path,
+            remedy="Check that the folder is writable and the disk not full",
+        )
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Returns the records of a journal, without a last line that is torn or still being written.
+
+    Raises:
+        StorageError: The file cannot be read.
+        DataError: A line is no JSON object.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise StorageError(f"cannot be read ({error.strerror})", file=path) from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise DataError(
+                "is not a JSON object",
+                file=path,
+                position=f"line {number}",
+                remedy="Restore the file, or remove the line if it does not matter",
+            )
+        records.append(record)
+    return records

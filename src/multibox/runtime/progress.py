@@ -1,0 +1,95 @@
+"""What a person sees while a run trains: a live line on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+
+class Display:
+    """Shows how far a run is.
+
+    Args:
+        console: Where to; silent on all processes but the first.
+        total: The run's steps.
+        done: The steps made before it was resumed.
+        images_per_step: Over all processes.
+        every: Steps between two plain lines where there is no terminal.
+    """
+
+    def __init__(
+        self, console: Console, *, total: int, done: int, images_per_step: int, every: int
+    ) -> None:
+        self._console = console
+        self._total, self._first, self._images = total, done, images_per_step
+        self._every = every
+        self._start = time.monotonic()
+        self._paused = 0.0
+        self._waited = 0.0
+        # 80 columns must do.
+        self._progress = Progress(
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID = self._progress.add_task("starting", total=total, completed=done)
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[Callable[[], float]]:
+        """Says what the run does besides training; that time does not count as training's.
+
+        Yields what returns the seconds since then.
+        """
+        before = time.monotonic()
+        self._progress.update(self._task, description=what)
+        yield lambda: time.monotonic() - before
+        self._paused += time.monotonic() - before
+
+    def images_per_second(self, step: int) -> float:
+        """Returns the mean rate since the run began or was resumed."""
+        return (step - self._first) * self._images / max(1e-9, self.training_time())
+
+    def waited_share(self) -> float:
+        """Returns the part of that time in which the network waited for images."""
+        return self._waited / max(1e-9, self.training_time())
+
+    def update(
+        self, step: int, confidence: float, localization: float, *, lr: float, waited: float
+    ) -> None:
+        """Shows a step that was made.
+
+        Args:
+            step: Steps made so far.
+            confidence: That part of its loss.
+            localization: The other part.
+            lr: Its learning rate.
+            waited: Seconds it waited for its images.
+        """
+        self._waited += waited
+        left = (self._total - step) * self.training_time() / max(1, step - self._first)
+        text = (
+            f"loss {confidence:.2f}+{localization:.2f}  lr {lr:.1e}  "
+            f"{self.images_per_second(step):.0f} img/s  wait {self.waited_share():.0%}  "
+            f"{timedelta(seconds=round(left))}"
+        )
+        self._progress.update(self._task, completed=step, description=text)
+        if not self._console.is_terminal and step % self._every == 0:
+            self._console.print(f"step {step}/{self._total}  {text} left", highlight=False)
+
+    def training_time(self) -> float:
+        """Returns the seconds of training since the run began or was resumed."""
+        return time.monotonic() - self._start - self._paused

@@ -1,0 +1,84 @@
+"""A small residual backbone that learns from random weights on a CPU.
+
+Stages of bottleneck blocks at strides 4, 8 and 16, extra stages down to one cell, and one top-down
+connection that brings the context of stride 16 into the finest map. Everything is batch-normalised.
+The six maps have the cells of SSD300, so its default boxes serve.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution with batch normalisation, and ReLU unless told otherwise."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        padding = kernel // 2 if padding is None else padding
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+        if relu:
+            self.relu = nn.ReLU(inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 around half the channels, added to the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.narrow = ConvNorm(channels, channels // 2, 1)
+        self.middle = ConvNorm(channels // 2, channels // 2, 3)
+        self.widen = ConvNorm(channels // 2, channels, 1, relu=False)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Returns the refined map."""
+        return F.relu(x + self.widen(self.middle(self.narrow(x))), inplace=True)
+
+
+def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
+    """Returns a stage that halves the resolution and refines by some blocks."""
+    return nn.Sequential(
+        ConvNorm(inputs, outputs, 3, stride=2), *(Bottleneck(outputs) for _ in range(blocks))
+    )
+
+
+class Lite(nn.Module):
+    """The backbone of `ssd300-lite`."""
+
+    def __init__(self, stem='two', c8=64, c16=128, b8=2, b16=2, mid=128) -> None:
+        super().__init__()
+        if stem=='two':
+            self.stage4 = nn.Sequential(
+                ConvNorm(3, 16, 3, stride=2), ConvNorm(16, 32, 3, stride=2), Bottleneck(32)
+            )
+        else:
+            self.stage4 = nn.Sequential(ConvNorm(3, 32, 7, stride=4), Bottleneck(32))
+        self.stage8 = _stage(32, c8, b8)
+        self.stage16 = _stage(c8, c16, b16)
+        self.stage32 = _stage(c16, mid, blocks=1)
+        self.stage64 = _stage(mid, mid, blocks=1)
+        self.stage100 = ConvNorm(mid, mid, 3, padding=0)
+        self.stage300 = ConvNorm(mid, mid, 3, padding=0)
+        self.lateral = ConvNorm(c16, c8, 1, relu=False)
+        self.channels = (c8, c16, mid, mid, mid, mid)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+        """Returns six maps of 38, 19, 10, 5, 3 and 1 cells."""
+        fine = self.stage8(self.stage4(images))
+        x = self.stage16(fine)
+        context = F.interpolate(self.lateral(x), size=fine.shape[-2:], mode="nearest")
+        maps = [F.relu(fine + context), x]
+        for stage in (self.stage32, self.stage64, self.stage100, self.stage300):
+            x = stage(x)
+            maps.append(x)
+        return maps

@@ -1,0 +1,42 @@
+"""Offsets: how a box is expressed relative to a default box (SSD section 2.2).
+
+    dx = (gx - cx) / w / 0.1    dw = ln(gw / w) / 0.2
+    dy = (gy - cy) / h / 0.1    dh = ln(gh / h) / 0.2
+
+for a box with centre (gx, gy) and size (gw, gh) and a default box (cx, cy, w, h). The divisors are
+the variances (`ssd_pascal.py:322-326`, `bbox_util.cpp:355-410`).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from multibox.boxes import to_cxcywh, to_xyxy
+
+CENTRE_VARIANCE = 0.1
+SIZE_VARIANCE = 0.2
+
+
+def encode(
+    boxes: Float[Tensor, "*#batch K 4"], default_boxes: Float[Tensor, "K 4"]
+) -> Float[Tensor, "*batch K 4"]:
+    """Returns the offsets from every default box to the box beside it.
+
+    Args:
+        boxes: xyxy of any frame, of positive width and height.
+        default_boxes: xyxy of the same frame.
+    """
+    box, default = to_cxcywh(boxes), to_cxcywh(default_boxes)
+    centre = (box[..., :2] - default[..., :2]) / (default[..., 2:] * CENTRE_VARIANCE)
+    size = torch.log(box[..., 2:] / default[..., 2:]) / SIZE_VARIANCE
+    return torch.cat([centre, size], dim=-1)
+
+
+def decode(
+    offsets: Float[Tensor, "*#batch 4"], default_boxes: Float[Tensor, "*#batch 4"]
+) -> Float[Tensor, "*batch 4"]:
+    """Returns the boxes, xyxy in the default boxes' frame, that offsets point to; not clipped."""
+    default = to_cxcywh(default_boxes)
+    centre = default[..., :2] + offsets[..., :2] * CENTRE_VARIANCE * default[..., 2:]
+    size = default[..., 2:] * torch.exp(offsets[..., 2:] * SIZE_VARIANCE)
+    return to_xyxy(torch.cat([centre, size], dim=-1))

@@ -1,0 +1,110 @@
+"""From a network's output to detections (`detection_output_layer.cpp`, `bbox_util.cpp:1743-1969`).
+
+Softmax; per class: scores above 0.01, the 400 best, greedy non-maximum suppression at IoU 0.45;
+then the 200 best of the image. Boxes are not clipped, neither before suppression nor after.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from multibox import boxes as bx
+from multibox.ssd.coding import decode
+from multibox.structures import Detections, Output
+
+
+class DetectionSettings(NamedTuple):
+    """The thresholds of `ssd_pascal.py:392-408`.
+
+    Attributes:
+        score_threshold: Scores must be above it.
+        per_class: How many candidates a class has at the most, before suppression.
+        iou_threshold: A box that overlaps a better one by more than this is suppressed.
+        per_image: How many detections an image has at the most.
+    """
+
+    score_threshold: float = 0.01
+    per_class: int = 400
+    iou_threshold: float = 0.45
+    per_image: int = 200
+
+
+def detect(
+    output: Output,
+    default_boxes: Float[Tensor, "K 4"],
+    settings: DetectionSettings = DetectionSettings(),  # noqa: B008  # immutable
+) -> list[Detections]:
+    """Returns the detections of each image, by descending score; ties in order of class and box.
+
+    Args:
+        output: The network's, of B images.
+        default_boxes: xyxy in the unit frame.
+        settings: The thresholds.
+    """
+    scores = output.logits.float().softmax(dim=2)[..., 1:]
+    batch, _, num_classes = scores.shape
+    by_class = scores.transpose(1, 2)
+    image, label, box = (by_class > settings.score_threshold).nonzero(as_tuple=True)
+    score = by_class[image, label, box]
+    group = image * num_classes + label
+    keep = _best_of_groups(group, score, settings.per_class)
+    image, label, box, score, group = (x[keep] for x in (image, label, box, score, group))
+    boxes = decode(output.offsets.float()[image, box], default_boxes[box])
+    kept = non_maximum_suppression(boxes, group, settings.iou_threshold)
+    image, label, score, boxes = image[kept], label[kept], score[kept], boxes[kept]
+    order = _best_of_groups(image, score, settings.per_image)
+    counts = torch.bincount(image[order], minlength=batch).tolist()
+    parts = (x[order].split(counts) for x in (boxes, score, label))
+    return [Detections(*part) for part in zip(*parts, strict=True)]
+
+
+def _best_of_groups(
+    group: Int64[Tensor, " N"], score: Float[Tensor, " N"], count: int
+) -> Int64[Tensor, " n"]:
+    """Returns the places of each group's best, groups ascending, scores descending, ties stable."""
+    order = score.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    return order[_rank_in_group(group[order]) < count]
+
+
+def _rank_in_group(group: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:
+    """Returns the place of each element within its run of equal numbers; `group` ascends."""
+    if group.numel() == 0:
+        return group
+    sizes = torch.unique_consecutive(group, return_counts=True)[1]
+    starts = sizes.cumsum(0) - sizes
+    return torch.arange(group.numel(), device=group.device) - starts.repeat_interleave(sizes)
+
+
+def non_maximum_suppression(
+    boxes: Float[Tensor, "N 4"], group: Int64[Tensor, " N"], iou_threshold: float
+) -> Bool[Tensor, " N"]:
+    """Returns which boxes remain when, in each group, better ones suppress those they overlap.
+
+    All groups are worked on at once, as rows of a padded table. Within a group a box is suppressed
+    by any *remaining* better box; repeating that rule from "all remain" until nothing changes
+    gives the greedy result, because after n rounds the n best of each group are settled.
+
+    Args:
+        boxes: xyxy, each group in order of descending score.
+        group: The group of each box, ascending.
+        iou_threshold: Overlap beyond which the lesser box goes.
+    """
+    if boxes.shape[0] == 0:
+        return torch.zeros(0, dtype=torch.bool, device=boxes.device)
+    row = torch.unique_consecutive(group, return_inverse=True)[1]
+    column = _rank_in_group(group)
+    rows, columns = int(row[-1]) + 1, int(column.max()) + 1
+    table = boxes.new_zeros(rows, columns, 4)
+    table[row, column] = boxes
+    overlap = bx.pairwise_iou(table, table) > iou_threshold
+    suppresses = overlap.triu(diagonal=1).to(torch.float32)
+    keep = torch.ones(rows, 1, columns, device=boxes.device)
+    for _ in range(columns):
+        settled = (keep @ suppresses == 0).to(torch.float32)
+        if torch.equal(settled, keep):
+            break
+        keep = settled
+    return keep[row, 0, column] > 0

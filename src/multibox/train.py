@@ -1,0 +1,155 @@
+"""The verb `train`: from a recipe and a folder of annotated images to a trained run."""
+
+import hashlib
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+
+from multibox.build import new_network, read_datasets
+from multibox.config import Config
+from multibox.data.dataset import Dataset
+from multibox.errors import ConfigError
+from multibox.learner import Learner
+from multibox.loop import Loop, Surroundings
+from multibox.model import arithmetic, describe, find_weights, read_weights, start_from
+from multibox.rng import STREAM_VERSION
+from multibox.runtime.distributed import Processes, join, wait_for_all
+from multibox.runtime.folder import claim, environment, write_json
+from multibox.runtime.lock import RunLock
+from multibox.ssd.network import SSD
+
+MAX_GPU_WORKERS = 8
+
+
+class Request(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        recipe: The name of what `config` began as.
+        config: The complete configuration.
+        data: The folder of annotated images.
+        out: The run's folder.
+        init: A run or weights file to start from, if any.
+        licence: What the weights may be used for, in the owner's words.
+    """
+
+    recipe: str
+    config: Config
+    data: Path
+    out: Path
+    init: Path | None
+    licence: str
+
+
+def train(request: Request, console: Console) -> None:
+    """Trains, or goes on where the run in `out` stands; does nothing if that is its end.
+
+    Raises:
+        MultiboxError: Something cannot be used; nothing was lost.
+        Interrupted: A signal stopped the run, which is saved.
+    """
+    config = request.config
+    with ExitStack() as stack:
+        processes = stack.enter_context(join(config.run.device))
+        console.quiet = console.quiet or not processes.is_first
+        _check_shares(config, processes)
+        train_set, test_set = read_datasets(config, request.data)
+        for dataset in (train_set, test_set):
+            _introduce(dataset, console)
+        network = new_network(config, len(train_set.classes))
+        init_digest = _initial_weights(request, network, train_set.classes, console)
+        precision = arithmetic(config.run.precision, processes.device)
+        facts = {
+            "recipe": request.recipe,
+            "init_digest": init_digest,
+            "precision": str(precision).removeprefix("torch."),
+            "stream_version": STREAM_VERSION,
+            "data_root": str(request.data.resolve()),
+            **_facts(network, train_set, test_set),
+        }
+        if processes.is_first:
+            stack.enter_context(RunLock(request.out))
+            claim(request.out, config, facts)
+            write_json(
+                request.out / "environment.json", environment(processes.device, precision)
+            )
+        wait_for_all(processes)
+        surroundings = Surroundings(
+            folder=request.out,
+            train_set=train_set,
+            test_set=test_set,
+            processes=processes,
+            console=console,
+            workers=_workers(config, processes),
+            metadata=describe(network, config.network, train_set.classes, request.licence),
+        )
+        Loop(config, Learner(network, config, processes), surroundings).run()
+
+
+def _check_shares(config: Config, processes: Processes) -> None:
+    shares = processes.world_size * config.optimizer.accumulate
+    if config.run.batch_size % shares:
+        raise ConfigError(
+            f"a batch of {config.run.batch_size} cannot be shared equally by "
+            f"{processes.world_size} processes in {config.optimizer.accumulate} parts",
+            remedy="Change --batch-size, --accumulate or the number of processes",
+        )
+
+
+def _introduce(dataset: Dataset, console: Console) -> None:
+    """Says what was read, and what was left out or read otherwise than written."""
+    counts = ", ".join(f"{count} {name}" for name, count in dataset.objects_per_class.items())
+    console.print(f"{dataset.name}: {len(dataset)} images with {counts}", highlight=False)
+    for note in dataset.notes:
+        console.print(f"  note: {note}", highlight=False, markup=False)
+    if dataset.faults:
+        console.print(f"  skipped {len(dataset.faults)} faults:", highlight=False)
+    for fault in dataset.faults:
+        console.print(f"  {fault}", highlight=False, markup=False)
+
+
+def _initial_weights(
+    request: Request, network: SSD, classes: tuple[str, ...], console: Console
+) -> str | None:
+    """Fills the network from `--init` and returns the file's digest; None without."""
+    if request.init is None:
+        return None
+    path = find_weights(request.init)
+    new = start_from(network, classes, read_weights(path))
+    heads = f"; {len(new)} tensors begin at random: {', '.join(new[:4])}" if new else ""
+    console.print(f"Weights from {path}{' ...' if len(new) > 4 else ''}{heads}", highlight=False)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _facts(network: SSD, train_set: Dataset, test_set: Dataset) -> dict[str, Any]:
+    """Returns what `run.json` says of the data and the network."""
+    data = {
+        role: {
+            "name": dataset.name,
+            "images": len(dataset),
+            "objects": dataset.objects_per_class,
+            "skipped": [str(fault) for fault in dataset.faults],
+        }
+        for role, dataset in (("train", train_set), ("test", test_set))
+    }
+    return {
+        "data_digest": f"{train_set.digest}-{test_set.digest}",
+        "data": data,
+        "classes": train_set.classes,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "default_boxes": network.default_boxes.shape[0],
+    }
+
+
+def _workers(config: Config, processes: Processes) -> int:
+    """Returns how many processes prepare images: on a CPU, the network needs the cores itself."""
+    if config.run.workers >= 0:
+        return config.run.workers
+    if processes.device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) // processes.world_size
+    return max(1, min(MAX_GPU_WORKERS, cores - 1))
