@@ -1,9 +1,9 @@
 """multibox: SSD object detection, faithful to the original, for today's PyTorch.
 
-    from multibox import Detector
+from multibox import Detector
 
-    detector = Detector.open("runs/bccd")
-    detections = detector("photo.jpg")
+detector = Detector.open("runs/bccd")
+detections = detector("photo.jpg")
 """
 
 from importlib.metadata import version

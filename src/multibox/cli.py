@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -39,20 +39,23 @@ class RecipeArguments:
     """What the weights may be used for; goes into every file of weights."""
 
 
-_Recipe = tyro.extras.subcommand_type_from_defaults(
-    {
-        name: RecipeArguments(recipe=name, data=tyro.MISSING, out=tyro.MISSING, config=recipe())
-        for name, recipe in RECIPES.items()
-    },
-    {name: (recipe.__doc__ or "").partition("\n")[0] for name, recipe in RECIPES.items()},
-)
+if TYPE_CHECKING:
+    _Recipe = RecipeArguments
+else:
+    _Recipe = tyro.extras.subcommand_type_from_defaults(
+        {
+            name: RecipeArguments(recipe=name, data=tyro.MISSING, out=tyro.MISSING, config=recipe())
+            for name, recipe in RECIPES.items()
+        },
+        {name: recipe.__doc__.partition("\n")[0] for name, recipe in RECIPES.items()},
+    )
 
 
 @dataclass(frozen=True)
 class TrainArguments:
     """Train a detector: journal, validation, average precision, checkpoints."""
 
-    recipe: _Recipe  # type: ignore[valid-type]  # made from the recipes, above
+    recipe: _Recipe
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         verb = tyro.cli(
-            _Verb,  # type: ignore[arg-type]  # a union is no type to mypy
+            _Verb,
             prog="multibox",
             args=arguments,
             description="SSD object detection: train, evaluate, report, predict.",
@@ -154,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(verb: object, console: Console) -> int:
     match verb:
-        case TrainArguments(recipe=RecipeArguments() as r):
+        case TrainArguments(recipe=r):
             train(Request(r.recipe, r.config, r.data, r.out, r.init, r.licence), console)
             console.print(f"Done: {r.out}. Summary: multibox report {r.out}", highlight=False)
         case EvaluateArguments():
@@ -207,5 +210,3 @@ def _evaluate(verb: EvaluateArguments, console: Console) -> int:
 def _plain(text: str) -> str:
     """Returns text in which square brackets are no markup."""
     return text.replace("[", "\\[")
-
-

@@ -11,7 +11,7 @@ import json
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from multibox.errors import ConfigError
 
@@ -113,9 +113,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _require(0 < self.lr < float("inf"), "lr", self.lr, "a learning rate is above 0")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "it lies in 0..1")
-        _require(
-            0 <= self.weight_decay < 1, "weight_decay", self.weight_decay, "it lies in 0..1"
-        )
+        _require(0 <= self.weight_decay < 1, "weight_decay", self.weight_decay, "it lies in 0..1")
         _require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "a norm is not negative")
         _require(self.accumulate >= 1, "accumulate", self.accumulate, "it is at least 1")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it lies in 0..1")
@@ -236,16 +234,14 @@ class Config:
 
     def __post_init__(self) -> None:
         batch, parts = self.run.batch_size, self.optimizer.accumulate
-        _require(
-            batch % parts == 0, "accumulate", parts, f"it must divide the batch size, {batch}"
-        )
+        _require(batch % parts == 0, "accumulate", parts, f"it must divide the batch size, {batch}")
 
     def to_json(self) -> str:
         """Returns the configuration as indented JSON, which `from_json` reads back."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, file: str | None = None) -> Self:
+    def from_json(cls, text: str, *, file: str | None = None) -> "Config":
         """Returns the configuration that `to_json` wrote.
 
         Raises:
@@ -255,7 +251,7 @@ class Config:
             value = json.loads(text)
         except ValueError as error:
             raise ConfigError(f"not JSON ({error})", file=file) from None
-        return typing.cast(Self, _parse(cls, value, "config", file))
+        return typing.cast(Config, _parse(cls, value, "config", file))
 
 
 # What may change when a run is continued, because it does not alter the result.

@@ -28,7 +28,7 @@ def draw_truth(
 ) -> None:
     """Outlines annotated objects in place: a thin line on white, without a name."""
     for box, label in zip(boxes_px, labels.tolist(), strict=True):
-        corners = [int(round(side)) for side in box.tolist()]
+        corners = [round(side) for side in box.tolist()]
         cv2.rectangle(image, corners[:2], corners[2:], (255, 255, 255), 3, cv2.LINE_AA)
         cv2.rectangle(image, corners[:2], corners[2:], colour_of(label), 1, cv2.LINE_AA)
 

@@ -19,7 +19,7 @@ from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import by_class_in_pixels, read_results, write_results
 from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, evaluate_voc
-from multibox.model import arithmetic, find_weights, load_network, read_weights
+from multibox.model import arithmetic, find_weights, in_precision, load_network, read_weights
 from multibox.runtime.distributed import Processes, gather, join, total
 from multibox.runtime.folder import read_run, write_json
 from multibox.ssd.detect import detect
@@ -73,7 +73,8 @@ def _outputs(
     """Yields this process's share of the images and what the network says of them."""
     processes = setting.processes
     network.eval()
-    numbers, size = range(processes.rank, len(annotations), processes.world_size), setting.batch_size
+    size = setting.batch_size
+    numbers = range(processes.rank, len(annotations), processes.world_size)
     loaded = batches(
         PlainExamples(annotations, network.image_size_px),
         [list(numbers[i : i + size]) for i in range(0, len(numbers), size)],
@@ -81,9 +82,7 @@ def _outputs(
         pin_memory=processes.device.type == "cuda",
     )
     for batch in loaded:
-        with torch.autocast(
-            processes.device.type, setting.precision, enabled=setting.precision != torch.float32
-        ):
+        with in_precision(setting.precision, processes.device):
             yield batch, network(batch.images.to(processes.device, non_blocking=True))
 
 
@@ -117,7 +116,7 @@ def detect_all(network: SSD, dataset: Dataset, setting: Setting) -> list[Detecti
     counts = torch.bincount(table[:, 0].long(), minlength=len(dataset)).tolist()
     return [
         Detections(part[:, 3:].float(), part[:, 2].float(), part[:, 1].long())
-        for part in table.split(counts)
+        for part in torch.split(table, counts)
     ]
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from multibox.build import build_optimizer
 from multibox.config import Config
-from multibox.model import arithmetic
-from multibox.runtime.distributed import Processes, replicate, total
+from multibox.model import arithmetic, in_precision
+from multibox.runtime.distributed import Processes, replicate, summing, total
 from multibox.ssd.loss import multibox_loss
 from multibox.ssd.matching import match
 from multibox.ssd.network import SSD
@@ -80,15 +80,12 @@ class Learner:
         sums = torch.zeros(2, device=processes.device)
         for part in range(parts):
             share = slice(part, None, parts)
-            self._replica.require_backward_grad_sync = part == parts - 1
-            with torch.autocast(
-                processes.device.type, self.precision, enabled=self.precision != torch.float32
-            ):
-                output = self._replica(images[share])
-            losses = multibox_loss(
-                output, Matches(matches.offsets[share], matches.classes[share]), normaliser
-            )
-            (losses.confidence + losses.localization).backward()
+            wanted = Matches(matches.offsets[share], matches.classes[share])
+            with summing(self._replica, last=part == parts - 1):
+                with in_precision(self.precision, processes.device):
+                    output = self._replica(images[share])
+                losses = multibox_loss(output, wanted, normaliser)
+                torch.autograd.backward(losses.confidence + losses.localization)
             sums += torch.stack([losses.confidence, losses.localization]).detach()
         norm = nn.utils.clip_grad_norm_(
             self._parameters, self._config.clip_norm or float("inf"), foreach=True
@@ -109,7 +106,7 @@ class Learner:
             new = lr * group["lr_multiplier"]
             if self._config.lr_in_velocity and new != group["lr"]:
                 states = [self._optimizer.state[parameter] for parameter in group["params"]]
-                buffers = [s["momentum_buffer"] for s in states if s.get("momentum_buffer") is not None]
+                buffers = [state["momentum_buffer"] for state in states if state]
                 if buffers:
                     torch._foreach_mul_(buffers, group["lr"] / new)
             group["lr"] = new
@@ -137,7 +134,7 @@ class Learner:
         That is what ssd_keras adds to the loss it reports, and its report with it; here it is
         decay alone and never part of the loss.
         """
-        kernels = [p for p in self._parameters if p.dim() == 4]
+        kernels: list[Tensor] = [p for p in self._parameters if p.dim() == 4]
         squares = torch.stack(torch._foreach_norm(kernels)).square().sum()
         return self._config.weight_decay * squares.item()
 
@@ -147,7 +144,7 @@ class Learner:
 
     def optimizer(self) -> dict[str, Tensor]:
         """Returns what besides `model` a continued run needs."""
-        names = {parameter: name for name, parameter in self.network.named_parameters()}
+        names: dict[Tensor, str] = {p: name for name, p in self.network.named_parameters()}
         tensors = {
             f"optimizer.{key}.{names[parameter]}": value
             for parameter, state in self._optimizer.state.items()
@@ -178,4 +175,3 @@ class Learner:
             self._optimizer.state[by_name[name]][key] = value
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_multiplier"]
-

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from rich.console import Console
 
@@ -144,16 +144,13 @@ class Loop:
 
     def _train(self) -> list[str]:
         """Trains to the last step; returns early, with its images, at one that is not finite."""
-        config, state, around = self._config, self._state, self._around
+        state, annotations = self._state, self._around.train_set.annotations
         for batch, waited in _timed(self._batches()):
-            drops = plateau_drops(config.schedule, state.validation_losses)
-            rate = learning_rate(config.schedule, config.optimizer.lr, self._step, drops)
-            lr = rate * state.lr_scale
+            lr = self._rate()
             try:
                 losses = self._learner.step(batch, lr=lr, number=self._step)
             except NonFinite:
                 indices = gather(batch.indices.to(self._processes.device), self._processes)
-                annotations = around.train_set.annotations
                 return [str(annotations[index].image_path) for index in indices.tolist()]
             self._step += 1
             state.lr = lr
@@ -161,6 +158,13 @@ class Loop:
             self._display.update(self._step, losses[0], losses[1], lr=lr, waited=waited)
             self._after_step()
         return []
+
+    def _rate(self) -> float:
+        """Returns the learning rate of the next step."""
+        config, state = self._config, self._state
+        drops = plateau_drops(config.schedule, state.validation_losses)
+        rate = learning_rate(config.schedule, config.optimizer.lr, self._step, drops)
+        return rate * state.lr_scale
 
     def _batches(self) -> Iterator[Any]:
         config, around = self._config, self._around
@@ -186,7 +190,7 @@ class Loop:
         if step % run.log_every == 0 or last:
             self._log()
         if schedule.schedule == "multistep" and step in schedule.drops:
-            self._logbook.write("drop", step)
+            self._logbook.write("drop", step, lr=self._rate())
         if step % run.validate_every == 0 or last:
             self._validate()
         milestone = step % run.evaluate_every == 0 or last
@@ -199,7 +203,7 @@ class Loop:
             raise Interrupted(stop, step)
 
     def _log(self) -> None:
-        state, display = self._state, self._display
+        state = self._state
         count = self._step % self._config.run.log_every or self._config.run.log_every
         confidence, localization, positives = (value / count for value in state.sums)
         state.sums = [0.0, 0.0, 0.0]
@@ -213,13 +217,7 @@ class Loop:
             lr=state.lr,
             positives=positives,
         )
-        self._logbook.time(
-            "train",
-            self._step,
-            seconds=display.training_time(),
-            images_per_second=display.images_per_second(self._step),
-            data_wait=display.waited_share(),
-        )
+        self._logbook.time("train", self._step, **self._display.interval(self._step)._asdict())
 
     def _validate(self) -> None:
         with self._display.busy("validation loss") as clock:
@@ -236,7 +234,7 @@ class Loop:
         before = plateau_drops(schedule, losses)
         losses.append(loss.confidence + loss.localization)
         if schedule.schedule == "plateau" and plateau_drops(schedule, losses) > before:
-            self._logbook.write("drop", self._step)
+            self._logbook.write("drop", self._step, lr=self._rate())
 
     def _evaluate(self) -> None:
         around, step = self._around, self._step
@@ -289,7 +287,7 @@ class Loop:
         if step < 0:
             return
         found = checkpoints.load(checkpoints.path_of(self._checkpoints, step))
-        self._state = _State(**found.state)
+        self._state = _State(**cast(dict[str, Any], found.state))
         self._learner.restore(found.model, found.optimizer, self._state.lr)
         self._step = step
 

@@ -1,9 +1,9 @@
-"""A trained network with all that a prediction needs: from a run, a checkpoint or a weights file."""
+"""Weights with all that a prediction needs: of a run, a checkpoint or a file."""
 
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import safetensors
 import safetensors.torch
@@ -73,7 +73,7 @@ def find_weights(path: Path, which: str = "last") -> Path:
         )
     step = steps[-1]
     if which == "best":
-        best = checkpoints.load(checkpoints.path_of(folder, step)).state["best"]
+        best = cast(Any, checkpoints.load(checkpoints.path_of(folder, step)).state["best"])
         step = best["step"] if best else step
     elif which != "last":
         step = int(which) if re.fullmatch(r"\d+", which) else -1
@@ -150,6 +150,11 @@ def start_from(network: SSD, classes: tuple[str, ...], weights: Weights) -> list
         )
     network.load_state_dict(own | fits)
     return sorted(own.keys() - fits.keys())
+
+
+def in_precision(precision: torch.dtype, device: torch.device) -> torch.autocast:
+    """Returns the context in which a network computes in some arithmetic."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:

@@ -1,15 +1,15 @@
 """The verb `predict`, and the same from Python.
 
-    from multibox import Detector
+from multibox import Detector
 
-    detector = Detector.open("runs/bccd")
-    detections = detector("photo.jpg")
+detector = Detector.open("runs/bccd")
+detections = detector("photo.jpg")
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from multibox.data.images import read_image
 from multibox.data.pixels import render
 from multibox.drawing import draw_detections, write_picture
 from multibox.errors import MultiboxError, StorageError
-from multibox.model import arithmetic, find_weights, load_network, read_weights
+from multibox.model import arithmetic, find_weights, in_precision, load_network, read_weights
 from multibox.runtime.distributed import pick_device
 from multibox.runtime.folder import write_json
 from multibox.ssd.detect import detect
@@ -59,7 +59,7 @@ class Detector:
         self._network, self._precision = network, precision
 
     @classmethod
-    def open(cls, path: Path | str, *, which: str = "last", device: str = "auto") -> Self:
+    def open(cls, path: Path | str, *, which: str = "last", device: str = "auto") -> "Detector":
         """Opens a run, a checkpoint's folder or a weights file.
 
         Args:
@@ -92,9 +92,7 @@ class Detector:
         found = self.detect(pixels)
         return self.name(_above(found, score_threshold), pixels)
 
-    def name(
-        self, detections: Detections, pixels: UInt8[np.ndarray, "H W 3"]
-    ) -> list[Detection]:
+    def name(self, detections: Detections, pixels: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
         """Returns detections with their classes' names, in the pixels of their image."""
         height, width = pixels.shape[:2]
         boxes_px = detections.boxes.clamp(0, 1) * torch.tensor([width, height, width, height])
@@ -116,9 +114,7 @@ class Detector:
         height, width = pixels.shape[:2]
         resized = render(pixels, whole_image(width, height), None, (side, side))
         images = torch.from_numpy(resized).permute(2, 0, 1).unsqueeze(0).to(device)
-        with torch.autocast(
-            device.type, self._precision, enabled=self._precision != torch.float32
-        ):
+        with in_precision(self._precision, device):
             output = network(images)
         (found,) = detect(output, network.default_boxes)
         return Detections(*(field.cpu() for field in found))

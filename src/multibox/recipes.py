@@ -57,9 +57,7 @@ def ssd300_lite() -> Config:
         augmentation=AugmentationConfig(),
         optimizer=OptimizerConfig(lr=0.005, clip_norm=10.0),
         schedule=ScheduleConfig(steps=1_400, schedule="cosine", warmup_steps=100),
-        run=RunConfig(
-            log_every=50, validate_every=200, evaluate_every=700, checkpoint_every=200
-        ),
+        run=RunConfig(log_every=50, validate_every=200, evaluate_every=700, checkpoint_every=200),
     )
 
 

@@ -3,10 +3,10 @@
 import hashlib
 import os
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 
 from multibox.build import new_network, read_datasets
@@ -64,6 +64,7 @@ def train(request: Request, console: Console) -> None:
         init_digest = _initial_weights(request, network, train_set.classes, console)
         precision = arithmetic(config.run.precision, processes.device)
         facts = {
+            "multibox": version("multibox"),
             "recipe": request.recipe,
             "init_digest": init_digest,
             "precision": str(precision).removeprefix("torch."),
@@ -74,9 +75,7 @@ def train(request: Request, console: Console) -> None:
         if processes.is_first:
             stack.enter_context(RunLock(request.out))
             claim(request.out, config, facts)
-            write_json(
-                request.out / "environment.json", environment(processes.device, precision)
-            )
+            write_json(request.out / "environment.json", environment(processes.device, precision))
         wait_for_all(processes)
         surroundings = Surroundings(
             folder=request.out,

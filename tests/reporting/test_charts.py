@@ -76,7 +76,7 @@ def test_odd_names_and_classes_without_objects_can_be_drawn(tmp_path: Path, coun
 
 
 def test_names_at_the_ends_of_lines_keep_apart() -> None:
-    figure = new_figure(3, LIGHT)
+    figure = new_figure(3.0, LIGHT)
     axes = figure.subplots()
     lines = [Line(str(n), [0, 10], [1.0, 1.0 + n / 1000], "black") for n in range(4)]
     draw_lines(axes, lines)
@@ -90,6 +90,6 @@ def test_names_at_the_ends_of_lines_keep_apart() -> None:
 
 def test_loss_that_falls_far_is_drawn_over_a_logarithmic_axis() -> None:
     for values, scale in (([16.0, 2.0], "linear"), ([1e6, 2.0], "log")):
-        axes = new_figure(3, LIGHT).subplots()
+        axes = new_figure(3.0, LIGHT).subplots()
         draw_lines(axes, [Line("training", [0, 10], values, "black")])
         assert axes.get_yscale() == scale

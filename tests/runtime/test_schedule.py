@@ -130,7 +130,7 @@ def test_plateau_drop_is_not_brought_forward_by_noise() -> None:
     config = ScheduleConfig(schedule="plateau")
     curve = np.array(reference_curve()[:56])
     early = [
-        plateau_drops(config, list(curve + stream(1, "test", case).normal(0, 0.01, 56)))
+        plateau_drops(config, list(curve + stream(1, "test", case).normal(0, 0.02, 56)))
         for case in range(200)
     ]
     assert sum(drops > 0 for drops in early) <= 4

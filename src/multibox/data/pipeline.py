@@ -205,4 +205,3 @@ def batches(
 def without_difficult(targets: Targets) -> Targets:
     """Returns the targets with difficult objects marked as not there."""
     return targets._replace(valid=targets.valid & ~targets.difficult)
-

@@ -28,7 +28,7 @@ def rate(value: float) -> str:
 
 def step_label(step: int | float) -> str:
     """Returns `20k` for 20,000 and `120` for 120."""
-    return f"{step / 1000:g}k" if step >= 1000 and step % 100 == 0 else f"{step:g}"
+    return f"{step / 1000:.10g}k" if step >= 1000 and step % 100 == 0 else f"{step:.10g}"
 
 
 def duration(seconds: float) -> str:

@@ -75,9 +75,17 @@ def replicate(network: nn.Module, processes: Processes) -> nn.Module:
     if processes.world_size == 1:
         return network
     devices = [processes.device] if processes.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        network, device_ids=devices, broadcast_buffers=False
-    )
+    return nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+
+
+@contextmanager
+def summing(replica: nn.Module, *, last: bool) -> Iterator[None]:
+    """Lets gradients pile up in each process and be averaged with those of the last part."""
+    if last or not isinstance(replica, nn.parallel.DistributedDataParallel):
+        yield
+    else:
+        with replica.no_sync():
+            yield
 
 
 def total(values: Tensor, processes: Processes) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from multibox.runtime.journal import Journal
 
@@ -25,7 +25,7 @@ class Logbook:
         self._timings: Journal | None = None
         self.cut(length)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Logbook":
         return self
 
     def __exit__(self, *_: object) -> None:

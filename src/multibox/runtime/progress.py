@@ -4,9 +4,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+
+class Interval(NamedTuple):
+    """What the steps since the last journal line took.
+
+    Attributes:
+        seconds: Of training, without validation and the like.
+        images_per_second: Over all processes.
+        data_wait: The part of the time in which the network waited for images, 0..1.
+    """
+
+    seconds: float
+    images_per_second: float
+    data_wait: float
 
 
 class Display:
@@ -29,6 +44,7 @@ class Display:
         self._start = time.monotonic()
         self._paused = 0.0
         self._waited = 0.0
+        self._last = (done, 0.0, 0.0)
         # 80 columns must do.
         self._progress = Progress(
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -59,13 +75,14 @@ class Display:
         yield lambda: time.monotonic() - before
         self._paused += time.monotonic() - before
 
-    def images_per_second(self, step: int) -> float:
-        """Returns the mean rate since the run began or was resumed."""
-        return (step - self._first) * self._images / max(1e-9, self.training_time())
-
-    def waited_share(self) -> float:
-        """Returns the part of that time in which the network waited for images."""
-        return self._waited / max(1e-9, self.training_time())
+    def interval(self, step: int) -> Interval:
+        """Returns what the steps since the last call took."""
+        seconds, waited = self.training_time(), self._waited
+        last_step, last_seconds, last_waited = self._last
+        self._last = step, seconds, waited
+        duration = max(1e-9, seconds - last_seconds)
+        rate = (step - last_step) * self._images / duration
+        return Interval(duration, rate, (waited - last_waited) / duration)
 
     def update(
         self, step: int, confidence: float, localization: float, *, lr: float, waited: float
@@ -80,11 +97,12 @@ class Display:
             waited: Seconds it waited for its images.
         """
         self._waited += waited
-        left = (self._total - step) * self.training_time() / max(1, step - self._first)
+        seconds = max(1e-9, self.training_time())
+        left = (self._total - step) * seconds / (step - self._first)
+        rate = (step - self._first) * self._images / seconds
         text = (
-            f"loss {confidence:.2f}+{localization:.2f}  lr {lr:.1e}  "
-            f"{self.images_per_second(step):.0f} img/s  wait {self.waited_share():.0%}  "
-            f"{timedelta(seconds=round(left))}"
+            f"loss {confidence:.2f}+{localization:.2f}  lr {lr:.1e}  {rate:.0f} img/s  "
+            f"wait {self._waited / seconds:.0%}  {timedelta(seconds=round(left))}"
         )
         self._progress.update(self._task, completed=step, description=text)
         if not self._console.is_terminal and step % self._every == 0:

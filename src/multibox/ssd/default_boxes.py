@@ -58,9 +58,7 @@ def _levels(
     """Returns the levels of a table; where `long`, the ratios are 2 and 3, elsewhere 2."""
     return tuple(
         Level(n, step, low, high, (2, 3) if both else (2,))
-        for n, step, low, high, both in zip(
-            cells, steps, sizes[:-1], sizes[1:], long, strict=True
-        )
+        for n, step, low, high, both in zip(cells, steps, sizes[:-1], sizes[1:], long, strict=True)
     )
 
 

@@ -56,7 +56,7 @@ def detect(
     image, label, score, boxes = image[kept], label[kept], score[kept], boxes[kept]
     order = _best_of_groups(image, score, settings.per_image)
     counts = torch.bincount(image[order], minlength=batch).tolist()
-    parts = (x[order].split(counts) for x in (boxes, score, label))
+    parts = (torch.split(x[order], counts) for x in (boxes, score, label))
     return [Detections(*part) for part in zip(*parts, strict=True)]
 
 
@@ -66,7 +66,8 @@ def _best_of_groups(
     """Returns the places of each group's best, groups ascending, scores descending, ties stable."""
     order = score.argsort(descending=True, stable=True)
     order = order[group[order].argsort(stable=True)]
-    return order[_rank_in_group(group[order]) < count]
+    best: Tensor = order[_rank_in_group(group[order]) < count]
+    return best
 
 
 def _rank_in_group(group: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:

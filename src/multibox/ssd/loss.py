@@ -37,9 +37,7 @@ def hard_negatives(
     return torch.zeros_like(positive).scatter_(1, order, first).logical_and_(~positive)
 
 
-def multibox_loss(
-    output: Output, matches: Matches, num_positives: Float[Tensor, ""]
-) -> Losses:
+def multibox_loss(output: Output, matches: Matches, num_positives: Float[Tensor, ""]) -> Losses:
     """Returns both parts of the loss, divided by the number of positives.
 
     Args:

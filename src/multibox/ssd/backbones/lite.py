@@ -55,9 +55,9 @@ def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
 class Lite(nn.Module):
     """The backbone of `ssd300-lite`."""
 
-    def __init__(self, stem='two', c8=64, c16=128, b8=2, b16=2, mid=128) -> None:
+    def __init__(self, stem="two", c8=64, c16=128, b8=2, b16=2, mid=128) -> None:
         super().__init__()
-        if stem=='two':
+        if stem == "two":
             self.stage4 = nn.Sequential(
                 ConvNorm(3, 16, 3, stride=2), ConvNorm(16, 32, 3, stride=2), Bottleneck(32)
             )
