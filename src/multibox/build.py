@@ -61,7 +61,9 @@ def build_network(name: str, num_classes: int) -> SSD:
     # The layers' own initial values come from the caller's global generator; leave it as it was.
     with torch.random.fork_rng(devices=[]):
         network = NETWORKS[name](num_classes)
-    return network.to(memory_format=torch.channels_last)
+    # PyTorch's annotations do not know this form of `to`, which changes the network in place.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def new_network(config: Config, num_classes: int) -> SSD:

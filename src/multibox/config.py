@@ -139,7 +139,7 @@ class ScheduleConfig:
     warmup_steps: int = 500
     """Steps over which the rate first rises linearly; 0 is the original."""
 
-    plateau_patience: int = 5
+    plateau_patience: int = 8
     """plateau: validations without a better loss before a drop."""
 
     plateau_threshold: float = 0.002
@@ -154,7 +154,10 @@ class ScheduleConfig:
             list(self.drops) == sorted(set(self.drops)), "drops", self.drops, "drops must ascend"
         )
         _require(0 < self.drop_factor < 1, "drop_factor", self.drop_factor, "it lies in 0..1")
-        for field in ("warmup_steps", "plateau_patience", "plateau_drops", "plateau_threshold"):
+        _require(
+            self.plateau_patience >= 1, "plateau_patience", self.plateau_patience, "it is at least 1"
+        )
+        for field in ("warmup_steps", "plateau_drops", "plateau_threshold"):
             value = getattr(self, field)
             _require(value >= 0, field, value, "it is not negative")
 

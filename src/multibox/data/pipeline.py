@@ -8,7 +8,7 @@ a sample, so workers hold no state, and any step's batch can be made at any time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -35,7 +35,7 @@ class Example(NamedTuple):
         labels: 0..C-1.
         difficult: Whether evaluation ignores the object.
         sample: The sample's number.
-        index: The image's place in the dataset.
+        place: The image's place in the dataset.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
@@ -43,7 +43,7 @@ class Example(NamedTuple):
     labels: Int64[np.ndarray, " M"]
     difficult: Bool[np.ndarray, " M"]
     sample: int
-    index: int
+    place: int
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def collate(examples: Sequence[Example | MultiboxError]) -> Batch | MultiboxErro
         images,
         Targets(boxes, labels, difficult, valid),
         torch.tensor([example.sample for example in sound]),
-        torch.tensor([example.index for example in sound]),
+        torch.tensor([example.place for example in sound]),
     )
 
 
@@ -188,8 +188,8 @@ def batches(
     """
     # Several images are in work at once instead of one image on several cores.
     cv2.setNumThreads(1)
-    loader: DataLoader[Batch | MultiboxError] = DataLoader(
-        examples,
+    loader = DataLoader(
+        cast(Any, examples),
         batch_sampler=numbers,
         num_workers=workers,
         collate_fn=collate,

@@ -182,6 +182,7 @@ def prune(folder: Path, *, keep: int, best: int | None) -> None:
 
 
 def path_of(folder: Path, step: int) -> Path:
+    """Returns where a step's checkpoint is, or would be."""
     return folder / f"step-{step:08d}"
 
 

@@ -75,8 +75,8 @@ def _rank_in_group(group: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:
     if group.numel() == 0:
         return group
     sizes = torch.unique_consecutive(group, return_counts=True)[1]
-    starts = sizes.cumsum(0) - sizes
-    return torch.arange(group.numel(), device=group.device) - starts.repeat_interleave(sizes)
+    starts: Tensor = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return torch.arange(group.numel(), device=group.device) - starts
 
 
 def non_maximum_suppression(
