@@ -14,10 +14,10 @@ from multibox.config import Config
 from multibox.demo import demo
 from multibox.errors import ConfigError, DataError, MultiboxError
 from multibox.evaluate import evaluate_results, evaluate_run
-from multibox.loop import Interrupted
 from multibox.predict import Detector, predict
 from multibox.recipes import RECIPES
 from multibox.report import write_report
+from multibox.runtime.signals import Interrupted
 from multibox.train import Request, train
 
 INTERRUPTED = 130

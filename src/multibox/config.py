@@ -155,7 +155,10 @@ class ScheduleConfig:
         )
         _require(0 < self.drop_factor < 1, "drop_factor", self.drop_factor, "it lies in 0..1")
         _require(
-            self.plateau_patience >= 1, "plateau_patience", self.plateau_patience, "it is at least 1"
+            self.plateau_patience >= 1,
+            "plateau_patience",
+            self.plateau_patience,
+            "it is at least 1",
         )
         for field in ("warmup_steps", "plateau_drops", "plateau_threshold"):
             value = getattr(self, field)

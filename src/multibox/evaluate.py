@@ -1,6 +1,6 @@
 """The verb `evaluate`: a network over a split, or somebody's results files, to average precision.
 
-Training evaluates at its milestones through the same functions.
+Training judges itself through the same functions.
 """
 
 import math
@@ -12,16 +12,14 @@ import numpy as np
 import torch
 
 from multibox.data.dataset import Annotation, Dataset
-from multibox.data.images import read_image
 from multibox.data.pipeline import PlainExamples, batches, without_difficult
 from multibox.data.voc import read_voc
-from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.evaluation.coco import evaluate_coco
-from multibox.evaluation.results import by_class_in_pixels, read_results, write_results
+from multibox.evaluation.results import by_class_in_pixels, read_results
 from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, evaluate_voc
 from multibox.model import arithmetic, find_weights, in_precision, load_network, read_weights
 from multibox.runtime.distributed import Processes, gather, join, total
-from multibox.runtime.folder import read_run, write_json
+from multibox.runtime.folder import read_run
 from multibox.ssd.detect import detect
 from multibox.ssd.loss import multibox_loss
 from multibox.ssd.matching import match
@@ -30,12 +28,6 @@ from multibox.structures import Batch, Detections, Output
 
 CURVE_POINTS = 200
 """Points of a precision-recall curve that are kept for drawing."""
-
-SAMPLE_PICTURES = 12
-"""Images of a split that are drawn at a milestone."""
-
-SHOWN_SCORE = 0.5
-"""Detections of a lower score are not drawn."""
 
 
 class Setting(NamedTuple):
@@ -164,65 +156,6 @@ def score(
         },
         "curves": {name: _thinned(curve) for name, curve in voc07.curves.items()},
     }
-
-
-def evaluate_milestone(
-    network: SSD, dataset: Dataset, setting: Setting, *, folder: Path, step: int
-) -> dict[str, float | None]:
-    """Evaluates a run's network on a split and returns its `voc07`, `voc12` and `coco` averages.
-
-    The first process writes `evaluations/step-<step>.json`, the devkit's results files beside it,
-    and pictures of some images in `samples/`.
-
-    Args:
-        network: The run's, at that step.
-        dataset: The split.
-        setting: How to go over it.
-        folder: The run's folder.
-        step: The milestone.
-    """
-    found = detect_all(network, dataset, setting)
-    objects, by_class = objects_by_class(dataset), detections_by_class(dataset, found)
-    metrics = score(by_class, objects)
-    if setting.processes.is_first:
-        name = f"step-{step:08d}"
-        ids = [annotation.image_id for annotation in dataset.annotations]
-        split = dataset.name.replace(":", "_")
-        write_results(folder / "evaluations" / name, by_class, ids, split=split)
-        record = {
-            "step": step,
-            "split": dataset.name,
-            "images": len(dataset),
-            "objects": sum(int((~of_class.difficult).sum()) for of_class in objects.values()),
-            "metric": "voc07",
-            **metrics,
-        }
-        write_json(folder / "evaluations" / f"{name}.json", record)
-        _draw_samples(folder, name, dataset, found)
-    return {
-        "voc07": metrics["voc07"]["mAP"],
-        "voc12": metrics["voc12"]["mAP"],
-        "coco": metrics["coco"]["AP"],
-    }
-
-
-def _draw_samples(
-    folder: Path, name: str, dataset: Dataset, detections: Sequence[Detections]
-) -> None:
-    """Draws detections and objects on images spread over the split."""
-    count = min(SAMPLE_PICTURES, len(dataset))
-    places = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
-    listed = []
-    for number, place in enumerate(places):
-        annotation = dataset.annotations[place]
-        image = read_image(annotation.image_path)
-        draw_truth(image, annotation.boxes_px, annotation.labels)
-        draw_detections(image, detections[place], dataset.classes, score_threshold=SHOWN_SCORE)
-        picture = f"samples/{name}-{number}.jpg"
-        (folder / "samples").mkdir(exist_ok=True)
-        write_picture(folder / picture, image)
-        listed.append({"id": annotation.image_id, "picture": picture})
-    write_json(folder / "samples" / f"{name}.json", listed)
 
 
 def evaluate_run(

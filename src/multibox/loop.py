@@ -5,13 +5,11 @@ between two steps is in `_State` and in the learner, and both are in every check
 """
 
 import dataclasses
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple, cast
 
 from rich.console import Console
@@ -21,31 +19,20 @@ from multibox.config import Config
 from multibox.data.dataset import Dataset
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
 from multibox.errors import NonFiniteError
-from multibox.evaluate import Setting, evaluate_milestone, validation_loss
+from multibox.evaluate import Setting, validation_loss
 from multibox.learner import Learner, NonFinite
+from multibox.milestone import evaluate_milestone
 from multibox.runtime import checkpoint as checkpoints
 from multibox.runtime.checkpoint import Checkpoint
 from multibox.runtime.distributed import Processes, agree, gather, wait_for_all
 from multibox.runtime.logbook import Logbook
 from multibox.runtime.progress import Display
 from multibox.runtime.schedule import learning_rate, plateau_drops
+from multibox.runtime.signals import Interrupted, Signals
 from multibox.ssd.network import SSD
 
 MAX_ROLLBACKS = 10
 """How often a run goes back to one checkpoint before it gives up."""
-
-
-class Interrupted(Exception):  # noqa: N818  # not an error: the run was asked to stop, and did
-    """A signal stopped the run after its state was saved.
-
-    Args:
-        number: The signal's.
-        step: Where the run stands.
-    """
-
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(number, step)
-        self.number, self.step = number, step
 
 
 class Surroundings(NamedTuple):
@@ -109,7 +96,6 @@ class Loop:
         self._step = 0
         self._state = _State(lr=config.optimizer.lr)
         self._rollbacks: list[dict[str, Any]] = []
-        self._signal = 0
 
     def run(self) -> None:
         """Makes all steps that are left.
@@ -123,7 +109,7 @@ class Loop:
         run, steps = self._config.run, self._config.schedule.steps
         first = self._processes.is_first
         with ExitStack() as stack:
-            stack.enter_context(self._signals())
+            self._signals = stack.enter_context(Signals())
             logbook = Logbook(self._around.folder, self._state.journal, silent=not first)
             self._logbook = stack.enter_context(logbook)
             if self._step == 0:
@@ -196,7 +182,7 @@ class Loop:
         milestone = step % run.evaluate_every == 0 or last
         if milestone:
             self._evaluate()
-        stop = agree(self._signal, self._processes)
+        stop = agree(self._signals.received, self._processes)
         if milestone or stop or step % run.checkpoint_every == 0:
             self._save()
         if stop:
@@ -315,22 +301,6 @@ class Loop:
             f"{scale:g}",
             highlight=False,
         )
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Lets the first signal end the run after its step, and a second one at once."""
-
-        def note(number: int, _: FrameType | None) -> None:
-            self._signal = number
-            signal.signal(number, signal.SIG_DFL)
-
-        caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = [signal.signal(number, note) for number in caught]
-        try:
-            yield
-        finally:
-            for number, handler in zip(caught, before, strict=True):
-                signal.signal(number, handler)
 
 
 def _timed(items: Iterator[Any]) -> Iterator[tuple[Any, float]]:

@@ -40,7 +40,7 @@ def plateau_drops(config: ScheduleConfig, losses: Sequence[float]) -> int:
 
     A loss is better when it is below the best so far by more than `plateau_threshold` of that.
     The `plateau_patience`-th validation in a row that is not better makes a drop, and the count
-    starts anew; the best stays. A 
+    starts anew; the best stays. A
 
     Args:
         config: The schedule.

@@ -64,15 +64,15 @@ def _levels(
 
 SSD300_VOC = _levels(
     cells=(38, 19, 10, 5, 3, 1),
-    steps=(8, 16, 32, 64, 100, 300),
-    sizes=(30, 60, 111, 162, 213, 264, 315),
+    steps=(8.0, 16.0, 32.0, 64.0, 100.0, 300.0),
+    sizes=(30.0, 60.0, 111.0, 162.0, 213.0, 264.0, 315.0),
     long=(False, True, True, True, False, False),
 )
 """`ssd_pascal.py:297-319`; 8,732 boxes."""
 
 SSD512_VOC = _levels(
     cells=(64, 32, 16, 8, 4, 2, 1),
-    steps=(8, 16, 32, 64, 128, 256, 512),
+    steps=(8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0),
     sizes=(35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6),
     long=(False, True, True, True, True, False, False),
 )

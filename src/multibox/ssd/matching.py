@@ -10,7 +10,7 @@ its best default box lose one object where two want the same; here it gets its n
 """
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from multibox import boxes as bx
@@ -24,6 +24,8 @@ MIN_OVERLAP = 1e-6
 # Relative step by which a later default box is put behind an earlier one of equal IoU. Neighbouring
 # float32 differ by 2^-24 at least, and there are fewer than 2^16 boxes.
 _TIE_STEP = 2.0**-40
+
+_PAIRS_AT_A_TIME = 2**20
 
 
 def match(default_boxes: Float[Tensor, "K 4"], targets: Targets) -> Matches:
@@ -42,9 +44,7 @@ def match(default_boxes: Float[Tensor, "K 4"], targets: Targets) -> Matches:
             offsets=default_boxes.new_zeros(*shape, 4),
             classes=torch.zeros(shape, dtype=torch.int64, device=default_boxes.device),
         )
-    overlaps = bx.pairwise_iou(targets.boxes, default_boxes)
-    overlaps.masked_fill_(~targets.valid.unsqueeze(2), 0)
-    objects = match_overlaps(overlaps)
+    objects = match_boxes(default_boxes, targets.boxes, targets.valid)
     matched = objects >= 0
     index = objects.clamp(min=0)
     # An unmatched default box is encoded against itself, which gives zeros.
@@ -54,38 +54,59 @@ def match(default_boxes: Float[Tensor, "K 4"], targets: Targets) -> Matches:
     return Matches(encode(boxes, default_boxes), classes)
 
 
-def match_overlaps(overlaps: Float[Tensor, "B M K"]) -> Int64[Tensor, "B K"]:
+def match_boxes(
+    default_boxes: Float[Tensor, "K 4"], boxes: Float[Tensor, "B M 4"], valid: Bool[Tensor, "B M"]
+) -> Int64[Tensor, "B K"]:
     """Returns the object that each default box is matched to, -1 for none.
 
     Args:
-        overlaps: IoU of every object and default box; 0 for padding. M is at least 1.
+        default_boxes: xyxy in the unit frame.
+        boxes: The objects, likewise.
+        valid: False for padding, which is matched to nothing. M is at least 1.
     """
-    best, objects = overlaps.max(dim=1)
+    (batch, num_objects), num_boxes = valid.shape, default_boxes.shape[0]
+    device = boxes.device
+    rank = 1 - torch.arange(num_boxes, dtype=torch.float64, device=device) * _TIE_STEP
+    width = min(num_objects, num_boxes)
+    best = torch.zeros(batch, num_boxes, device=device)
+    objects = torch.full((batch, num_boxes), -1, device=device)
+    values = torch.zeros(batch, num_objects, width, dtype=torch.float64, device=device)
+    places = torch.zeros(batch, num_objects, width, dtype=torch.int64, device=device)
+    # A few objects of each image at a time, because the tables of all would not fit in the cache,
+    # and only of those images that have so many.
+    count = max(1, _PAIRS_AT_A_TIME // (batch * num_boxes))
+    for first in range(0, num_objects, count):
+        some = slice(first, first + count)
+        images = valid[:, some].any(dim=1).nonzero().squeeze(1)
+        overlaps = bx.pairwise_iou(boxes[images, some], default_boxes)
+        overlaps.mul_(valid[images, some].unsqueeze(2))
+        largest, place = overlaps.max(dim=1)
+        objects[images] = torch.where(largest > best[images], place.add_(first), objects[images])
+        best[images] = torch.maximum(best[images], largest)
+        values[images, some], places[images, some] = (overlaps * rank).topk(width, dim=2)
     objects.masked_fill_(best < OVERLAP_THRESHOLD, -1)
-    boxes, found = _bipartite(overlaps)
+    chosen, found = _bipartite(torch.where(values > MIN_OVERLAP, values, 0), places)
     # Column K takes the objects that found no box, so that no shape depends on the data.
-    num_boxes = overlaps.shape[2]
-    padded = torch.cat([objects, objects.new_empty(objects.shape[0], 1)], dim=1)
-    numbers = torch.arange(overlaps.shape[1], device=overlaps.device).expand_as(boxes)
-    padded.scatter_(1, torch.where(found, boxes, num_boxes), numbers)
+    padded = torch.cat([objects, objects.new_empty(batch, 1)], dim=1)
+    numbers = torch.arange(num_objects, device=device).expand_as(chosen)
+    padded.scatter_(1, torch.where(found, chosen, num_boxes), numbers)
     return padded[:, :num_boxes]
 
 
 def _bipartite(
-    overlaps: Float[Tensor, "B M K"],
+    candidates: Float64[Tensor, "B M n"], boxes: Int64[Tensor, "B M n"]
 ) -> tuple[Int64[Tensor, "B M"], Bool[Tensor, "B M"]]:
     """Returns the default box of each object by greedy matching, and whether it found one.
 
     Only an object's M best default boxes can become its own, since the others take at most M - 1.
     The greedy choice therefore runs on M x M candidates instead of M x K pairs.
-    """
-    batch, num_objects, num_boxes = overlaps.shape
-    device = overlaps.device
-    rank = 1 - torch.arange(num_boxes, dtype=torch.float64, device=device) * _TIE_STEP
-    width = min(num_objects, num_boxes)
-    candidates, boxes = (overlaps.to(torch.float64) * rank).topk(width, dim=2)
-    candidates = torch.where(candidates > MIN_OVERLAP, candidates, 0)
 
+    Args:
+        candidates: The overlaps, slightly smaller for later boxes; 0 where there is none.
+        boxes: The default boxes they are with.
+    """
+    batch, num_objects, width = candidates.shape
+    device = candidates.device
     images = torch.arange(batch, device=device)
     chosen = torch.zeros(batch, num_objects, dtype=torch.int64, device=device)
     found = torch.zeros(batch, num_objects, dtype=torch.bool, device=device)
