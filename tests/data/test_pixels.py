@@ -78,7 +78,7 @@ def draws(purpose: str, count: int, config: AugmentationConfig):
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_a_crop_that_reaches_outside_is_caffes_but_for_a_fraction_of_a_pixel(interpolation):
     image, errors = scene(), []
-    for geometry in draws("outside", 40, AugmentationConfig(expand_probability=1)):
+    for geometry in draws("outside", 40, AugmentationConfig(expand_probability=1.0)):
         drawn = geometry._replace(interpolation=interpolation)
         error = difference(render(image, drawn, None, SIZE), unfused(image, drawn, None))
         errors.append(error.mean())
@@ -89,7 +89,7 @@ def test_a_crop_that_reaches_outside_is_caffes_but_for_a_fraction_of_a_pixel(int
 def test_an_expanded_image_lies_where_caffe_puts_it():
     """The centre of gravity of a white image on the darker canvas, in pixels of the output."""
     image = np.full((375, 500, 3), 255, np.uint8)
-    for geometry in draws("gravity", 40, AugmentationConfig(expand_probability=1, crop=False)):
+    for geometry in draws("gravity", 40, AugmentationConfig(expand_probability=1.0, crop=False)):
         weights = [
             picture.astype(float).mean(axis=-1) - np.mean(MEAN_COLOUR)
             for picture in (render(image, geometry, None, SIZE), unfused(image, geometry, None))

@@ -70,6 +70,14 @@ SSD300_VOC = _levels(
 )
 """`ssd_pascal.py:297-319`; 8,732 boxes."""
 
+SSD300_COCO = _levels(
+    cells=(38, 19, 10, 5, 3, 1),
+    steps=(8, 16, 32, 64, 100, 300),
+    sizes=(21, 45, 99, 153, 207, 261, 315),
+    long=(False, True, True, True, False, False),
+)
+"""`ssd_coco.py:299-320`: the same cells with smaller boxes."""
+
 SSD512_VOC = _levels(
     cells=(64, 32, 16, 8, 4, 2, 1),
     steps=(8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0),

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from multibox.config import AugmentationConfig
+from multibox.data.drawn import draw_dataset
+from multibox.data.pipeline import (
+    PlainExamples,
+    TrainingExamples,
+    batches,
+    training_numbers,
+    without_difficult,
+)
+from multibox.data.voc import read_voc
+from multibox.errors import DataError
+from multibox.structures import Batch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline") / "data"
+    draw_dataset(folder, train_images=7, test_images=3)
+    return folder
+
+
+def examples(folder: Path, seed: int = 0) -> TrainingExamples:
+    dataset = read_voc(folder, "trainval")
+    return TrainingExamples(dataset.annotations, 64, AugmentationConfig(), seed)
+
+
+def tensors(batch: Batch) -> list[torch.Tensor]:
+    return [batch.images, *batch.targets, batch.samples, batch.indices]
+
+
+def load(folder: Path, steps: range, workers: int) -> list[Batch]:
+    numbers = training_numbers(steps, batch_size=4, rank=0, world_size=1)
+    return list(batches(examples(folder), numbers, workers=workers, pin_memory=False))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_and_the_first_step_alter_nothing(folder: Path, workers: int) -> None:
+    alone = load(folder, range(6), workers=0)
+    together = load(folder, range(2, 6), workers=workers)
+    for one, other in zip(alone[2:], together, strict=True):
+        for a, b in zip(tensors(one), tensors(other), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_every_epoch_shows_every_image_once_in_another_order(folder: Path) -> None:
+    line = examples(folder)
+    orders = [[line[7 * epoch + n].place for n in range(7)] for epoch in range(4)]
+    assert all(sorted(order) == list(range(7)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_seeds_and_samples_are_augmented_differently(folder: Path) -> None:
+    line = examples(folder)
+    place = line[0].place
+    again = next(n for n in range(7, 14) if line[n].place == place)
+    assert not np.array_equal(line[0].image, line[again].image)
+    assert not np.array_equal(line[0].image, examples(folder, seed=1)[0].image)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_processes_share_the_samples_of_a_step(world_size: int) -> None:
+    shares = [
+        list(training_numbers(range(5, 8), batch_size=8, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    together = [sum(parts, []) for parts in zip(*shares, strict=True)]
+    assert together == [list(range(8 * step, 8 * step + 8)) for step in range(5, 8)]
+
+
+def test_targets_are_padded_to_the_fullest_image(folder: Path) -> None:
+    dataset = read_voc(folder, "trainval")
+    plain = PlainExamples(dataset.annotations, 64)
+    (batch,) = batches(plain, [list(range(7))], workers=0, pin_memory=False)
+    counts = [len(annotation.labels) for annotation in dataset.annotations]
+    assert batch.targets.valid.sum(dim=1).tolist() == counts
+    assert batch.targets.boxes.shape == (7, max(counts), 4)
+    for row, annotation in enumerate(dataset.annotations):
+        found = batch.targets.boxes[row, : counts[row]].numpy()
+        np.testing.assert_array_equal(found, annotation.boxes)
+    assert not batch.targets.boxes[~batch.targets.valid].any()
+    assert batch.images.shape == (7, 3, 64, 64)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_difficult_objects_can_be_left_out(folder: Path) -> None:
+    plain = PlainExamples(read_voc(folder, "trainval").annotations, 64)
+    (batch,) = batches(plain, [list(range(7))], workers=0, pin_memory=False)
+    targets = batch.targets._replace(difficult=batch.targets.labels == 0)
+    left = without_difficult(targets)
+    assert torch.equal(left.valid, batch.targets.valid & (batch.targets.labels != 0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_named_whoever_reads_it(tmp_path: Path, workers: int) -> None:
+    draw_dataset(tmp_path / "data", train_images=4, test_images=1)
+    line = examples(tmp_path / "data")
+    victim = line.annotations[line[5].place].image_path
+    victim.write_bytes(victim.read_bytes()[:500])
+    numbers = training_numbers(range(4), batch_size=2, rank=0, world_size=1)
+    with pytest.raises(DataError, match=victim.name):
+        list(batches(line, numbers, workers=workers, pin_memory=False))
+
+
+def test_an_image_that_changed_its_size_is_refused(tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "data", train_images=2, test_images=1)
+    line = examples(tmp_path / "data")
+    first, second = (annotation.image_path for annotation in line.annotations)
+    first.write_bytes(second.read_bytes())
+    errors = [line[n] for n in range(2)]
+    assert sum(isinstance(error, DataError) and "changed" in str(error) for error in errors) == 1

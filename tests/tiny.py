@@ -1,0 +1,58 @@
+"""A network of a few thousand parameters, for tests of everything around a network."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from multibox.rng import stream
+from multibox.ssd.default_boxes import Level
+from multibox.ssd.network import SSD, initialise
+from multibox.structures import Batch, Targets
+
+SIDE = 64
+LEVELS = (Level(8, 8, 12, 24, (2,)), Level(4, 16, 24, 40, (2,)))
+
+
+class TinyBackbone(nn.Module):
+    """Two maps, of 8 and 4 cells."""
+
+    channels = (8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 9, stride=8, padding=4)
+        self.second = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        fine = self.first(images).relu()
+        return [fine, self.second(fine).relu()]
+
+
+def tiny_network(seed: int = 0, num_classes: int = 2) -> SSD:
+    network = SSD(
+        TinyBackbone(), LEVELS, image_size_px=SIDE, num_classes=num_classes, pixel_scale=1 / 64
+    )
+    initialise(network, torch.Generator().manual_seed(seed))
+    return network
+
+
+def batch(size: int, *, seed: int = 0, objects: Sequence[int] | None = None) -> Batch:
+    """Random images with up to three random objects each."""
+    rng = stream(seed, "batch")
+    counts = objects if objects is not None else rng.integers(1, 4, size).tolist()
+    low = rng.uniform(0, 0.6, (size, 3, 2))
+    boxes = np.concatenate([low, low + rng.uniform(0.1, 0.4, (size, 3, 2))], axis=2)
+    valid = torch.arange(3) < torch.tensor(list(counts)).unsqueeze(1)
+    return Batch(
+        torch.from_numpy(rng.integers(0, 256, (size, 3, SIDE, SIDE), dtype="uint8")),
+        Targets(
+            torch.from_numpy(boxes.astype("float32")),
+            torch.from_numpy(rng.integers(0, 2, (size, 3))),
+            torch.zeros(size, 3, dtype=torch.bool),
+            valid,
+        ),
+        torch.arange(size),
+        torch.arange(size),
+    )
