@@ -1,17 +1,26 @@
 """What all tests share: shape checks at run time, and the files beside the checkout."""
 
+import pkgutil
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("multibox", "beartype.beartype")
+ROOT = Path(__file__).resolve().parents[1]
+
+# All but the command line, where tyro's marker of a missing value stands in for paths.
+CHECKED = [
+    f"multibox.{module.name}"
+    for module in pkgutil.iter_modules([str(ROOT / "src" / "multibox")])
+    if module.name not in ("cli", "__main__")
+]
+install_import_hook(CHECKED, "beartype.beartype")
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference data that lies beside the checkout."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
+    folder = ROOT.parent / "shared"
     if not folder.is_dir():
         pytest.skip("the reference data (../shared) are not beside this checkout")
     return folder

@@ -125,6 +125,25 @@ _Verb = (
 )
 
 
+def parse(arguments: Sequence[str] | None = None) -> object:
+    """Returns the verb that a command line means; leaves with status 2 if it means none.
+
+    Args:
+        arguments: What follows the command's name; by default this process's.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+    verb: object = tyro.cli(
+        _Verb,
+        prog="multibox",
+        args=arguments,
+        description="SSD object detection: train, evaluate, report, predict.",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    return verb
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit status.
 
@@ -133,16 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     console = Console(stderr=True)
     try:
-        verb = tyro.cli(
-            _Verb,
-            prog="multibox",
-            args=arguments,
-            description="SSD object detection: train, evaluate, report, predict.",
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        )
-        return _run(verb, console)
+        return _run(parse(arguments), console)
     except MultiboxError as error:
-        console.print(f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True, highlight=False)
+        _refuse(error, console)
         return error.exit_code
     except Interrupted as stop:
         console.print(
@@ -170,7 +182,7 @@ def _run(verb: object, console: Console) -> int:
                 detector, verb.images, out=verb.out, score_threshold=verb.score_threshold
             )
             for refusal in refusals:
-                console.print(f"[bold red]error:[/] {_plain(str(refusal))}", soft_wrap=True)
+                _refuse(refusal, console)
             return DataError.exit_code if refusals else 0
         case DemoArguments():
             page = demo(verb.out, console)
@@ -207,6 +219,6 @@ def _evaluate(verb: EvaluateArguments, console: Console) -> int:
     return 0
 
 
-def _plain(text: str) -> str:
-    """Returns text in which square brackets are no markup."""
-    return text.replace("[", "\\[")
+def _refuse(error: MultiboxError, console: Console) -> None:
+    console.print("[bold red]error:[/]", end=" ")
+    console.print(error, markup=False, highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import types
+import sys
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -255,7 +255,7 @@ class Config:
         """
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"not JSON ({error})", file=file) from None
         return typing.cast(Config, _parse(cls, value, "config", file))
 
@@ -309,7 +309,10 @@ def _parse(kind: Any, value: Any, position: str, file: str | None) -> Any:
         if missing:
             raise ConfigError(f"lacks {', '.join(missing)}", file=file, position=position)
         parsed = {n: _parse(hints[n], value[n], f"{position}.{n}", file) for n in hints}
-        return kind(**parsed)  # type: ignore[operator]  # is_dataclass does not narrow to a class
+        try:
+            return kind(**parsed)  # type: ignore[operator]  # is_dataclass does not narrow to it
+        except ConfigError as error:
+            raise ConfigError(error.reason, file=file, position=position) from None
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         sound = value in arguments
@@ -317,12 +320,11 @@ def _parse(kind: Any, value: Any, position: str, file: str | None) -> Any:
         sound = isinstance(value, list)
         if sound:
             return tuple(_parse(arguments[0], item, position, file) for item in value)
-    elif origin is types.UnionType:
-        sound = value is None or isinstance(value, arguments[0])
     elif kind is float:
-        sound = isinstance(value, int | float) and not isinstance(value, bool)
+        sound = type(value) in (int, float) and abs(value) <= sys.float_info.max
     else:
         sound = type(value) is kind
     if not sound:
-        raise ConfigError(f"{value!r} is not of type {kind}", file=file, position=position)
+        expected = kind.__name__ if isinstance(kind, type) else kind
+        raise ConfigError(f"{value!r} is not of type {expected}", file=file, position=position)
     return float(value) if kind is float else value

@@ -25,8 +25,9 @@ def stream(seed: int, purpose: str, *coordinates: int) -> np.random.Generator:
     Args:
         seed: The run's seed.
         purpose: What the numbers are for, e.g. `"augment"`.
-        coordinates: Up to three integers in 0..2**64, e.g. the sample's number. They are the
-            high words of Philox's 256-bit counter; the low word is left for the draws.
+        coordinates: Up to three integers in 0..2**64, e.g. the sample's number; those not given
+            are 0. They are the high words of Philox's 256-bit counter; the low word is left for
+            the draws.
     """
     if len(coordinates) > 3:
         raise ValueError(f"a stream has at most three coordinates, not {coordinates}")

@@ -1,3 +1,4 @@
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_processes_share_the_samples_of_a_step(world_size: int) -> None:
         list(training_numbers(range(5, 8), batch_size=8, rank=rank, world_size=world_size))
         for rank in range(world_size)
     ]
-    together = [sum(parts, []) for parts in zip(*shares, strict=True)]
+    together = [[*chain(*parts)] for parts in zip(*shares, strict=True)]
     assert together == [list(range(8 * step, 8 * step + 8)) for step in range(5, 8)]
 
 

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from multibox.boxes import to_cxcywh
-from multibox.ssd.default_boxes import SSD300_VOC, SSD512_VOC, Level, default_boxes
-
-COCO_SIZES = (21, 45, 99, 153, 207, 261, 315)
+from multibox.ssd.default_boxes import (
+    SSD300_COCO,
+    SSD300_VOC,
+    SSD512_VOC,
+    Level,
+    default_boxes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +38,10 @@ def test_ports_that_clamp_differ_in_134_boxes(
     assert int(((ours - theirs).abs() > 1e-5).any(dim=1).sum()) == 134
 
 
-def test_table_of_the_coco_sizes_is_torchvision_s(shared: Path) -> None:
+def test_table_of_ssd300_for_coco_is_torchvision_s(shared: Path) -> None:
     outputs = np.load(shared / "parity/torchvision_ssd300_vgg16_outputs.npz")
     theirs = to_cxcywh(torch.from_numpy(outputs["anchors_xyxy_px"]) / 300)
-    levels = [
-        level._replace(min_size_px=low, max_size_px=high)
-        for level, low, high in zip(SSD300_VOC, COCO_SIZES[:-1], COCO_SIZES[1:], strict=True)
-    ]
-    ours = to_cxcywh(default_boxes(levels, 300))
+    ours = to_cxcywh(default_boxes(SSD300_COCO, 300))
     ours[:, 2:].clamp_(max=1)  # as theirs, whose centres are not clamped
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
@@ -65,6 +65,7 @@ def test_boxes_of_ssd300_reach_beyond_the_image(ssd300: torch.Tensor) -> None:
     ("levels", "size", "counts"),
     [
         (SSD300_VOC, 300, [5776, 2166, 600, 150, 36, 4]),
+        (SSD300_COCO, 300, [5776, 2166, 600, 150, 36, 4]),
         (SSD512_VOC, 512, [16384, 6144, 1536, 384, 96, 16, 4]),
     ],
 )

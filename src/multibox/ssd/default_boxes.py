@@ -72,8 +72,8 @@ SSD300_VOC = _levels(
 
 SSD300_COCO = _levels(
     cells=(38, 19, 10, 5, 3, 1),
-    steps=(8, 16, 32, 64, 100, 300),
-    sizes=(21, 45, 99, 153, 207, 261, 315),
+    steps=(8.0, 16.0, 32.0, 64.0, 100.0, 300.0),
+    sizes=(21.0, 45.0, 99.0, 153.0, 207.0, 261.0, 315.0),
     long=(False, True, True, True, False, False),
 )
 """`ssd_coco.py:299-320`: the same cells with smaller boxes."""

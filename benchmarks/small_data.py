@@ -1,0 +1,44 @@
+"""Average precision and time of `ssd300-lite` on a small dataset, over several seeds.
+
+python benchmarks/small_data.py FOLDER --seeds 3 --steps 700 --out runs/benchmark
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Prints a line per seed, and the mean."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    found = []
+    for seed in range(options.seeds):
+        run = options.out / f"steps-{options.steps}-seed-{seed}"
+        arguments = ["--data", options.data, "--out", run, "--steps", options.steps]
+        arguments += ["--seed", seed, "--on-bad", "skip"]
+        command = [sys.executable, "-m", "multibox", "train", "ssd300-lite"]
+        subprocess.run([*command, *map(str, arguments)], check=True)
+        lines = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
+        seconds = sum(line["seconds"] for line in lines if line["kind"] == "train")
+        everything = sum(line["seconds"] for line in lines)
+        record = json.loads((run / f"evaluations/step-{options.steps:08d}.json").read_text())
+        found.append(record["voc07"]["mAP"])
+        by_class = {name: round(value, 3) for name, value in record["voc07"]["AP"].items()}
+        print(
+            f"seed {seed}: mAP {found[-1]:.4f} {by_class}, {seconds:.0f} s of training, "
+            f"{everything:.0f} s with validation and checkpoints",
+            flush=True,
+        )
+    print(f"mean {statistics.mean(found):.4f} over {len(found)} seeds, lowest {min(found):.4f}")
+
+
+if __name__ == "__main__":
+    main()

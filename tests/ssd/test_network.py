@@ -1,0 +1,365 @@
+import importlib.util
+import math
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from multibox.build import build_network
+from multibox.ssd.backbones.vgg import L2Norm
+from multibox.ssd.default_boxes import SSD300_VOC, SSD512_VOC, Level
+from multibox.ssd.network import MEAN_RGB, SSD, initialise, parameter_groups
+from multibox.structures import Output
+
+# --- the originals, with the weights and the image that fill.py computes
+
+TRUNK = (
+    *("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3"),
+    *("conv4_1", "conv4_2", "conv4_3", "conv5_1", "conv5_2", "conv5_3", "fc6", "fc7"),
+)
+EXTRA = tuple(f"conv{block}_{place}" for block in (6, 7, 8, 9) for place in (1, 2))
+SOURCES = ("conv4_3_norm", "fc7", "conv6_2", "conv7_2", "conv8_2", "conv9_2")
+VGG = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)
+
+
+def numbered(prefix: str, numbers: object = range(6)) -> list[str]:
+    return [f"{prefix}.{number}" for number in numbers]
+
+
+# The same layers in the same order: trunk, extra, offset heads, logit heads, L2 normalisation.
+OURS = [
+    *(f"backbone.trunk.{name}.conv" for name in TRUNK),
+    *(f"backbone.extra.{name}.conv" for name in EXTRA),
+    *numbered("offset_heads"),
+    *numbered("logit_heads"),
+    "backbone.conv4_3_norm",
+]
+THEIRS = {
+    "ssd_pytorch_ssd300": [
+        *numbered("vgg", VGG),
+        *numbered("extras", range(8)),
+        *numbered("loc"),
+        *numbered("conf"),
+        "L2Norm",
+    ],
+    "lufficc_ssd300": [
+        *numbered("backbone.vgg", VGG),
+        *numbered("backbone.extras", range(8)),
+        *numbered("box_head.predictor.reg_headers"),
+        *numbered("box_head.predictor.cls_headers"),
+        "backbone.l2_norm",
+    ],
+    "torchvision_ssd300_vgg16": [
+        *numbered("backbone.features", VGG[:10]),
+        *numbered("backbone.extra.0", ("1", "3", "5", "7.1", "7.3")),
+        *numbered(
+            "backbone.extra", (f"{block}.{place}" for block in range(1, 5) for place in (0, 2))
+        ),
+        *numbered("head.regression_head.module_list"),
+        *numbered("head.classification_head.module_list"),
+        "backbone.scale",
+    ],
+    "ssd_keras_ssd300": [
+        *TRUNK,
+        *EXTRA,
+        *(f"{source}_mbox_loc" for source in SOURCES),
+        *(f"{source}_mbox_conf" for source in SOURCES),
+        "conv4_3_norm",
+    ],
+}
+NAMES = {
+    "backbone.scale_weight": "backbone.scale.weight",
+    "conv4_3_norm/conv4_3_norm_gamma:0": "conv4_3_norm.weight",
+}
+# What torchvision subtracts from pixels in 0..1 (`GeneralizedRCNNTransform`), here in 0..255.
+TORCHVISION_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
+
+
+def in_our_names(original: str, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An original's parameters as a state of our network."""
+    found = {}
+    for name, value in parameters.items():
+        if value.ndim == 4 and name.endswith("/kernel:0"):
+            value = value.permute(3, 2, 0, 1)
+            if name.startswith("conv1_1/"):
+                value = value.flip(1)  # from blue, green, red
+        name = NAMES.get(name, name).replace("/kernel:0", ".weight").replace("/bias:0", ".bias")
+        prefix, _, kind = name.rpartition(".")
+        found[f"{OURS[THEIRS[original].index(prefix)]}.{kind}"] = value
+    return found
+
+
+@pytest.fixture(scope="module")
+def fill(shared: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fill", shared / "parity/fill.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def ssd300() -> SSD:
+    return build_network("ssd300-vgg16", 20)
+
+
+@pytest.mark.parametrize("original", THEIRS)
+def test_forward_is_the_original_s(
+    shared: Path, fill: ModuleType, ssd300: SSD, original: str
+) -> None:
+    ssd300.load_state_dict(in_our_names(original, fill.parameters(original)), strict=True)
+    pixels = fill.image() * 255
+    if original.startswith("torchvision"):
+        pixels += torch.tensor(MEAN_RGB)[:, None, None]
+        pixels -= torch.tensor(TORCHVISION_MEAN)[:, None, None]
+    with torch.inference_mode():
+        output = ssd300(pixels.unsqueeze(0))
+    stored = np.load(shared / f"parity/{original}_outputs.npz")
+    offsets, logits = output.offsets[0], output.logits[0]
+    if original == "ssd_keras_ssd300":
+        expected = stored["y_pred"][:, 21:25], stored["y_pred"][:, :21]
+        logits = logits.softmax(dim=1)
+    elif original == "torchvision_ssd300_vgg16":
+        expected = stored["bbox_regression"], stored["cls_logits"]
+    else:
+        expected = stored["loc"], stored["conf"]
+    np.testing.assert_allclose(offsets, expected[0], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits, expected[1], rtol=0, atol=1e-4)
+
+
+# --- shapes; parameters on the meta device have no values
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "parameters", "boxes"),
+    [
+        ("ssd300-vgg16", 20, 26_285_486, 8_732),
+        ("ssd300-vgg16", 80, 34_305_206, 8_732),
+        ("ssd512-vgg16", 20, 27_188_676, 24_564),
+        ("ssd512-vgg16", 80, 36_038_196, 24_564),
+    ],
+)
+def test_parameters_and_outputs_are_as_many_as_the_original_s(
+    name: str, num_classes: int, parameters: int, boxes: int
+) -> None:
+    with torch.device("meta"):
+        network = build_network(name, num_classes)
+        size = network.image_size_px
+        output = network(torch.empty(2, 3, size, size, dtype=torch.uint8))
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert network.default_boxes.shape == (boxes, 4)
+    assert output.offsets.shape == (2, boxes, 4)
+    assert output.logits.shape == (2, boxes, num_classes + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        ("ssd300-vgg16", SSD300_VOC),
+        ("ssd300-vgg16-bn", SSD300_VOC),
+        ("ssd512-vgg16", SSD512_VOC),
+        ("ssd512-vgg16-bn", SSD512_VOC),
+        ("ssd300-lite", SSD300_VOC),
+    ],
+)
+def test_feature_maps_fit_the_levels(name: str, levels: tuple[Level, ...]) -> None:
+    with torch.device("meta"):
+        network = build_network(name, 3)
+        maps = network.backbone(torch.empty(2, 3, network.image_size_px, network.image_size_px))
+    cells = [level.cells for level in levels]
+    expected = [(2, channels, n, n) for channels, n in zip(network.backbone.channels, cells, strict=True)]
+    assert [tuple(x.shape) for x in maps] == expected
+
+
+# --- the network around a small backbone
+
+
+class Planes(nn.Module):
+    """Two maps of 4 and 2 cells, straight from the pixels."""
+
+    channels = (3, 3)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        pool = nn.functional.avg_pool2d
+        return [pool(images, 2), pool(images, 4)]
+
+
+LEVELS = (Level(4, 2, 2, 4, (2,)), Level(2, 4, 4, 8, (2, 3)))
+
+
+def planes(pixel_scale: float = 1.0, head_kernel: int = 1) -> SSD:
+    network = SSD(
+        Planes(),
+        LEVELS,
+        image_size_px=8,
+        num_classes=2,
+        pixel_scale=pixel_scale,
+        head_kernel=head_kernel,
+    )
+    initialise(network, torch.Generator().manual_seed(0))
+    return network
+
+
+def test_outputs_are_in_the_order_of_the_default_boxes() -> None:
+    """Each head tells the place, the box of the cell and the number that it stands for."""
+    network = planes()
+    channels = [4 * 4, 6 * 4], [4 * 3, 6 * 3]
+    for heads, outputs in zip((network.offset_heads, network.logit_heads), channels, strict=True):
+        for head, count in zip(heads, outputs, strict=True):
+            nn.init.zeros_(head.weight)
+            head.weight.data[:, 0] = 1000
+            head.bias.data = torch.arange(count, dtype=torch.float32)
+    # Red is the cell's number, so that a prediction is 1000 cell + channel.
+    images = torch.zeros(1, 3, 8, 8) + network.mean
+    images[0, 0] += torch.arange(16.0).reshape(4, 4).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    coarse = [2.5, 4.5, 10.5, 12.5]
+    for found, width in zip(network(images), (4, 3), strict=True):
+        numbers = [1000 * cell + n for cell in range(16) for n in range(4 * width)]
+        numbers += [1000 * cell + n for cell in coarse for n in range(6 * width)]
+        expected = torch.tensor(numbers, dtype=torch.float32).reshape(1, -1, width)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.01)
+
+
+def test_pixels_are_bytes_or_floats_in_the_same_range() -> None:
+    network = planes(pixel_scale=1 / 64, head_kernel=3)
+    images = torch.arange(2 * 3 * 8 * 8).reshape(2, 3, 8, 8) % 256
+    of_bytes, of_floats = network(images.to(torch.uint8)), network(images.float())
+    assert isinstance(of_bytes, Output)
+    assert all(torch.equal(a, b) for a, b in zip(of_bytes, of_floats, strict=True))
+
+
+def test_the_mean_colour_is_subtracted_and_the_rest_scaled() -> None:
+    mean = torch.tensor([123.0, 117.0, 104.0]).view(1, 3, 1, 1)
+    assert not any(x.any() for x in planes()(mean.expand(1, 3, 8, 8)))
+    images = mean + torch.ones(1, 3, 8, 8)
+    for once, scaled in zip(planes()(images), planes(pixel_scale=0.25)(images), strict=True):
+        torch.testing.assert_close(once * 0.25, scaled)
+
+
+def test_a_weights_file_holds_parameters_only() -> None:
+    network = planes()
+    assert set(network.state_dict()) == {name for name, _ in network.named_parameters()}
+
+
+def test_l2_normalisation_by_hand() -> None:
+    norm = L2Norm(2)
+    assert norm.weight.tolist() == [20, 20]
+    norm.weight.data = torch.tensor([20.0, 10.0])
+    x = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    assert norm(x).flatten().tolist() == pytest.approx([12, 8])
+    # The constant is inside the root: sqrt(2e-10 + 1e-10).
+    tiny = torch.tensor([1e-5, 1e-5]).view(1, 2, 1, 1)
+    expected = [20 * 1e-5 / math.sqrt(3e-10), 10 * 1e-5 / math.sqrt(3e-10)]
+    assert norm(tiny).flatten().tolist() == pytest.approx(expected, rel=1e-5)
+    assert norm(torch.zeros(1, 2, 1, 1)).flatten().tolist() == [0, 0]
+
+
+# --- initial values
+
+
+@pytest.fixture(scope="module")
+def lite() -> SSD:
+    network = build_network("ssd300-lite", 3)
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 7)
+    initialise(network, torch.Generator().manual_seed(5))
+    return network
+
+
+def test_convolutions_are_uniform_within_caffe_s_bound(lite: SSD) -> None:
+    for module in lite.modules():
+        if isinstance(module, nn.Conv2d):
+            bound = math.sqrt(3 / module.weight[0].numel())
+            found = module.weight.abs().max().item() / bound
+            assert found <= 1
+            assert found > 1 - 20 / module.weight.numel()
+            # The deviation of uniform numbers within 1, to five of its standard errors.
+            deviation = (module.weight / bound).square().mean().sqrt().item()
+            assert deviation == pytest.approx(
+                math.sqrt(1 / 3), abs=1.3 / module.weight.numel() ** 0.5
+            )
+
+
+def test_biases_are_zero_and_normalisations_the_identity(lite: SSD) -> None:
+    kinds = Counter()
+    for module in lite.modules():
+        kinds[type(module)] += 1
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            assert not module.bias.any()
+        elif isinstance(module, nn.BatchNorm2d):
+            assert bool((module.weight == 1).all())
+            assert not module.bias.any()
+            assert not module.running_mean.any()
+    assert kinds[nn.BatchNorm2d] > 10
+
+
+def test_the_scale_of_the_l2_normalisation_is_20() -> None:
+    norm = L2Norm(8)
+    nn.init.zeros_(norm.weight)
+    initialise(norm, torch.Generator())
+    assert norm.weight.tolist() == [20] * 8
+
+
+def test_initial_values_are_the_generator_s_alone(lite: SSD) -> None:
+    other = build_network("ssd300-lite", 3)
+    initialise(other, torch.Generator().manual_seed(5))
+    for a, b in zip(lite.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    initialise(other, torch.Generator().manual_seed(6))
+    assert not torch.equal(lite.offset_heads[0].weight, other.offset_heads[0].weight)
+
+
+# --- parameter groups
+
+
+def names_by_rule(network: SSD) -> dict[tuple[float, float], set[str]]:
+    """The names of the parameters by their learning rate and decay."""
+    groups = parameter_groups(network, lr=0.001, weight_decay=0.0005)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    found = Counter(names[id(p)] for group in groups for p in group["params"])
+    assert found == Counter(names.values())
+    for group in groups:
+        assert group["lr"] == 0.001 * group["lr_multiplier"]
+    return {
+        (group["lr_multiplier"], group["weight_decay"]): {names[id(p)] for p in group["params"]}
+        for group in groups
+    }
+
+
+def test_groups_of_the_original() -> None:
+    with torch.device("meta"):
+        network = build_network("ssd300-vgg16", 20)
+    rules = names_by_rule(network)
+    assert set(rules) == {(1, 0.0005), (2, 0)}
+    assert rules[2, 0] == {name for name, _ in network.named_parameters() if name.endswith("bias")}
+    assert "backbone.conv4_3_norm.weight" in rules[1, 0.0005]
+
+
+def test_batch_normalisation_is_a_group_of_its_own() -> None:
+    with torch.device("meta"):
+        network = build_network("ssd300-vgg16-bn", 20)
+    rules = names_by_rule(network)
+    assert set(rules) == {(1, 0.0005), (2, 0), (1, 0)}
+    norms = {name for name, _ in network.named_parameters() if ".norm." in name}
+    assert rules[1, 0] == norms
+    assert rules[2, 0] == {
+        f"{kind}_heads.{n}.bias" for kind in ("offset", "logit") for n in range(6)
+    }
+    assert "backbone.conv4_3_norm.weight" in rules[1, 0.0005]
+
+
+def test_groups_drive_an_optimizer() -> None:
+    network = planes()
+    before = [p.detach().clone() for p in network.parameters()]
+    optimizer = torch.optim.SGD(parameter_groups(network, lr=0.1, weight_decay=0.5), lr=0.1)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for old, (name, new) in zip(before, network.named_parameters(), strict=True):
+        expected = old - 0.2 if name.endswith("bias") else old - 0.1 * (1 + 0.5 * old)
+        torch.testing.assert_close(new.detach(), expected)

@@ -1,0 +1,48 @@
+"""What the README says can be typed, and the Python it shows runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from multibox.cli import parse
+from multibox.recipes import RECIPES
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    re.sub(r"^torchrun .* -m multibox", "multibox", line.partition("  #")[0])
+    for language, block in BLOCKS
+    for line in block.splitlines()
+    if language == "" and re.match(r"(torchrun .* -m )?multibox ", line)
+]
+
+
+def test_there_are_commands() -> None:
+    assert {command.split()[1] for command in COMMANDS} == {
+        *("train", "evaluate", "report", "predict")
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_understood(command: str) -> None:
+    words = shlex.split(command)[1:]
+    if "--help" in words:
+        with pytest.raises(SystemExit, match="0"):
+            parse(words)
+    else:
+        assert parse(words) is not None
+
+
+def test_options_that_the_readme_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse(["train", "ssd300-lite", "--help"])
+    known = capsys.readouterr().out
+    block = next(block for _, block in BLOCKS if block.startswith("--steps"))
+    for option in re.findall(r"--[a-z-]+", block):
+        assert option in known
+
+
+def test_every_recipe_is_in_the_readme() -> None:
+    assert all(f"`{name}`" in README for name in RECIPES)
