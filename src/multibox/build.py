@@ -13,7 +13,7 @@ from multibox.errors import ConfigError
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.lite import Lite
 from multibox.ssd.backbones.vgg import VGG16
-from multibox.ssd.default_boxes import SSD300_VOC, SSD512_VOC
+from multibox.ssd.default_boxes import SSD300_COCO, SSD300_VOC, SSD512_VOC
 from multibox.ssd.network import SSD, initialise, parameter_groups
 
 

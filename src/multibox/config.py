@@ -114,7 +114,12 @@ class OptimizerConfig:
         _require(0 < self.lr < float("inf"), "lr", self.lr, "a learning rate is above 0")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "it lies in 0..1")
         _require(0 <= self.weight_decay < 1, "weight_decay", self.weight_decay, "it lies in 0..1")
-        _require(self.clip_norm >= 0, "clip_norm", self.clip_norm, "a norm is not negative")
+        _require(
+            0 <= self.clip_norm < float("inf"),
+            "clip_norm",
+            self.clip_norm,
+            "a norm is finite and not negative",
+        )
         _require(self.accumulate >= 1, "accumulate", self.accumulate, "it is at least 1")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it lies in 0..1")
 
@@ -162,7 +167,7 @@ class ScheduleConfig:
         )
         for field in ("warmup_steps", "plateau_drops", "plateau_threshold"):
             value = getattr(self, field)
-            _require(value >= 0, field, value, "it is not negative")
+            _require(0 <= value < float("inf"), field, value, "it is finite and not negative")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

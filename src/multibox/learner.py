@@ -16,6 +16,10 @@ from multibox.ssd.network import SSD
 from multibox.structures import Batch, Matches
 
 
+REPORTED_DECAY = 0.0005
+"""The weight of the L2 term in ssd_keras's loss, whatever this run's own decay is."""
+
+
 class StepLosses(NamedTuple):
     """The multibox loss of one step, over all processes.
 
@@ -129,14 +133,14 @@ class Learner:
 
     @torch.no_grad()
     def l2(self) -> float:
-        """Returns weight_decay times the sum of all squared convolution weights.
+        """Returns 0.0005 times the sum of all squared convolution weights.
 
-        That is what ssd_keras adds to the loss it reports, and its report with it; here it is
-        decay alone and never part of the loss.
+        ssd_keras adds that to the loss it reports; here it is reported beside the loss, and never
+        part of it.
         """
         kernels: list[Tensor] = [p for p in self._parameters if p.dim() == 4]
         squares = torch.stack(torch._foreach_norm(kernels)).square().sum()
-        return self._config.weight_decay * squares.item()
+        return REPORTED_DECAY * squares.item()
 
     def model(self) -> dict[str, Tensor]:
         """Returns the weights that are evaluated and kept: the average where there is one."""

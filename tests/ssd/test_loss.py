@@ -96,14 +96,13 @@ def test_gradient_is_the_oracle_s_slope() -> None:
 
 
 def test_negatives_are_the_least_background_like_of_each_image() -> None:
-    losses = torch.tensor(
-        [[9.0, 3.0, 1.0, 2.0, 8.0, 4.0], [1.0, 1.0, 9.0, 1.0, 1.0, 1.0], [5.0] * 6]
-    )
-    classes = torch.tensor([[7, 0, 0, 0, 0, 0], [0, 0, 2, 0, 0, 0], [0] * 6])
-    assert hard_negatives(losses, classes).int().tolist() == [
+    losses = [[9.0, 3.0, 1.0, 2.0, 8.0, 4.0], [1.0, 1.0, 9.0, 1.0, 1.0, 1.0], [5.0] * 6, [5.0] * 6]
+    classes = [[7, 0, 0, 0, 0, 0], [0, 0, 2, 0, 0, 0], [0] * 6, [1, 0, 0, 2, 0, 3]]
+    assert hard_negatives(torch.tensor(losses), torch.tensor(classes)).int().tolist() == [
         [0, 1, 0, 0, 1, 1],
         [1, 1, 0, 1, 0, 0],  # ties go to the first
         [0, 0, 0, 0, 0, 0],
+        [0, 1, 1, 0, 1, 0],  # fewer than three per positive
     ]
 
 

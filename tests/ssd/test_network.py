@@ -172,7 +172,9 @@ def test_feature_maps_fit_the_levels(name: str, levels: tuple[Level, ...]) -> No
         network = build_network(name, 3)
         maps = network.backbone(torch.empty(2, 3, network.image_size_px, network.image_size_px))
     cells = [level.cells for level in levels]
-    expected = [(2, channels, n, n) for channels, n in zip(network.backbone.channels, cells, strict=True)]
+    expected = [
+        (2, channels, n, n) for channels, n in zip(network.backbone.channels, cells, strict=True)
+    ]
     assert [tuple(x.shape) for x in maps] == expected
 
 

@@ -196,7 +196,6 @@ def _crop_px(
     """
     left, top, right, bottom = canvas_px
     width, height = right - left, bottom - top
-    px0, py0, px1, py1 = (float(side) for side in patch)
-    x0, y0 = left + int(px0 * width), top + int(py0 * height)
-    x1, y1 = x0 + max(1, int((px1 - px0) * width)), y0 + max(1, int((py1 - py0) * height))
-    return x0, y0, x1, y1
+    px0, py0, px1, py1 = (patch * (width, height, width, height)).tolist()
+    x0, y0 = left + int(px0), top + int(py0)
+    return x0, y0, x0 + max(1, int(px1 - px0)), y0 + max(1, int(py1 - py0))

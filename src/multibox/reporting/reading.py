@@ -105,7 +105,9 @@ def _parse(read: Callable[[Any], T], value: Any, file: Path) -> T:
         return read(value)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"not of the expected form ({type(error).__name__}: {error})"
-        raise StorageError(reason, file=file, position=str(value)[:80]) from None
+        step = value.get("step") if isinstance(value, dict) else None
+        position = None if step is None else f"step {step}"
+        raise StorageError(reason, file=file, position=position) from None
 
 
 def _current(lines: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:

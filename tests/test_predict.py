@@ -1,0 +1,128 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from multibox import Detector
+from multibox.build import new_network
+from multibox.config import Config
+from multibox.data.images import read_image
+from multibox.drawing import draw_detections, draw_truth, write_picture
+from multibox.errors import WeightsError
+from multibox.model import describe, find_weights, load_network, read_weights, start_from
+from multibox.predict import predict
+from multibox.runtime.checkpoint import Checkpoint, save
+from multibox.structures import Detections
+
+CLASSES = ("cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with the checkpoints of an untrained network."""
+    run = tmp_path_factory.mktemp("run")
+    network = new_network(Config(network="ssd300-lite"), 2)
+    metadata = describe(network, "ssd300-lite", CLASSES, "CC0")
+    for step in (4, 8):
+        state = {"best": {"step": 4, "mAP": 0.5}}
+        checkpoint = Checkpoint(step, network.state_dict(), {}, state)
+        save(run / "checkpoints", checkpoint, metadata=metadata)
+    return run
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "photo.png"
+    y, x = np.mgrid[:120, :200]
+    write_picture(path, np.stack([x, y, x ^ y], axis=2).astype(np.uint8))
+    return path
+
+
+@pytest.mark.parametrize(("which", "step"), [("last", 8), ("best", 4), ("4", 4)])
+def test_a_run_s_checkpoints_are_found(run: Path, which: str, step: int) -> None:
+    assert find_weights(run, which).parent.name == f"step-{step:08d}"
+
+
+def test_a_checkpoint_that_is_not_there_names_those_that_are(run: Path) -> None:
+    with pytest.raises(WeightsError, match="4, 8"):
+        find_weights(run, "5")
+
+
+def test_weights_alone_are_enough(run: Path, picture: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "detector.safetensors"
+    alone.write_bytes(find_weights(run).read_bytes())
+    detector = Detector.open(alone)
+    assert detector.classes == CLASSES
+    assert detector(picture, score_threshold=0.0) == Detector.open(run)(
+        read_image(picture), score_threshold=0.0
+    )
+
+
+def test_boxes_lie_in_the_picture_by_descending_score(run: Path, picture: Path) -> None:
+    found = Detector.open(run)(picture, score_threshold=0.0)
+    assert found
+    assert [d.score for d in found] == sorted((d.score for d in found), reverse=True)
+    for detection in found:
+        x0, y0, x1, y1 = detection.box_px
+        assert 0 <= x0 <= x1 <= 200
+        assert 0 <= y0 <= y1 <= 120
+        assert detection.name in CLASSES
+
+
+def test_results_of_equal_names_do_not_overwrite_each_other(
+    run: Path, picture: Path, tmp_path: Path
+) -> None:
+    twin = tmp_path / "elsewhere" / picture.name
+    twin.parent.mkdir()
+    twin.write_bytes(picture.read_bytes())
+    refusals = predict(
+        Detector.open(run), [picture, twin], out=tmp_path / "out", score_threshold=0.5
+    )
+    assert refusals == []
+    records = sorted((tmp_path / "out").glob("*.json"))
+    images = {json.loads(record.read_text())["image"] for record in records}
+    assert images == {str(picture), str(twin)}
+
+
+def test_foreign_and_damaged_files_are_refused(run: Path, tmp_path: Path) -> None:
+    content = find_weights(run).read_bytes()
+    for name, wrong in (("cut", content[:-9]), ("text", b"hello"), ("empty", b"")):
+        (tmp_path / name).write_bytes(wrong)
+        with pytest.raises(WeightsError, match=name):
+            read_weights(tmp_path / name)
+
+
+def test_other_classes_keep_all_but_the_heads_of_the_scores(run: Path) -> None:
+    weights = read_weights(find_weights(run))
+    network = new_network(Config(network="ssd300-lite"), 2)
+    assert start_from(network, CLASSES, weights) == []
+    left = start_from(network, ("dog", "cat"), weights)
+    assert left
+    assert all(name.startswith("logit_heads.") for name in left)
+
+
+def test_weights_that_do_not_fit_are_refused(run: Path) -> None:
+    weights = read_weights(find_weights(run))
+    fewer = dict(list(weights.tensors.items())[1:])
+    with pytest.raises(WeightsError, match="does not fit"):
+        load_network(weights._replace(tensors=fewer), torch.device("cpu"))
+
+
+def test_what_is_drawn_is_where_the_box_is() -> None:
+    image = np.zeros((100, 200, 3), np.uint8)
+    found = Detections(
+        torch.tensor([[0.25, 0.5, 0.75, 0.9], [0.0, 0.0, 0.1, 0.1]]),
+        torch.tensor([0.9, 0.2]),
+        torch.tensor([0, 1]),
+    )
+    draw_detections(image, found, CLASSES, score_threshold=0.5)
+    rows, columns = np.nonzero(image.any(axis=2))
+    assert columns.min() >= 48
+    assert columns.max() <= 152
+    assert abs(rows.max() - 90) <= 2
+    before = image.copy()
+    draw_truth(image, np.array([[1.0, 1.0, 30.0, 30.0]]), np.array([1]))
+    changed = np.nonzero((image != before).any(axis=2))
+    assert changed[0].max() <= 33
