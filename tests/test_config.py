@@ -227,7 +227,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.sampled_from(FIELDS), json_values)
 def test_any_value_is_taken_or_refused(where: tuple[str, str], value: object) -> None:
     section, field = where

@@ -34,14 +34,14 @@ def test_a_box_against_itself_has_no_offsets() -> None:
     assert torch.equal(encode(table, table), torch.zeros(2, 4))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(boxes, boxes), min_size=1, max_size=20))
 def test_decode_undoes_encode(pairs: list[tuple[tuple[float, ...], tuple[float, ...]]]) -> None:
     box, default = (corners(list(items)) for items in zip(*pairs, strict=True))
     torch.testing.assert_close(decode(encode(box, default), default), box, rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(boxes, boxes)
 def test_both_ways_are_the_oracles(first: tuple[float, ...], second: tuple[float, ...]) -> None:
     box, default = corners([first]), corners([second])

@@ -211,7 +211,7 @@ objects = st.lists(st.tuples(boxes | tiny, st.integers(0, 4)), max_size=8)
 crowds = st.tuples(objects, st.integers(1, 3)).map(lambda drawn: drawn[0] * drawn[1])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(crowds, min_size=1, max_size=3))
 def test_classes_and_offsets_are_the_oracle_s(images: list[list[Object]]) -> None:
     found = match(TABLE, targets(images))

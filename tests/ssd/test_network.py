@@ -1,10 +1,6 @@
-import importlib.util
 import math
 from collections import Counter
-from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,125 +8,8 @@ from torch import Tensor, nn
 from multibox.build import build_network
 from multibox.ssd.backbones.vgg import L2Norm
 from multibox.ssd.default_boxes import SSD300_VOC, SSD512_VOC, Level
-from multibox.ssd.network import MEAN_RGB, SSD, initialise, parameter_groups
+from multibox.ssd.network import SSD, initialise, parameter_groups
 from multibox.structures import Output
-
-# --- the originals, with the weights and the image that fill.py computes
-
-TRUNK = (
-    *("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3"),
-    *("conv4_1", "conv4_2", "conv4_3", "conv5_1", "conv5_2", "conv5_3", "fc6", "fc7"),
-)
-EXTRA = tuple(f"conv{block}_{place}" for block in (6, 7, 8, 9) for place in (1, 2))
-SOURCES = ("conv4_3_norm", "fc7", "conv6_2", "conv7_2", "conv8_2", "conv9_2")
-VGG = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)
-
-
-def numbered(prefix: str, numbers: object = range(6)) -> list[str]:
-    return [f"{prefix}.{number}" for number in numbers]
-
-
-# The same layers in the same order: trunk, extra, offset heads, logit heads, L2 normalisation.
-OURS = [
-    *(f"backbone.trunk.{name}.conv" for name in TRUNK),
-    *(f"backbone.extra.{name}.conv" for name in EXTRA),
-    *numbered("offset_heads"),
-    *numbered("logit_heads"),
-    "backbone.conv4_3_norm",
-]
-THEIRS = {
-    "ssd_pytorch_ssd300": [
-        *numbered("vgg", VGG),
-        *numbered("extras", range(8)),
-        *numbered("loc"),
-        *numbered("conf"),
-        "L2Norm",
-    ],
-    "lufficc_ssd300": [
-        *numbered("backbone.vgg", VGG),
-        *numbered("backbone.extras", range(8)),
-        *numbered("box_head.predictor.reg_headers"),
-        *numbered("box_head.predictor.cls_headers"),
-        "backbone.l2_norm",
-    ],
-    "torchvision_ssd300_vgg16": [
-        *numbered("backbone.features", VGG[:10]),
-        *numbered("backbone.extra.0", ("1", "3", "5", "7.1", "7.3")),
-        *numbered(
-            "backbone.extra", (f"{block}.{place}" for block in range(1, 5) for place in (0, 2))
-        ),
-        *numbered("head.regression_head.module_list"),
-        *numbered("head.classification_head.module_list"),
-        "backbone.scale",
-    ],
-    "ssd_keras_ssd300": [
-        *TRUNK,
-        *EXTRA,
-        *(f"{source}_mbox_loc" for source in SOURCES),
-        *(f"{source}_mbox_conf" for source in SOURCES),
-        "conv4_3_norm",
-    ],
-}
-NAMES = {
-    "backbone.scale_weight": "backbone.scale.weight",
-    "conv4_3_norm/conv4_3_norm_gamma:0": "conv4_3_norm.weight",
-}
-# What torchvision subtracts from pixels in 0..1 (`GeneralizedRCNNTransform`), here in 0..255.
-TORCHVISION_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
-
-
-def in_our_names(original: str, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An original's parameters as a state of our network."""
-    found = {}
-    for name, value in parameters.items():
-        if value.ndim == 4 and name.endswith("/kernel:0"):
-            value = value.permute(3, 2, 0, 1)
-            if name.startswith("conv1_1/"):
-                value = value.flip(1)  # from blue, green, red
-        name = NAMES.get(name, name).replace("/kernel:0", ".weight").replace("/bias:0", ".bias")
-        prefix, _, kind = name.rpartition(".")
-        found[f"{OURS[THEIRS[original].index(prefix)]}.{kind}"] = value
-    return found
-
-
-@pytest.fixture(scope="module")
-def fill(shared: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fill", shared / "parity/fill.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def ssd300() -> SSD:
-    return build_network("ssd300-vgg16", 20)
-
-
-@pytest.mark.parametrize("original", THEIRS)
-def test_forward_is_the_original_s(
-    shared: Path, fill: ModuleType, ssd300: SSD, original: str
-) -> None:
-    ssd300.load_state_dict(in_our_names(original, fill.parameters(original)), strict=True)
-    pixels = fill.image() * 255
-    if original.startswith("torchvision"):
-        pixels += torch.tensor(MEAN_RGB)[:, None, None]
-        pixels -= torch.tensor(TORCHVISION_MEAN)[:, None, None]
-    with torch.inference_mode():
-        output = ssd300(pixels.unsqueeze(0))
-    stored = np.load(shared / f"parity/{original}_outputs.npz")
-    offsets, logits = output.offsets[0], output.logits[0]
-    if original == "ssd_keras_ssd300":
-        expected = stored["y_pred"][:, 21:25], stored["y_pred"][:, :21]
-        logits = logits.softmax(dim=1)
-    elif original == "torchvision_ssd300_vgg16":
-        expected = stored["bbox_regression"], stored["cls_logits"]
-    else:
-        expected = stored["loc"], stored["conf"]
-    np.testing.assert_allclose(offsets, expected[0], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(logits, expected[1], rtol=0, atol=1e-4)
-
 
 # --- shapes; parameters on the meta device have no values
 
