@@ -38,7 +38,8 @@ def _ssd512_vgg16_bn(num_classes: int) -> SSD:
 
 
 def _ssd300_lite(num_classes: int) -> SSD:
-    return SSD(Lite(), SSD300_VOC, image_size_px=300, num_classes=num_classes, pixel_scale=1 / 64)
+    # COCO's smaller boxes: small datasets are full of small things, and large ones are found too.
+    return SSD(Lite(), SSD300_COCO, image_size_px=300, num_classes=num_classes, pixel_scale=1 / 64)
 
 
 NETWORKS: dict[str, Callable[[int], SSD]] = {

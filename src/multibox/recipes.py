@@ -63,13 +63,13 @@ def ssd300_lite() -> Config:
         optimizer=OptimizerConfig(
             optimizer="adamw", lr=0.002, weight_decay=0.05, clip_norm=10.0, ema_decay=0.998
         ),
-        schedule=ScheduleConfig(steps=2_400, schedule="cosine", warmup_steps=100),
+        schedule=ScheduleConfig(steps=2_300, schedule="cosine", warmup_steps=100),
         run=RunConfig(
             batch_size=16,
             log_every=50,
-            validate_every=200,
-            evaluate_every=600,
-            checkpoint_every=200,
+            validate_every=230,
+            evaluate_every=575,
+            checkpoint_every=230,
         ),
     )
 

@@ -145,10 +145,10 @@ def _facts(network: SSD, train_set: Dataset, test_set: Dataset) -> dict[str, Any
 
 
 def _workers(config: Config, processes: Processes) -> int:
-    """Returns how many processes prepare images: on a CPU, the network needs the cores itself."""
+    """Returns how many processes prepare images: one beside a CPU's network, many for a GPU."""
     if config.run.workers >= 0:
         return config.run.workers
-    if processes.device.type == "cpu":
-        return 0
     cores = len(os.sched_getaffinity(0)) // processes.world_size
+    if processes.device.type == "cpu":
+        return min(1, cores - 1)
     return max(1, min(MAX_GPU_WORKERS, cores - 1))

@@ -1,0 +1,246 @@
+"""Whole runs of a tiny network in this process: resume, rollback, journal, milestones."""
+
+import hashlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny import tiny_network
+
+from multibox import build
+from multibox.config import Config, OptimizerConfig, RunConfig, ScheduleConfig
+from multibox.data.drawn import draw_dataset
+from multibox.errors import ConfigError, NonFiniteError, StorageError
+from multibox.evaluate import evaluate_run
+from multibox.learner import Learner, NonFinite, StepLosses
+from multibox.report import write_report
+from multibox.runtime.lock import RunLock
+from multibox.structures import Batch
+from multibox.train import Request, train
+
+CONFIG = Config(
+    network="tiny",
+    optimizer=OptimizerConfig(lr=0.005, ema_decay=0.9),
+    schedule=ScheduleConfig(steps=12, schedule="multistep", drops=(6, 9), warmup_steps=2),
+    run=RunConfig(
+        batch_size=4,
+        precision="fp32",
+        log_every=3,
+        validate_every=4,
+        evaluate_every=6,
+        checkpoint_every=5,
+        device="cpu",
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "data"
+    draw_dataset(folder, train_images=10, test_images=4)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(build.NETWORKS, "tiny", lambda classes: tiny_network(num_classes=classes))
+
+
+def run(data: Path, out: Path, config: Config = CONFIG) -> str:
+    """Trains and returns what was said."""
+    said = io.StringIO()
+    request = Request("tiny", config, data, out, None, "none")
+    train(request, Console(file=said, width=80))
+    return said.getvalue()
+
+
+def journal(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def digests(out: Path) -> dict[str, str]:
+    files = [out / "metrics.jsonl", *out.glob("evaluations/**/*"), *out.glob("checkpoints/*12/*")]
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.is_file()
+    }
+
+
+def steps_of(out: Path, kind: str) -> list[int]:
+    return [line["step"] for line in journal(out) if line["kind"] == kind]
+
+
+@pytest.fixture
+def finished(data: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "finished"
+    run(data, out)
+    return out
+
+
+def test_the_journal_has_every_line_once(finished: Path) -> None:
+    assert steps_of(finished, "train") == [3, 6, 9, 12]
+    assert steps_of(finished, "validation") == [4, 8, 12]
+    assert steps_of(finished, "evaluation") == [6, 12]
+    assert steps_of(finished, "drop") == [6, 9]
+    drops = [line["lr"] for line in journal(finished) if line["kind"] == "drop"]
+    assert drops == pytest.approx([0.0005, 0.00005])
+    kept = sorted(path.name for path in (finished / "checkpoints").iterdir())
+    assert kept[-2:] == ["step-00000010", "step-00000012"]
+
+
+class PowerCutError(Exception):
+    """Ends a run at any place, as a kill does: nothing is saved."""
+
+
+def cut_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    original, left = Learner.step, [calls]
+
+    def step(self: Learner, batch: Batch, *, lr: float, number: int) -> StepLosses:
+        if not left[0]:
+            raise PowerCutError
+        left[0] -= 1
+        return original(self, batch, lr=lr, number=number)
+
+    monkeypatch.setattr(Learner, "step", step)
+
+
+def test_a_run_cut_again_and_again_ends_with_the_same_bits(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "cut"
+    # The eighth step comes after the checkpoints of 5 and 6; the journal has lines beyond them.
+    for calls in (3, 8, 4, 1, 3):
+        with monkeypatch.context() as patch:
+            cut_after(patch, calls)
+            with pytest.raises(PowerCutError):
+                run(data, out)
+    run(data, out)
+    assert digests(out) == digests(finished)
+
+
+def test_a_finished_run_is_left_alone(data: Path, finished: Path) -> None:
+    before = digests(finished)
+    run(data, finished)
+    assert digests(finished) == before
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, step_number: int, *, above_lr: float) -> None:
+    """Makes one step non-finite for as long as the rate is high."""
+    original = Learner.step
+
+    def step(self: Learner, batch: Batch, *, lr: float, number: int) -> StepLosses:
+        if number + 1 == step_number and lr > above_lr:
+            raise NonFinite
+        return original(self, batch, lr=lr, number=number)
+
+    monkeypatch.setattr(Learner, "step", step)
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_names_its_images(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at(monkeypatch, 8, above_lr=0)
+    with pytest.raises(NonFiniteError, match=r"step 8.*\.jpg.*\.jpg.*\.jpg.*\.jpg"):
+        run(data, tmp_path / "run")
+    assert steps_of(tmp_path / "run", "train") == [3, 6]
+
+
+def test_a_rollback_halves_the_rate_and_is_in_the_journal_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At step 8 the rate is 0.0005; two halvings make it 0.000125.
+    fail_at(monkeypatch, 8, above_lr=0.0002)
+    config = replace(CONFIG, run=replace(CONFIG.run, on_nonfinite="rollback"))
+    out = tmp_path / "run"
+    said = run(data, out, config)
+    assert "Step 8 is not finite" in said
+    rollbacks = [line for line in journal(out) if line["kind"] == "rollback"]
+    assert [(line["step"], line["to"], line["lr_scale"]) for line in rollbacks] == [
+        (8, 6, 0.5),
+        (8, 6, 0.25),
+    ]
+    assert all(len(line["images"]) == 4 for line in rollbacks)
+    assert steps_of(out, "train") == [3, 6, 9, 12]
+    last = [line["lr"] for line in journal(out) if line["kind"] == "train"][-1]
+    assert last == pytest.approx(0.005 * 0.01 * 0.25)
+    again = tmp_path / "again"
+    for calls in (7, 4):
+        with monkeypatch.context() as patch:
+            cut_after(patch, calls)
+            with pytest.raises(PowerCutError):
+                run(data, again, config)
+    run(data, again, config)
+    assert digests(again) == digests(out)
+
+
+def test_rollbacks_that_do_not_help_end_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at(monkeypatch, 3, above_lr=0)
+    config = replace(CONFIG, run=replace(CONFIG.run, on_nonfinite="rollback"))
+    with pytest.raises(NonFiniteError, match="10 rollbacks"):
+        run(data, tmp_path / "run", config)
+
+
+def test_the_plateau_drops_the_rate_when_validation_does_not_improve(
+    data: Path, tmp_path: Path
+) -> None:
+    # Nothing counts as better than the first loss but a tenth of it.
+    schedule = ScheduleConfig(
+        steps=12, schedule="plateau", plateau_patience=2, plateau_threshold=0.9, warmup_steps=0
+    )
+    run_config = replace(CONFIG.run, validate_every=2)
+    run(data, tmp_path / "run", replace(CONFIG, schedule=schedule, run=run_config))
+    assert steps_of(tmp_path / "run", "drop") == [6, 10]
+    rates = [line["lr"] for line in journal(tmp_path / "run") if line["kind"] == "train"]
+    assert rates == pytest.approx([0.005, 0.005, 0.0005, 0.00005])
+
+
+def test_another_configuration_or_other_data_is_refused(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    other = replace(CONFIG, optimizer=replace(CONFIG.optimizer, lr=0.1))
+    with pytest.raises(ConfigError, match=r"--lr: 0\.005, now 0\.1"):
+        run(data, finished, other)
+    draw_dataset(tmp_path / "data", train_images=9, test_images=4)
+    with pytest.raises(ConfigError, match="data_digest"):
+        run(tmp_path / "data", finished)
+
+
+def test_workers_and_checkpoints_may_change_on_resume(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "other"
+    with monkeypatch.context() as patch:
+        cut_after(patch, 7)
+        with pytest.raises(PowerCutError):
+            run(data, out)
+    run(data, out, replace(CONFIG, run=replace(CONFIG.run, workers=2, checkpoint_every=1)))
+    assert digests(out) == digests(finished)
+
+
+def test_a_folder_in_use_is_refused(data: Path, tmp_path: Path) -> None:
+    with RunLock(tmp_path / "run"), pytest.raises(StorageError, match="is in use by process"):
+        run(data, tmp_path / "run")
+
+
+def test_nothing_is_written_below_the_dataset(data: Path, finished: Path) -> None:
+    files = sorted(path.name for path in data.rglob("*") if path.is_file())
+    expected = 14 * 2 + 2 + 1  # pictures and annotations, two splits, the mark of completeness
+    assert len(files) == expected
+
+
+def test_the_command_line_s_figures_are_the_milestone_s(data: Path, finished: Path) -> None:
+    record = json.loads((finished / "evaluations" / "step-00000012.json").read_text())
+    metrics = evaluate_run(finished, which="last", data=None, split=None, device="cpu")
+    assert metrics == {name: record[name] for name in metrics}
+
+
+def test_the_report_is_written(finished: Path) -> None:
+    page = write_report(finished).read_text()
+    assert "training summary" in page
