@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/multibox demo --out runs/demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

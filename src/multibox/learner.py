@@ -15,7 +15,6 @@ from multibox.ssd.matching import match
 from multibox.ssd.network import SSD
 from multibox.structures import Batch, Matches
 
-
 REPORTED_DECAY = 0.0005
 """The weight of the L2 term in ssd_keras's loss, whatever this run's own decay is."""
 

@@ -24,7 +24,7 @@ from multibox.learner import Learner, NonFinite
 from multibox.milestone import evaluate_milestone
 from multibox.runtime import checkpoint as checkpoints
 from multibox.runtime.checkpoint import Checkpoint
-from multibox.runtime.distributed import Processes, agree, gather, wait_for_all
+from multibox.runtime.distributed import Processes, agree, from_first, gather, wait_for_all
 from multibox.runtime.logbook import Logbook
 from multibox.runtime.progress import Display
 from multibox.runtime.schedule import learning_rate, plateau_drops
@@ -237,8 +237,11 @@ class Loop:
         around.console.print(f"step {step}: mAP {shown}", highlight=False)
 
     def _judge(self) -> SSD:
-        """Returns the network that is judged, with the moving average where there is one."""
-        self._judged.load_state_dict(self._learner.model())
+        """Returns the network that is judged, with the moving average where there is one.
+
+        Processes differ in the statistics of their batch normalisation: the first's are saved.
+        """
+        self._judged.load_state_dict(from_first(self._learner.model(), self._processes))
         return self._judged
 
     def _setting(self) -> Setting:

@@ -5,6 +5,7 @@ the dataset under the augmentation drawn from the stream (seed, "augment", n). N
 a sample, so workers hold no state, and any step's batch can be made at any time, anywhere.
 """
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -195,11 +196,19 @@ def batches(
         collate_fn=collate,
         pin_memory=pin_memory,
         generator=torch.Generator(),
+        worker_init_fn=_begin_worker,
     )
     for batch in loader:
         if isinstance(batch, MultiboxError):
             raise batch
         yield batch
+
+
+def _begin_worker(_: int) -> None:
+    """Leaves it to the training process to notice Ctrl-C, and lets it end this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def without_difficult(targets: Targets) -> Targets:

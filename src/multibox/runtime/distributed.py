@@ -4,7 +4,7 @@ Without torchrun there is one process, and everything here is the identity.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -100,6 +100,16 @@ def agree(number: int, processes: Processes) -> int:
     if processes.world_size == 1:
         return number
     return int(total(torch.tensor(number, device=processes.device), processes))
+
+
+def from_first(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:
+    """Returns the first process's values of tensors that each process has, by name."""
+    if processes.world_size == 1:
+        return dict(tensors)
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    for tensor in copies.values():
+        dist.broadcast(tensor, src=0)
+    return copies
 
 
 def gather(values: Tensor, processes: Processes) -> Tensor:
