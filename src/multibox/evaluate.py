@@ -58,7 +58,6 @@ class ValidationLoss(NamedTuple):
     localization: float
 
 
-@torch.inference_mode()
 def _outputs(
     network: SSD, annotations: Sequence[Annotation], setting: Setting
 ) -> Iterator[tuple[Batch, Output]]:
@@ -74,8 +73,9 @@ def _outputs(
         pin_memory=processes.device.type == "cuda",
     )
     for batch in loaded:
-        with in_precision(setting.precision, processes.device):
-            yield batch, network(batch.images.to(processes.device, non_blocking=True))
+        with torch.inference_mode(), in_precision(setting.precision, processes.device):
+            output = network(batch.images.to(processes.device, non_blocking=True))
+        yield batch, output
 
 
 def validation_loss(network: SSD, dataset: Dataset, setting: Setting) -> ValidationLoss:

@@ -131,7 +131,8 @@ def _facts(network: SSD, train_set: Dataset, test_set: Dataset) -> dict[str, Any
             "name": dataset.name,
             "images": len(dataset),
             "objects": dataset.objects_per_class,
-            "skipped": [str(fault) for fault in dataset.faults],
+            "skipped": len(dataset.faults),
+            "faults": [str(fault) for fault in dataset.faults],
         }
         for role, dataset in (("train", train_set), ("test", test_set))
     }

@@ -76,7 +76,7 @@ def test_run_of_another_configuration(multibox: Command, drawn: Path, tmp_path: 
     line = ["train", "ssd300-lite", "--data", drawn, "--out", tmp_path / "r", *TINY]
     assert multibox(*line, "--steps", "1").returncode == 0
     before = (tmp_path / "r" / "metrics.jsonl").read_bytes()
-    refused(multibox(*line, "--steps", "1", "--lr", "0.5"), 2, "--lr: 0.005, now 0.5")
+    refused(multibox(*line, "--steps", "1", "--lr", "0.5"), 2, "--lr: 0.002, now 0.5")
     assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == before
 
 
