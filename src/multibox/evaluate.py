@@ -221,11 +221,13 @@ def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _thinned(curve: Curve) -> dict[str, list[float]]:
-    """Returns at most `CURVE_POINTS` points of a curve, its ends among them."""
+    """Returns at most `CURVE_POINTS` points of a curve: where recall rises, and its end."""
     if curve.num_objects == 0 or len(curve.recall) == 0:
         return {"recall": [], "precision": [], "scores": []}
-    count = min(CURVE_POINTS, len(curve.recall))
-    places = np.linspace(0, len(curve.recall) - 1, count).round().astype(int)
+    rises = np.flatnonzero(np.diff(curve.recall, prepend=0) > 0)
+    corners = np.union1d(rises, len(curve.recall) - 1)
+    count = min(CURVE_POINTS, len(corners))
+    places = corners[np.linspace(0, len(corners) - 1, count).round().astype(int)]
     return {
         name: getattr(curve, name)[places].round(6).tolist()
         for name in ("recall", "precision", "scores")

@@ -21,26 +21,26 @@ from multibox.data.drawn_scenes import Image, Sprite
 from multibox.errors import ConfigError, StorageError
 from multibox.rng import stream
 
-VERSION, MARKER = 1, "drawn.json"
+VERSION, MARKER = 2, "drawn.json"
 CLASSES = tuple(drawn_scenes.THINGS)
 SIDE_PX = (360, 520)
 """An image's width and height."""
-OBJECTS, OBJECTS_SKEW = (1, 10), 1.6
+OBJECTS, OBJECTS_SKEW = (2, 8), 1.0
 """Objects an image is given, as far as they find a place. Skew above 1: mostly few."""
-SIZE_PX, SIZE_SKEW = (24, 200), 0.5
+SIZE_PX, SIZE_SKEW = (80, 220), 0.7
 """The longer side of an object. Skew 1: all scales alike; below: mostly large."""
-TINY_PX, TINY = (11, 17), 0.03
+TINY_PX, TINY = (11, 17), 0.02
 """Longer side and share of the objects too small to be asked for: they are difficult."""
-NEIGHBOUR = 0.25
+NEIGHBOUR = 0.2
 """Share of objects beside one of the same class and about its size, often overlapping."""
-OVERLAP, OVERLAP_MOST, OVERLAPPING = 0.1, 0.6, 0.15
+OVERLAP, OVERLAP_MOST, OVERLAPPING = 0.1, 0.6, 0.1
 """How much of the smaller of two boxes is in the other at the most; how much for neighbours and
 this share of the rest. At 0.6, NMS at an IoU of 0.45 need not suppress any object."""
 CUT, CUT_MOST = 0.15, 0.3
 """Share of objects that the frame may cut; how much of their width and of their height."""
 EMPTY = 0.04
 """Share of training images without any object."""
-CLUTTER = (2, 10)
+CLUTTER = (1, 5)
 """Lines, arcs, discs, polygons and strokes of no class per image."""
 DIFFICULT_BELOW, REMOVED_BELOW = 0.4, 0.1
 """Visible share of an object below which it is difficult, or not drawn at all."""

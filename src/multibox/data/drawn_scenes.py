@@ -1,7 +1,7 @@
 """What drawn scenes are painted of: six classes of things, backgrounds, clutter and light.
 
 Every thing is a list of polygons in a frame of its own, [-1, 1]^2 with y down, in the colours of
-a palette that is drawn anew for each, so that no colour tells a class.
+a palette that is drawn anew for each, around the hue of its class.
 """
 
 import colorsys
@@ -13,13 +13,16 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from numpy.random import Generator
 
-OUTLINED = 0.6
+HUE_SPREAD = 0.09
+"""How far, of the whole circle, a thing's hue may be from its class's. Neighbouring classes share
+hues, and clutter has any."""
+OUTLINED = 0.8
 """Share of things with an outline; the others differ from what is behind by colour only."""
-TEXTURE_DEPTH = 0.3
+TEXTURE_DEPTH = 0.2
 """How much a thing's stripes, spots or shading darken it at the most."""
-BACKGROUND_SATURATION = 0.5
+BACKGROUND_SATURATION = 0.3
 """Saturation of backgrounds at the most; things and clutter have 0.4 to 0.95."""
-BACKGROUND_DEPTH = 30
+BACKGROUND_DEPTH = 20
 """Amplitude of a background's pattern at the most, in 0..255."""
 LIGHT = (0.65, 1.15)
 """Brightness in the corners of an image, smooth in between."""
@@ -133,19 +136,23 @@ def _star(rng: Generator) -> list[Part]:
     return [(points, MAIN), inner][: rng.integers(1, 3)]
 
 
-THINGS: dict[str, tuple[Callable[[Generator], list[Part]], float]] = {
-    "balloon": (_balloon, 18.0),
-    "boat": (_boat, 18.0),
-    "fish": (_fish, 40.0),
-    "house": (_house, 12.0),
-    "mushroom": (_mushroom, 25.0),
-    "star": (_star, 180.0),
+THINGS: dict[str, tuple[Callable[[Generator], list[Part]], float, float]] = {
+    "balloon": (_balloon, 18.0, 0.0),
+    "boat": (_boat, 18.0, 0.58),
+    "fish": (_fish, 30.0, 0.47),
+    "house": (_house, 12.0, 0.1),
+    "mushroom": (_mushroom, 20.0, 0.85),
+    "star": (_star, 20.0, 0.18),
 }
-"""How each class is drawn, and the degrees it is turned by at the most."""
+"""How each class is drawn, the degrees it is turned by at the most, and its usual hue."""
 
 
-def _colour(rng: Generator, saturation: Range, value: Range) -> tuple[float, ...]:
-    rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
+def _colour(
+    rng: Generator, saturation: Range, value: Range, hue: float | None = None
+) -> tuple[float, ...]:
+    """A random colour, of any hue or of one near a given hue."""
+    turn = rng.random() if hue is None else hue + rng.uniform(-HUE_SPREAD, HUE_SPREAD)
+    rgb = colorsys.hsv_to_rgb(turn % 1, rng.uniform(*saturation), rng.uniform(*value))
     return tuple(255 * channel for channel in rgb)
 
 
@@ -178,11 +185,11 @@ def _pattern(rng: Generator, width: int, height: int) -> Plane:
 
 def draw_thing(rng: Generator, name: str, size_px: float) -> Sprite:
     """Returns a thing of the class whose longer side is `size_px`, to a pixel."""
-    draw, degrees = THINGS[name]
+    draw, degrees, hue = THINGS[name]
     parts, pose = draw(rng), _pose(rng, degrees)
     outline = max(1.0, size_px * rng.uniform(0.01, 0.025)) if rng.random() < OUTLINED else 0.0
     shade = rng.choice([15.0, 15.0, 245.0])
-    palette = [_colour(rng, (0.4, 0.95), (0.45, 1.0)) for _ in (MAIN, SECOND)]
+    palette = [_colour(rng, (0.4, 0.95), (0.45, 1.0), hue) for _ in (MAIN, SECOND)]
     palette += [_colour(rng, (0.0, 0.25), (0.85, 1.0)), _colour(rng, (0.2, 0.8), (0.12, 0.4))]
     posed = [points @ pose.T for points, _ in parts]
     low, extent = np.concatenate(posed).min(axis=0), np.ptp(np.concatenate(posed), axis=0)
