@@ -1,6 +1,7 @@
 """The one place where a configuration becomes networks, optimizers and datasets."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,24 +18,10 @@ from multibox.ssd.default_boxes import SSD300_COCO, SSD300_VOC, SSD512_VOC
 from multibox.ssd.network import SSD, initialise, parameter_groups
 
 
-def _ssd300_vgg16(num_classes: int) -> SSD:
-    backbone = VGG16(300, batch_norm=False)
-    return SSD(backbone, SSD300_VOC, image_size_px=300, num_classes=num_classes)
-
-
-def _ssd512_vgg16(num_classes: int) -> SSD:
-    backbone = VGG16(512, batch_norm=False)
-    return SSD(backbone, SSD512_VOC, image_size_px=512, num_classes=num_classes)
-
-
-def _ssd300_vgg16_bn(num_classes: int) -> SSD:
-    backbone = VGG16(300, batch_norm=True)
-    return SSD(backbone, SSD300_VOC, image_size_px=300, num_classes=num_classes)
-
-
-def _ssd512_vgg16_bn(num_classes: int) -> SSD:
-    backbone = VGG16(512, batch_norm=True)
-    return SSD(backbone, SSD512_VOC, image_size_px=512, num_classes=num_classes)
+def _vgg16(num_classes: int, *, image_size_px: int, batch_norm: bool) -> SSD:
+    backbone = VGG16(image_size_px, batch_norm=batch_norm)
+    levels = {300: SSD300_VOC, 512: SSD512_VOC}[image_size_px]
+    return SSD(backbone, levels, image_size_px=image_size_px, num_classes=num_classes)
 
 
 def _ssd300_lite(num_classes: int) -> SSD:
@@ -43,10 +30,10 @@ def _ssd300_lite(num_classes: int) -> SSD:
 
 
 NETWORKS: dict[str, Callable[[int], SSD]] = {
-    "ssd300-vgg16": _ssd300_vgg16,
-    "ssd300-vgg16-bn": _ssd300_vgg16_bn,
-    "ssd512-vgg16": _ssd512_vgg16,
-    "ssd512-vgg16-bn": _ssd512_vgg16_bn,
+    "ssd300-vgg16": partial(_vgg16, image_size_px=300, batch_norm=False),
+    "ssd300-vgg16-bn": partial(_vgg16, image_size_px=300, batch_norm=True),
+    "ssd512-vgg16": partial(_vgg16, image_size_px=512, batch_norm=False),
+    "ssd512-vgg16-bn": partial(_vgg16, image_size_px=512, batch_norm=True),
     "ssd300-lite": _ssd300_lite,
 }
 
