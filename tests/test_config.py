@@ -18,7 +18,6 @@ from multibox.config import (
     RunConfig,
     ScheduleConfig,
     differences,
-    digest,
     flatten,
 )
 from multibox.errors import ConfigError
@@ -106,7 +105,7 @@ def test_json_round_trip(config: Config) -> None:
 def test_an_integer_may_stand_for_a_float() -> None:
     config = parse(edited(lambda c: c["optimizer"].update(clip_norm=10)))
     assert config == with_field("optimizer", "clip_norm", 10.0)
-    assert digest(config) == digest(with_field("optimizer", "clip_norm", 10.0))
+    assert config.to_json() == with_field("optimizer", "clip_norm", 10.0).to_json()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -117,7 +116,6 @@ def test_recipes_are_complete_configurations(name: str) -> None:
     assert config.network in NETWORKS
     again = Config.from_json(config.to_json())
     assert again == config
-    assert digest(again) == digest(config)
 
 
 # --- fields
@@ -145,12 +143,10 @@ def test_what_a_change_of_a_field_means(section: str, field: str) -> None:
     assert config != DEFAULT
     if field in OPERATIONAL:
         assert differences(DEFAULT, config) == []
-        assert digest(config) == digest(DEFAULT)
     else:
         before = getattr(getattr(DEFAULT, section), field)
         flag = field.replace("_", "-")
         assert differences(DEFAULT, config) == [f"--{flag}: {before}, now {value}"]
-        assert digest(config) != digest(DEFAULT)
 
 
 def test_differences_are_listed_all() -> None:

@@ -6,7 +6,6 @@ Nothing derivable is stored, and nothing here mutates: `__post_init__` only refu
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import sys
 import typing
@@ -287,12 +286,6 @@ def flatten(config: Config) -> dict[str, Any]:
     for name, value in dataclasses.asdict(config).items():
         flat.update(value if isinstance(value, dict) else {name: value})
     return flat
-
-
-def digest(config: Config) -> str:
-    """Returns 16 hex digits that differ for configurations with different results."""
-    semantic = {name: value for name, value in flatten(config).items() if name not in OPERATIONAL}
-    return hashlib.sha256(json.dumps(semantic, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _parse(kind: Any, value: Any, position: str, file: str | None) -> Any:
