@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,45 @@ def write_text(path: Path, text: str) -> None:
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StorageError(
+            f"cannot be written ({error.strerror})",
+            file=path,
+            remedy="Check that the folder is writable and the disk not full",
+        ) from None
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Lets a file be written whole or not at all, and never in another's place.
+
+    Args:
+        path: Must not exist; its folder is made where it is absent.
+
+    Yields:
+        The temporary file to write.
+
+    Raises:
+        StorageError: The file exists, or the disk is full or fails.
+    """
+    if path.exists():
+        raise StorageError(
+            "exists, and is not replaced", file=path, remedy="Choose another name, or remove it"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise StorageError(

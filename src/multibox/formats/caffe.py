@@ -1,0 +1,247 @@
+"""Reads a `.caffemodel`: the layers' blobs and default boxes, straight from the wire format.
+
+A `.caffemodel` is a `NetParameter` of `caffe.proto` in Protocol Buffers' encoding: records of a
+key, which is a field's number and a wire type, and a value. Only the fields named here are looked
+at; all others are skipped by their wire type. Both layer messages (`layers` of old files, `layer`)
+and both ways to write repeated numbers (packed, one record each) are read. Nothing is copied:
+blobs are views of the file, so memory does not grow with what a damaged file claims to hold.
+"""
+
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from multibox.errors import WeightsError
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+# Numbers of the fields in `caffe.proto` (weiliu89/caffe, branch ssd).
+_NET_LAYERS_V1, _NET_LAYERS = 2, 100
+_V1_NAME, _V1_BLOBS = 4, 6
+_NAME, _BLOBS, _PRIOR_BOX = 1, 7, 203
+_DATA, _SHAPE, _DOUBLES = 5, 7, 8
+_LEGACY_SHAPE = (1, 2, 3, 4)
+_DIM = 1
+_MIN_SIZE, _CLIP = 1, 5
+
+# The detectors have some 120 layers with 2 blobs of 4 dimensions at the most.
+_MAX_LAYERS = 10_000
+_MAX_BLOBS = 64
+_MAX_DIMS = 8
+_MAX_PARTS = 10_000
+
+# Keys of numbers that are not packed: the field, and the bytes of a number.
+_SINGLE_NUMBERS = {_DATA << 3 | _FIXED32: (_DATA, 4), _DOUBLES << 3 | _FIXED64: (_DOUBLES, 8)}
+
+
+class CaffeLayer(NamedTuple):
+    """What is kept of a layer.
+
+    Attributes:
+        blobs: Its parameters, views of the file.
+        min_size_px: The scale of its default boxes; none if it makes none.
+        clip: Whether its default boxes are clipped.
+    """
+
+    blobs: list[Float32[np.ndarray, "..."]]
+    min_size_px: float | None
+    clip: bool
+
+
+class _DamageError(ValueError):
+    """The bytes are no message of the kind."""
+
+
+def parse_caffemodel(data: memoryview, *, file: Path) -> dict[str, CaffeLayer]:
+    """Returns the layers that have parameters or default boxes, by name.
+
+    Args:
+        data: The whole file.
+        file: Its name, for the error.
+
+    Raises:
+        WeightsError: It is no `.caffemodel`, or is damaged or cut short.
+    """
+    found: dict[str, CaffeLayer] = {}
+    name = ""
+    try:
+        for number, value in _records(data):
+            if number not in (_NET_LAYERS, _NET_LAYERS_V1):
+                continue
+            name, layer = _layer(_message(value), v1=number == _NET_LAYERS_V1)
+            if not layer.blobs and layer.min_size_px is None:
+                continue
+            # Caffe's training and test phases may both have a layer of one name; blobs are shared.
+            if name in found and found[name].blobs:
+                continue
+            found[name] = layer
+            if len(found) > _MAX_LAYERS:
+                raise _DamageError(f"more than {_MAX_LAYERS} layers")
+    except _DamageError as error:
+        raise WeightsError(
+            f"is no sound .caffemodel: {error}",
+            file=file,
+            position=f"after layer {name!r}" if name else None,
+            remedy="Download it again, and compare its size with the publisher's",
+        ) from None
+    return found
+
+
+def _layer(message: memoryview, *, v1: bool) -> tuple[str, CaffeLayer]:
+    name = ""
+    blobs: list[np.ndarray] = []
+    min_size_px, clip = None, False
+    name_number, blobs_number = (_V1_NAME, _V1_BLOBS) if v1 else (_NAME, _BLOBS)
+    for number, value in _records(message):
+        if number == name_number:
+            name = bytes(_message(value)[:200]).decode("utf-8", errors="replace")
+        elif number == blobs_number:
+            if len(blobs) == _MAX_BLOBS:
+                raise _DamageError(f"a layer with more than {_MAX_BLOBS} blobs")
+            blobs.append(_blob(_message(value)))
+        elif number == _PRIOR_BOX and not v1:
+            min_size_px, clip = _prior_box(_message(value))
+    return name, CaffeLayer(blobs, min_size_px, clip)
+
+
+def _prior_box(message: memoryview) -> tuple[float | None, bool]:
+    """Returns the first scale of a layer's default boxes, and whether they are clipped."""
+    min_size_px, clip = None, False
+    for number, value in _records(message):
+        if number == _MIN_SIZE and min_size_px is None:
+            # Packed, or one record each.
+            data = value.to_bytes(8, "little")[:4] if isinstance(value, int) else value[:4]
+            min_size_px = struct.unpack("<f", data)[0] if len(data) == 4 else None
+        elif number == _CLIP:
+            clip = bool(value)
+    return min_size_px, clip
+
+
+def _blob(message: memoryview) -> Float32[np.ndarray, "..."]:
+    """Returns a blob's values in its shape (`BlobProto`)."""
+    parts: dict[int, list[memoryview]] = {_DATA: [], _DOUBLES: []}
+    legacy = dict.fromkeys(_LEGACY_SHAPE, 0)
+    shape: list[int] | None = None
+    position = 0
+    while position < len(message):
+        if message[position] in _SINGLE_NUMBERS:
+            number, size = _SINGLE_NUMBERS[message[position]]
+            numbers, position = _run(message, position, size)
+            parts[number].append(numbers)
+            continue
+        number, value, position = _record(message, position)
+        if number in parts:
+            parts[number].append(_message(value))
+        elif number == _SHAPE:
+            shape = _dims(_message(value))
+        elif number in legacy and isinstance(value, int):
+            legacy[number] = value
+        if len(parts[_DATA]) + len(parts[_DOUBLES]) > _MAX_PARTS:
+            raise _DamageError(f"a blob in more than {_MAX_PARTS} parts")
+    values = _numbers(parts[_DATA], "<f4")
+    if not len(values):
+        with np.errstate(all="ignore"):  # NaN and infinity are refused later, by name
+            values = _numbers(parts[_DOUBLES], "<f8").astype(np.float32)
+    sides = list(legacy.values()) if shape is None else shape
+    if math.prod(sides) != len(values):
+        raise _DamageError(f"a blob of {len(values)} numbers in the shape {sides}")
+    return values.reshape(sides)
+
+
+def _run(message: memoryview, start: int, size: int) -> tuple[memoryview, int]:
+    """Returns the numbers of all records like the one at `start`, and where they end.
+
+    There may be millions, a record each; they are taken as a table of a key and `size` bytes a row.
+    """
+    width = 1 + size
+    table = np.frombuffer(message, np.uint8, (len(message) - start) // width * width, start)
+    others = np.flatnonzero(table[::width] != message[start])
+    count = int(others[0]) if len(others) else len(table) // width
+    if count == 0:
+        raise _DamageError("it is cut short")
+    numbers = table[: count * width].reshape(count, width)[:, 1:]
+    return memoryview(numbers.tobytes()), start + count * width
+
+
+def _dims(message: memoryview) -> list[int]:
+    dims: list[int] = []
+    for number, value in _records(message):
+        if number != _DIM:
+            continue
+        if isinstance(value, int):
+            dims.append(value)
+        else:
+            position = 0
+            while position < len(value) and len(dims) <= _MAX_DIMS:
+                dim, position = _varint(value, position)
+                dims.append(dim)
+        if len(dims) > _MAX_DIMS:
+            raise _DamageError(f"a blob of more than {_MAX_DIMS} dimensions")
+    return dims
+
+
+def _numbers(parts: list[memoryview], kind: str) -> np.ndarray:
+    """Returns the numbers of some records, without a copy where there is one record."""
+    if any(len(part) % np.dtype(kind).itemsize for part in parts):
+        raise _DamageError("a list of numbers is cut short")
+    arrays = [np.frombuffer(part, kind) for part in parts]
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate(arrays) if arrays else np.zeros(0, kind)
+
+
+def _message(value: memoryview | int) -> memoryview:
+    if isinstance(value, int):
+        raise _DamageError("a number in the place of a message")
+    return value
+
+
+def _records(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """Yields the number and the value of each field: bytes, or an integer of the value's bits."""
+    position = 0
+    while position < len(message):
+        number, value, position = _record(message, position)
+        yield number, value
+
+
+def _record(message: memoryview, position: int) -> tuple[int, memoryview | int, int]:
+    """Returns a field's number and value, and where the next one begins."""
+    key, position = _varint(message, position)
+    number, kind = key >> 3, key & 7
+    if number == 0:
+        raise _DamageError("a field without a number")
+    if kind == _VARINT:
+        value, position = _varint(message, position)
+        return number, value, position
+    if kind == _BYTES:
+        length, position = _varint(message, position)
+        end = position + length
+    elif kind in (_FIXED32, _FIXED64):
+        end = position + (4 if kind == _FIXED32 else 8)
+    else:
+        raise _DamageError(f"a field of the unknown wire type {kind}")
+    if end > len(message):
+        raise _DamageError("it is cut short")
+    if kind == _BYTES:
+        return number, message[position:end], end
+    form = "<I" if kind == _FIXED32 else "<Q"
+    return number, struct.unpack_from(form, message, position)[0], end
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """Returns an integer of up to 64 bits in groups of 7, least first, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position == len(message):
+            raise _DamageError("it is cut short")
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & (1 << 64) - 1, position
+    raise _DamageError("a number of more than 10 bytes")

@@ -1,0 +1,146 @@
+"""Reads the parameters in Keras's `.h5` files: weights alone, or whole saved models.
+
+Nothing but numbers is taken from the file: no link is followed out of it, no compression but
+HDF5's own is undone, and a model's configuration is read as text, never built.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from multibox.errors import WeightsError
+
+MAX_NUMBERS = 1 << 29
+"""Of all tensors together; SSD512 has 2^25."""
+
+_MAX_OBJECTS = 10_000
+_MAX_DEPTH = 8
+_KINDS = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+_OWN_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+
+
+class KerasFile(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        tensors: `<layer>.<kind>` in PyTorch's kinds and order of axes, float32.
+        first_scale: The scale of the finest default boxes as a fraction of the image's side, if
+            the file holds the model's configuration.
+        clip: Whether that configuration clips the default boxes.
+    """
+
+    tensors: dict[str, Tensor]
+    first_scale: float | None
+    clip: bool
+
+
+def read_keras(path: Path) -> KerasFile:
+    """Returns a file's parameters.
+
+    Raises:
+        WeightsError: It is damaged, or holds links, foreign filters or anything but numbers.
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers = 0
+    try:
+        with h5py.File(path, "r") as file:
+            root = _group(file, "model_weights", path) if "model_weights" in file else file
+            for layer, name, dataset in _datasets(root, path):
+                kind = _KINDS.get(_kind(name))
+                if kind is None:
+                    continue
+                numbers += math.prod(dataset.shape)
+                if numbers > MAX_NUMBERS:
+                    raise WeightsError("claims too many numbers", file=path, position=name)
+                tensors[f"{layer}.{kind}"] = _tensor(dataset)
+            config = file.attrs.get("model_config")
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise WeightsError(f"cannot be read as HDF5 ({error})", file=path) from None
+    boxes = _first_anchor_boxes(config)
+    scale = boxes.get("this_scale")
+    return KerasFile(
+        tensors,
+        float(scale) if isinstance(scale, int | float) else None,
+        boxes.get("clip_boxes") is True,
+    )
+
+
+def _kind(name: str) -> str:
+    """Returns the kind of a variable: of `conv4_3_norm_gamma:0`, gamma."""
+    last = name.rpartition("/")[2].partition(":")[0]
+    return "gamma" if last.endswith("_gamma") else last
+
+
+def _tensor(dataset: h5py.Dataset) -> Tensor:
+    values = np.asarray(dataset[()], dtype=np.float32)
+    if values.ndim == 4:
+        values = values.transpose(3, 2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def _datasets(root: h5py.Group, path: Path) -> Iterator[tuple[str, str, h5py.Dataset]]:
+    """Yields (layer, name, dataset) of all floating-point datasets; the layer is the first group.
+
+    Walks by itself, because HDF5's own visitors follow links.
+    """
+    open_groups = [(root, "", 0)]
+    seen = 0
+    while open_groups:
+        group, prefix, depth = open_groups.pop()
+        for key in group:
+            seen += 1
+            if seen > _MAX_OBJECTS or depth > _MAX_DEPTH:
+                raise WeightsError("holds too many objects", file=path)
+            name = f"{prefix}{key}"
+            kind = group.get(key, getclass=True, getlink=True)
+            if kind is not h5py.HardLink:
+                raise WeightsError("is a link, which is not followed", file=path, position=name)
+            kind = group.get(key, getclass=True)
+            if kind is h5py.Group:
+                open_groups.append((_group(group, key, path), f"{name}/", depth + 1))
+            elif kind is h5py.Dataset:
+                dataset = group[key]
+                _check_storage(dataset, path, name)
+                if dataset.dtype.kind == "f" and "/" in name:
+                    yield name.partition("/")[0], name, dataset
+
+
+def _group(parent: h5py.Group, key: str, path: Path) -> h5py.Group:
+    if parent.get(key, getclass=True, getlink=True) is not h5py.HardLink:
+        raise WeightsError("is a link, which is not followed", file=path, position=key)
+    return parent[key]
+
+
+def _check_storage(dataset: h5py.Dataset, path: Path, name: str) -> None:
+    """Refuses numbers that lie in other files or need other people's code to unpack."""
+    if dataset.external or dataset.is_virtual:
+        raise WeightsError("its numbers lie in another file", file=path, position=name)
+    properties = dataset.id.get_create_plist()
+    filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
+    if not filters <= _OWN_FILTERS:
+        raise WeightsError("is compressed by a foreign filter", file=path, position=name)
+
+
+def _first_anchor_boxes(config: object) -> dict[str, Any]:
+    """Returns the configuration of the first `AnchorBoxes` layer, empty where there is none."""
+    text = config.decode("utf-8", "replace") if isinstance(config, bytes) else config
+    try:
+        layers = json.loads(text)["config"]["layers"] if isinstance(text, str) else []
+        found = [layer["config"] for layer in layers if layer["class_name"] == "AnchorBoxes"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return found[0] if found and isinstance(found[0], dict) else {}

@@ -1,0 +1,49 @@
+"""The class lists that published weights were trained on, in the order of their outputs."""
+
+VOC = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+"""`labelmap_voc.prototxt`."""
+
+COCO = (
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
+    *("traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat"),
+    *("dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack"),
+    *("umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball"),
+    *("kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket"),
+    *("bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
+    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair"),
+    *("couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse"),
+    *("remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink"),
+    *("refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier"),
+    "toothbrush",
+)
+"""The 80 categories of COCO's boxes, by ascending id."""
+
+# COCO's ids go to 90; these were given to categories that have no boxes.
+_UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+
+
+def _by_id() -> tuple[str, ...]:
+    names = iter(COCO)
+    return tuple(
+        f"unused {number}" if number in _UNUSED_IDS else next(names) for number in range(1, 91)
+    )
+
+
+COCO_BY_ID = _by_id()
+"""One output for every id from 1 to 90, as torchvision has it."""
+
+BY_COUNT = {len(names): names for names in (VOC, COCO, COCO_BY_ID)}
+
+COCO_OF_VOC = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+"""VOC's names where COCO has others for the same (`coco_voc_map.txt`)."""

@@ -1,0 +1,96 @@
+"""Weights files of every publisher: of the parameters in parity/fill.py, or of tiny ones."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import h5py
+import numpy as np
+import torch
+from oracles.caffemodel import Style, caffemodel
+from torch import Tensor
+
+from multibox.formats.layers import TRUNK, PyTorchFormat, layers, pytorch_names
+
+ORIGINALS = (
+    "ssd_pytorch_ssd300",
+    "lufficc_ssd300",
+    "torchvision_ssd300_vgg16",
+    "ssd_keras_ssd300",
+)
+
+
+def load_fill(shared: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fill", shared / "parity/fill.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_h5(path: Path, parameters: Mapping[str, Tensor], *, config: str | None = None) -> None:
+    """As Keras saves weights: f[layer][layer][variable]; a whole model has them one level down."""
+    with h5py.File(path, "w") as file:
+        root = file if config is None else file.create_group("model_weights")
+        if config is not None:
+            file.attrs["model_config"] = config.encode()
+        for name, value in parameters.items():
+            layer, variable = name.split("/")
+            root.require_group(f"{layer}/{layer}")[variable] = value.numpy()
+
+
+def write_original(path: Path, original: str, parameters: Mapping[str, Tensor]) -> None:
+    """Writes what the original's own code would have saved."""
+    if original == "ssd_keras_ssd300":
+        write_h5(path, parameters)
+    elif original == "lufficc_ssd300":
+        torch.save({"model": dict(parameters), "iteration": 120_000}, path)
+    else:
+        torch.save(dict(parameters), path)
+
+
+def write_caffe(path: Path, keras: Mapping[str, Tensor], style: Style) -> None:
+    """Writes ssd_keras's parameters, which are Caffe's but for the order of axes, as Caffe."""
+    found: dict[str, list[np.ndarray]] = {}
+    for name, value in keras.items():
+        values = value.permute(3, 2, 0, 1) if value.ndim == 4 else value
+        found.setdefault(name.split("/")[0], []).append(values.contiguous().numpy())
+    path.write_bytes(caffemodel(found, style))
+
+
+def tiny(format: PyTorchFormat, *, levels: int = 6, classes: int = 20) -> dict[str, Tensor]:
+    """A state with all the right names, whose tensors are small."""
+    state = {}
+    for layer, name in zip(layers(levels), pytorch_names(format, levels), strict=True):
+        outputs = 4 * (classes + 1) if layer.ours == "logit_heads.0" else 2
+        kind = "_weight" if name.endswith("scale") else ".weight"
+        state[f"{name}{kind}"] = torch.full((outputs, 3, 1, 1), 0.5)
+        if not layer.ours.endswith("norm"):
+            state[f"{name}.bias"] = torch.zeros(outputs)
+    return state
+
+
+def tiny_caffe(*, levels: int = 6, classes: int = 20) -> dict[str, list[np.ndarray]]:
+    """All the right layers of a `.caffemodel`, whose blobs are small."""
+    found = {}
+    for layer in layers(levels):
+        outputs = 4 * (classes + 1) if layer.ours == "logit_heads.0" else 2
+        blobs = [np.full((outputs, 3, 1, 1), 0.5, np.float32), np.zeros(outputs, np.float32)]
+        found[layer.caffe] = blobs[:1] if layer.ours.endswith("norm") else blobs
+    return found
+
+
+def tiny_trunk(*, full: bool) -> dict[str, Tensor]:
+    """A VGG-16 by Caffe's names; the classifier's fc6 and fc7 in their real size if `full`."""
+    state: dict[str, Tensor] = {}
+    for name in TRUNK:
+        state[f"{name}.weight"] = torch.full((2, 3, 1, 1), 0.5)
+        state[f"{name}.bias"] = torch.zeros(2)
+    if full:
+        numbers = torch.arange(4096, dtype=torch.float32)
+        state["fc6.weight"] = numbers[:, None] + torch.arange(49.0).repeat(2) / 64
+        state["fc7.weight"] = numbers[:, None] * 4096 + numbers
+        state["fc6.bias"] = state["fc7.bias"] = numbers
+    return state

@@ -1,0 +1,83 @@
+"""A writer of `.caffemodel` files: `NetParameter` of `caffe.proto`, field by field.
+
+Both layer messages and both ways to write repeated numbers, so that the reader can be shown what
+Caffe of every age has written.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Style(NamedTuple):
+    """How a file is written."""
+
+    v1: bool
+    packed: bool
+    legacy_shape: bool
+    doubles: bool = False
+
+
+NEW = Style(v1=False, packed=True, legacy_shape=False)
+OLD = Style(v1=True, packed=True, legacy_shape=True)
+STYLES = (
+    NEW,
+    OLD,
+    Style(v1=False, packed=False, legacy_shape=False),
+    Style(v1=True, packed=False, legacy_shape=True),
+    Style(v1=False, packed=True, legacy_shape=False, doubles=True),
+    Style(v1=True, packed=False, legacy_shape=True, doubles=True),
+)
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def message(number: int, body: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(body)) + body
+
+
+def number(field: int, value: int) -> bytes:
+    return varint(field << 3) + varint(value)
+
+
+def blob(values: np.ndarray, style: Style) -> bytes:
+    if style.legacy_shape:
+        sides = (1,) * (4 - values.ndim) + values.shape
+        shape = b"".join(number(field, side) for field, side in enumerate(sides, start=1))
+    else:
+        shape = message(7, message(1, b"".join(map(varint, values.shape))))
+    kind, field, wire = ("<f8", 8, 1) if style.doubles else ("<f4", 5, 5)
+    data = values.astype(kind).tobytes()
+    if style.packed:
+        return shape + message(field, data)
+    size = np.dtype(kind).itemsize
+    key = varint(field << 3 | wire)
+    return shape + b"".join(key + data[i : i + size] for i in range(0, len(data), size))
+
+
+def layer(name: str, blobs: Sequence[np.ndarray], style: Style) -> bytes:
+    if style.v1:
+        body = message(2, b"below") + message(3, name.encode()) + message(4, name.encode())
+        body += number(5, 4) + b"".join(message(6, blob(values, style)) for values in blobs)
+        return message(2, body)
+    body = message(1, name.encode()) + message(2, b"Convolution") + number(10, 0)
+    return message(100, body + b"".join(message(7, blob(values, style)) for values in blobs))
+
+
+def prior_box(name: str, min_size: float, *, clip: bool = False) -> bytes:
+    parameters = struct.pack("<Bf", 1 << 3 | 5, min_size) + number(4, 1) + number(5, int(clip))
+    return message(100, message(1, name.encode()) + message(203, parameters))
+
+
+def caffemodel(layers: Mapping[str, Sequence[np.ndarray]], style: Style = NEW) -> bytes:
+    parts = [layer(name, blobs, style) for name, blobs in layers.items()]
+    return message(1, b"a network") + b"".join(parts)

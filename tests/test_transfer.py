@@ -1,0 +1,84 @@
+"""Starting from weights of other classes: which outputs are taken, and that it helps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from multibox.build import build_network
+from multibox.errors import WeightsError
+from multibox.formats.names import COCO, VOC
+from multibox.model import Weights
+from multibox.rng import torch_generator
+from multibox.ssd.network import SSD, initialise
+from multibox.transfer import start_from
+
+
+def new(classes: tuple[str, ...], seed: int) -> SSD:
+    network = build_network("ssd300-lite", len(classes))
+    initialise(network, torch_generator(seed, "test"))
+    return network
+
+
+def weights_of(network: SSD, classes: tuple[str, ...]) -> Weights:
+    tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    return Weights("ssd300-lite", classes, tensors, Path("weights"), network.traits)
+
+
+def outputs(network: SSD, classes: tuple[str, ...], name: str, level: int) -> torch.Tensor:
+    """All parameters that make the logit of a class (or the background) at a level."""
+    head = network.logit_heads[level]
+    place = 0 if name == "background" else classes.index(name) + 1
+    step = len(classes) + 1
+    return torch.cat([head.weight[place::step].flatten(), head.bias[place::step]])
+
+
+def test_outputs_go_by_name_and_the_rest_stays() -> None:
+    ours, theirs = ("Person", "blood cell", "sofa"), COCO
+    network, source = new(ours, 1), new(theirs, 2)
+    before = new(ours, 1)
+    transfer = start_from(network, ours, weights_of(source, theirs))
+    assert transfer.kept == {"Person": "person", "sofa": "couch"}
+    for level in range(6):
+        for name, other in (*transfer.kept.items(), ("background", "background")):
+            given = outputs(network, ours, name, level)
+            assert torch.equal(given, outputs(source, theirs, other, level))
+        own = outputs(network, ours, "blood cell", level)
+        assert torch.equal(own, outputs(before, ours, "blood cell", level))
+    assert set(transfer.random) == {
+        f"logit_heads.{level}.{kind}" for level in range(6) for kind in ("weight", "bias")
+    }
+    for name, tensor in network.state_dict().items():
+        if not name.startswith("logit_heads"):
+            assert torch.equal(tensor, source.state_dict()[name])
+
+
+def test_all_of_voc_is_known_to_coco() -> None:
+    network = new(VOC, 1)
+    transfer = start_from(network, VOC, weights_of(new(COCO, 2), COCO))
+    assert transfer.kept.keys() == set(VOC)
+    assert transfer.random == ()
+
+
+def test_equal_classes_take_everything() -> None:
+    classes = ("b", "a")
+    network, source = new(classes, 1), new(classes, 2)
+    transfer = start_from(network, classes, weights_of(source, classes))
+    assert transfer.random == ()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, source.state_dict()[name])
+
+
+def test_the_same_classes_in_another_order_go_by_name() -> None:
+    network, source = new(("a", "b"), 1), new(("b", "a"), 2)
+    start_from(network, ("a", "b"), weights_of(source, ("b", "a")))
+    for name in ("a", "b", "background"):
+        given = outputs(network, ("a", "b"), name, 0)
+        assert torch.equal(given, outputs(source, ("b", "a"), name, 0))
+
+
+def test_what_fits_nothing_is_refused() -> None:
+    source = weights_of(new(("a",), 1), ("a",))
+    strange = source._replace(tensors={"x": torch.zeros(2)})
+    with pytest.raises(WeightsError, match="nothing fits"):
+        start_from(new(("a",), 1), ("a",), strange)
