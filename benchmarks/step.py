@@ -21,12 +21,12 @@ from multibox.structures import Batch, Targets
 OBJECTS = 20
 
 
-def random_batch(size: int, side: int) -> Batch:
+def random_batch(size: int, image_size_px: tuple[int, int]) -> Batch:
     """Noise with 20 objects an image."""
     rng = stream(0, "benchmark")
     low = rng.uniform(0, 0.7, (size, OBJECTS, 2))
     boxes = torch.from_numpy(rng.uniform(0.03, 0.3, (size, OBJECTS, 2)) + low)
-    images = torch.from_numpy(rng.integers(0, 256, (size, side, side, 3), dtype="uint8"))
+    images = torch.from_numpy(rng.integers(0, 256, (size, *image_size_px, 3), dtype="uint8"))
     return Batch(
         images.permute(0, 3, 1, 2),
         Targets(

@@ -25,7 +25,7 @@ def learner(optimizer: OptimizerConfig = PLAIN, network: SSD | None = None) -> L
 
 def gradients(network: SSD, examples: Batch) -> dict[str, torch.Tensor]:
     """The gradient of the multibox loss, by autograd alone."""
-    matches = match(network.default_boxes, examples.targets)
+    matches = match(network.default_boxes, examples.targets, network.variances)
     positives = (matches.classes > 0).sum().float().clamp(min=1)
     losses = multibox_loss(network(examples.images), matches, positives)
     names, parameters = zip(*network.named_parameters(), strict=True)

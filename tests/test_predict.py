@@ -1,19 +1,22 @@
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from multibox import Detector
-from multibox.build import new_network
+from multibox.build import build_network, new_network
 from multibox.config import Config
 from multibox.data.images import read_image
 from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.errors import WeightsError
-from multibox.model import describe, find_weights, load_network, read_weights, start_from
+from multibox.model import Weights, describe, find_weights, load_network, read_weights, start_from
 from multibox.predict import predict
 from multibox.runtime.checkpoint import Checkpoint, save
+from multibox.ssd.network import Traits
 from multibox.structures import Detections
 
 CLASSES = ("cat", "dog")
@@ -92,6 +95,65 @@ def test_foreign_and_damaged_files_are_refused(run: Path, tmp_path: Path) -> Non
         (tmp_path / name).write_bytes(wrong)
         with pytest.raises(WeightsError, match=name):
             read_weights(tmp_path / name)
+
+
+def rewritten(path: Path, weights: Weights, **header: str) -> Path:
+    """A file of the same weights under another header."""
+    header = {"format": "multibox-1", "network": weights.network, "classes": "[]"} | header
+    safetensors.torch.save_file(weights.tensors, path, metadata=header)
+    return path
+
+
+def test_traits_are_kept_with_the_weights(tmp_path: Path) -> None:
+    traits = Traits((1.5, 2.0, 3.0), 0.25, "voc", "sides", True)
+    network = build_network("ssd300-lite", 2, traits)
+    path = tmp_path / "traits.safetensors"
+    header = describe(network, "ssd300-lite", CLASSES, "CC0")
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    safetensors.torch.save_file(tensors, path, metadata=header)
+    weights = read_weights(path)
+    assert weights.traits == traits
+    found = load_network(weights, torch.device("cpu"))
+    assert found.traits == traits
+    assert torch.equal(found.default_boxes, network.default_boxes)
+    assert found.mean.flatten().tolist() == [1.5, 2.0, 3.0]
+
+
+def test_files_without_traits_have_the_architecture_s_own(run: Path, tmp_path: Path) -> None:
+    weights = read_weights(find_weights(run))
+    mean = json.dumps({"order": "RGB", "mean": [123.0, 117.0, 104.0], "scale": 1 / 64})
+    old = rewritten(tmp_path / "old", weights, image_size="300", normalisation=mean)
+    assert read_weights(old).traits == weights.traits == Traits(pixel_scale=1 / 64, scales="coco")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"mean_rgb": [1, 2]},
+        {"mean_rgb": "abc"},
+        {"mean_rgb": [1, 2, math.nan]},
+        {"pixel_scale": 0},
+        {"pixel_scale": True},
+        {"pixel_scale": 10**400},
+        {"scales": "kitti"},
+        {"scales": []},
+        {"clip": "all"},
+        {"clip_detections": 1},
+        {"flip": True},
+    ],
+)
+def test_damaged_traits_are_refused(run: Path, tmp_path: Path, edit: dict[str, object]) -> None:
+    weights = read_weights(find_weights(run))
+    text = json.dumps(Traits()._asdict() | edit)
+    with pytest.raises(WeightsError, match="traits"):
+        read_weights(rewritten(tmp_path / "file", weights, traits=text))
+
+
+@pytest.mark.parametrize("text", ["", "5", "[]", "{}", "null", "[" * 100_000])
+def test_traits_that_are_no_object_are_refused(run: Path, tmp_path: Path, text: str) -> None:
+    weights = read_weights(find_weights(run))
+    with pytest.raises(WeightsError, match="traits"):
+        read_weights(rewritten(tmp_path / "file", weights, traits=text))
 
 
 def test_other_classes_keep_all_but_the_heads_of_the_scores(run: Path) -> None:

@@ -8,17 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
-from tiny import tiny_network
+from tiny import SIDE, SMALLER, TINY
 
-from multibox import build
+from multibox import Detector, build
 from multibox.config import Config, OptimizerConfig, RunConfig, ScheduleConfig
 from multibox.data.drawn import draw_dataset
+from multibox.data.pipeline import PlainExamples, batches, without_difficult
+from multibox.data.voc import read_voc
 from multibox.errors import ConfigError, NonFiniteError, StorageError
 from multibox.evaluate import evaluate_run
 from multibox.learner import Learner, NonFinite, StepLosses
+from multibox.model import find_weights, load_network, read_weights
+from multibox.recipes import ssd7
 from multibox.report import write_report
 from multibox.runtime.lock import RunLock
+from multibox.ssd.default_boxes import default_boxes
+from multibox.ssd.loss import multibox_loss
+from multibox.ssd.matching import match
+from multibox.ssd.network import Traits
 from multibox.structures import Batch
 from multibox.train import Request, train
 
@@ -47,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(build.NETWORKS, "tiny", lambda classes: tiny_network(num_classes=classes))
+    monkeypatch.setitem(build.NETWORKS, "tiny", TINY)
 
 
 def run(data: Path, out: Path, config: Config = CONFIG) -> str:
@@ -239,6 +248,48 @@ def test_the_command_line_s_figures_are_the_milestone_s(data: Path, finished: Pa
     record = json.loads((finished / "evaluations" / "step-00000012.json").read_text())
     metrics = evaluate_run(finished, which="last", data=None, split=None, device="cpu")
     assert metrics == {name: record[name] for name in metrics}
+
+
+def test_the_default_boxes_that_are_asked_for_are_trained_judged_and_kept(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run(data, out, replace(CONFIG, default_boxes="coco"))
+    weights = read_weights(find_weights(out))
+    assert weights.traits == Traits(pixel_scale=1 / 64, scales="coco")
+    network = load_network(weights, torch.device("cpu"))
+    assert torch.equal(network.default_boxes, default_boxes(SMALLER, (SIDE, SIDE)))
+    examples = PlainExamples(read_voc(data, "test").annotations, (SIDE, SIDE))
+    (batch,) = batches(examples, [[0, 1, 2, 3]], workers=0, pin_memory=False)
+    matches = match(network.default_boxes, without_difficult(batch.targets), TINY.variances)
+    with torch.inference_mode():
+        output = network(batch.images)
+    losses = multibox_loss(output, matches, (matches.classes > 0).sum().float())
+    line = [line for line in journal(out) if line["kind"] == "validation"][-1]
+    assert line["localization"] == pytest.approx(losses.localization.item(), rel=1e-4)
+    assert line["confidence"] == pytest.approx(losses.confidence.item(), rel=1e-4)
+    request = Request("tiny", CONFIG, data, tmp_path / "more", out, "none")
+    said = io.StringIO()
+    train(request, Console(file=said, width=80))
+    assert "scales coco, now it is voc" in said.getvalue().replace("\n", " ")
+    with pytest.raises(ConfigError, match="ssd7 has no default boxes 'coco'"):
+        run(data, tmp_path / "none", replace(CONFIG, network="ssd7", default_boxes="coco"))
+
+
+def test_the_recipe_of_ssd7_trains_and_its_weights_find_things(data: Path, tmp_path: Path) -> None:
+    recipe = ssd7()
+    config = replace(
+        recipe,
+        schedule=replace(recipe.schedule, steps=2),
+        run=replace(CONFIG.run, batch_size=2, log_every=1),
+    )
+    run(data, tmp_path / "run", config)
+    lines = [line for line in journal(tmp_path / "run") if "loss" in line]
+    assert [line["kind"] for line in lines] == ["train", "train", "validation"]
+    assert all(0 < line["loss"] < 1000 and line["positives"] > 0 for line in lines[:2])
+    detector = Detector.open(tmp_path / "run", device="cpu")
+    picture = read_voc(data, "test").annotations[0].image_path
+    assert detector(picture, score_threshold=0.0)
 
 
 def test_the_report_is_written(finished: Path) -> None:

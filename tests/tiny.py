@@ -6,13 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from multibox.build import Architecture
 from multibox.rng import stream
+from multibox.ssd.coding import Variances
 from multibox.ssd.default_boxes import Level
-from multibox.ssd.network import SSD, initialise
+from multibox.ssd.network import SSD, Traits, initialise
 from multibox.structures import Batch, Targets
 
 SIDE = 64
-LEVELS = (Level(8, 8, 12, 24, (2,)), Level(4, 16, 24, 40, (2,)))
+LEVELS = (
+    Level((8, 8), (8, 8), 12, 24, (1, 2, 1 / 2)),
+    Level((4, 4), (16, 16), 24, 40, (1, 2, 1 / 2)),
+)
+SMALLER = tuple(level._replace(min_size_px=level.min_size_px / 2) for level in LEVELS)
 
 
 class TinyBackbone(nn.Module):
@@ -30,9 +36,23 @@ class TinyBackbone(nn.Module):
         return [fine, self.second(fine).relu()]
 
 
+TINY = Architecture(
+    TinyBackbone,
+    (SIDE, SIDE),
+    {"voc": LEVELS, "coco": SMALLER},
+    Traits(pixel_scale=1 / 64),
+    Variances(0.2, 0.4),
+)
+
+
 def tiny_network(seed: int = 0, num_classes: int = 2) -> SSD:
     network = SSD(
-        TinyBackbone(), LEVELS, image_size_px=SIDE, num_classes=num_classes, pixel_scale=1 / 64
+        TinyBackbone(),
+        LEVELS,
+        image_size_px=TINY.image_size_px,
+        num_classes=num_classes,
+        traits=TINY.traits,
+        variances=TINY.variances,
     )
     initialise(network, torch.Generator().manual_seed(seed))
     return network

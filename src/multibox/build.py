@@ -1,8 +1,9 @@
 """The one place where a configuration becomes networks, optimizers and datasets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,42 +14,95 @@ from multibox.data.voc import read_voc
 from multibox.errors import ConfigError
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.lite import Lite
+from multibox.ssd.backbones.ssd7 import SSD7
 from multibox.ssd.backbones.vgg import VGG16
-from multibox.ssd.default_boxes import SSD300_COCO, SSD300_VOC, SSD512_VOC
-from multibox.ssd.network import SSD, initialise, parameter_groups
+from multibox.ssd.coding import CAFFE_VARIANCES, Variances
+from multibox.ssd.default_boxes import (
+    SSD7_LEVELS,
+    SSD300_COCO,
+    SSD300_VOC,
+    SSD512_COCO,
+    SSD512_VOC,
+    Level,
+)
+from multibox.ssd.network import CAFFE, SSD, Scales, Traits, initialise, parameter_groups
 
 
-def _vgg16(num_classes: int, *, image_size_px: int, batch_norm: bool) -> SSD:
-    backbone = VGG16(image_size_px, batch_norm=batch_norm)
-    levels = {300: SSD300_VOC, 512: SSD512_VOC}[image_size_px]
-    return SSD(backbone, levels, image_size_px=image_size_px, num_classes=num_classes)
+class Architecture(NamedTuple):
+    """What a network's name stands for.
+
+    Attributes:
+        backbone: Makes the backbone.
+        image_size_px: (height, width) of the input.
+        tables: The default boxes to choose from.
+        traits: What holds where nothing else is asked for.
+        variances: Of the offsets.
+    """
+
+    backbone: Callable[[], nn.Module]
+    image_size_px: tuple[int, int]
+    tables: Mapping[Scales, tuple[Level, ...]]
+    traits: Traits = CAFFE
+    variances: Variances = CAFFE_VARIANCES
 
 
-def _ssd300_lite(num_classes: int) -> SSD:
+_SSD300: dict[Scales, tuple[Level, ...]] = {"voc": SSD300_VOC, "coco": SSD300_COCO}
+_SSD512: dict[Scales, tuple[Level, ...]] = {"voc": SSD512_VOC, "coco": SSD512_COCO}
+
+NETWORKS = {
+    "ssd300-vgg16": Architecture(partial(VGG16, 300, batch_norm=False), (300, 300), _SSD300),
+    "ssd300-vgg16-bn": Architecture(partial(VGG16, 300, batch_norm=True), (300, 300), _SSD300),
+    "ssd512-vgg16": Architecture(partial(VGG16, 512, batch_norm=False), (512, 512), _SSD512),
+    "ssd512-vgg16-bn": Architecture(partial(VGG16, 512, batch_norm=True), (512, 512), _SSD512),
     # COCO's smaller boxes: small datasets are full of small things, and large ones are found too.
-    return SSD(Lite(), SSD300_COCO, image_size_px=300, num_classes=num_classes, pixel_scale=1 / 64)
-
-
-NETWORKS: dict[str, Callable[[int], SSD]] = {
-    "ssd300-vgg16": partial(_vgg16, image_size_px=300, batch_norm=False),
-    "ssd300-vgg16-bn": partial(_vgg16, image_size_px=300, batch_norm=True),
-    "ssd512-vgg16": partial(_vgg16, image_size_px=512, batch_norm=False),
-    "ssd512-vgg16-bn": partial(_vgg16, image_size_px=512, batch_norm=True),
-    "ssd300-lite": _ssd300_lite,
+    "ssd300-lite": Architecture(
+        Lite, (300, 300), _SSD300, Traits(pixel_scale=1 / 64, scales="coco")
+    ),
+    # Pixels in -1..1 and no variances (`ssd7_training.ipynb`).
+    "ssd7": Architecture(
+        SSD7,
+        (300, 480),
+        {"voc": SSD7_LEVELS},
+        Traits(mean_rgb=(127.5, 127.5, 127.5), pixel_scale=1 / 127.5),
+        Variances(1.0, 1.0),
+    ),
 }
 
 
-def build_network(name: str, num_classes: int) -> SSD:
-    """Returns an architecture whose weights are still to be filled.
-
-    Raises:
-        ConfigError: There is no network of that name.
-    """
+def _architecture(name: str) -> Architecture:
     if name not in NETWORKS:
         raise ConfigError(f"no network is called {name!r}", remedy=f"Say {', '.join(NETWORKS)}")
+    return NETWORKS[name]
+
+
+def build_network(name: str, num_classes: int, traits: Traits | None = None) -> SSD:
+    """Returns an architecture whose weights are still to be filled.
+
+    Args:
+        name: One of `NETWORKS`.
+        num_classes: C, not counting the background.
+        traits: By default the architecture's own.
+
+    Raises:
+        ConfigError: There is no network of that name, or it has no such default boxes.
+    """
+    architecture = _architecture(name)
+    traits = traits or architecture.traits
+    if traits.scales not in architecture.tables:
+        raise ConfigError(
+            f"{name} has no default boxes {traits.scales!r}",
+            remedy=f"Say {', '.join(architecture.tables)}",
+        )
     # The layers' own initial values come from the caller's global generator; leave it as it was.
     with torch.random.fork_rng(devices=[]):
-        network = NETWORKS[name](num_classes)
+        network = SSD(
+            architecture.backbone(),
+            architecture.tables[traits.scales],
+            image_size_px=architecture.image_size_px,
+            num_classes=num_classes,
+            traits=traits,
+            variances=architecture.variances,
+        )
     # PyTorch's annotations do not know this form of `to`, which changes the network in place.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
@@ -56,7 +110,10 @@ def build_network(name: str, num_classes: int) -> SSD:
 
 def new_network(config: Config, num_classes: int) -> SSD:
     """Returns the network that a run starts from."""
-    network = build_network(config.network, num_classes)
+    traits = _architecture(config.network).traits
+    if config.default_boxes != "own":
+        traits = traits._replace(scales=config.default_boxes)
+    network = build_network(config.network, num_classes, traits)
     initialise(network, torch_generator(config.run.seed, "initialise"))
     return network
 

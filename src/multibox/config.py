@@ -17,6 +17,7 @@ from multibox.errors import ConfigError
 ScheduleName = Literal["multistep", "cosine", "plateau"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 Precision = Literal["auto", "bf16", "fp32"]
+DefaultBoxes = Literal["own", "voc", "coco"]
 
 
 def _require(condition: bool, field: str, value: object, rule: str) -> None:
@@ -233,9 +234,12 @@ class Config:
 
     Attributes:
         network: The architecture's name, e.g. `ssd300-vgg16`.
+        default_boxes: Sizes of the default boxes: the architecture's own, or those of Caffe's
+            networks for VOC or for COCO, which are smaller.
     """
 
     network: str
+    default_boxes: DefaultBoxes = "own"
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

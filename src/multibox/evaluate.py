@@ -20,7 +20,6 @@ from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, evalua
 from multibox.model import arithmetic, find_weights, in_precision, load_network, read_weights
 from multibox.runtime.distributed import Processes, gather, join, total
 from multibox.runtime.folder import read_run
-from multibox.ssd.detect import detect
 from multibox.ssd.loss import multibox_loss
 from multibox.ssd.matching import match
 from multibox.ssd.network import SSD
@@ -85,7 +84,7 @@ def validation_loss(network: SSD, dataset: Dataset, setting: Setting) -> Validat
     one = torch.ones((), device=device)
     for batch, output in _outputs(network, dataset.annotations, setting):
         targets = without_difficult(batch.targets.to(device))
-        matches = match(network.default_boxes, targets)
+        matches = match(network.default_boxes, targets, network.variances)
         losses = multibox_loss(output, matches, one)
         positives = (matches.classes > 0).sum()
         sums += torch.stack([losses.confidence, losses.localization, positives]).double()
@@ -97,9 +96,7 @@ def detect_all(network: SSD, dataset: Dataset, setting: Setting) -> list[Detecti
     """Returns the detections in every image of a split; the same on every process."""
     rows = [torch.zeros(0, 7, dtype=torch.float64)]
     for batch, output in _outputs(network, dataset.annotations, setting):
-        for index, found in zip(
-            batch.indices.tolist(), detect(output, network.default_boxes), strict=True
-        ):
+        for index, found in zip(batch.indices.tolist(), network.detect(output), strict=True):
             scores, labels = found.scores.unsqueeze(1), found.labels.unsqueeze(1)
             columns = [torch.full_like(scores, index), labels, scores, found.boxes]
             rows.append(torch.cat([column.double() for column in columns], dim=1).cpu())

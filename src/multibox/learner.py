@@ -77,7 +77,7 @@ class Learner:
         self.network.train()
         targets = batch.targets.to(processes.device)
         images = batch.images.to(processes.device, non_blocking=True)
-        matches = match(self.network.default_boxes, targets)
+        matches = match(self.network.default_boxes, targets, self.network.variances)
         positives = total((matches.classes > 0).sum().to(torch.float32), processes)
         normaliser = positives.clamp(min=1) / processes.world_size
         sums = torch.zeros(2, device=processes.device)

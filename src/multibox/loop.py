@@ -91,7 +91,9 @@ class Loop:
         self._config, self._learner, self._around = config, learner, around
         self._processes = around.processes
         self._checkpoints = around.folder / "checkpoints"
-        judged = build_network(config.network, len(around.train_set.classes))
+        judged = build_network(
+            config.network, len(around.train_set.classes), learner.network.traits
+        )
         self._judged = judged.to(around.processes.device)
         self._step = 0
         self._state = _State(lr=config.optimizer.lr)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import typing
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,7 +17,8 @@ from multibox.build import NETWORKS, build_network
 from multibox.config import Precision
 from multibox.errors import WeightsError
 from multibox.runtime import checkpoint as checkpoints
-from multibox.ssd.network import MEAN_RGB, SSD
+from multibox.ssd.default_boxes import Clip
+from multibox.ssd.network import SSD, Traits
 
 FORMAT = "multibox-1"
 
@@ -28,23 +31,24 @@ class Weights(NamedTuple):
         classes: Names in the order of the labels.
         tensors: Parameters and running statistics by name.
         path: Where they come from.
+        traits: How the network that learnt them sees pixels, and what its default boxes are.
     """
 
     network: str
     classes: tuple[str, ...]
     tensors: dict[str, Tensor]
     path: Path
+    traits: Traits
 
 
 def describe(network: SSD, name: str, classes: tuple[str, ...], licence: str) -> dict[str, str]:
     """Returns the header of a weights file, which makes it complete without its run."""
-    normalisation = {"order": "RGB", "mean": MEAN_RGB, "scale": network.pixel_scale}
     return {
         "format": FORMAT,
         "network": name,
         "classes": json.dumps(classes, ensure_ascii=False),
-        "image_size": str(network.image_size_px),
-        "normalisation": json.dumps(normalisation),
+        "image_size": json.dumps(network.image_size_px),
+        "traits": json.dumps(network.traits._asdict()),
         "licence": licence,
     }
 
@@ -110,7 +114,36 @@ def read_weights(path: Path) -> Weights:
         raise WeightsError(f"has a damaged header ({error})", file=path) from None
     if network not in NETWORKS:
         raise WeightsError(f"is of an unknown network, {network!r}", file=path)
-    return Weights(network, classes, tensors, path)
+    return Weights(network, classes, tensors, path, _traits(header, network, path))
+
+
+def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
+    """Returns the traits in a header, or the architecture's own: the first files have none."""
+    architecture = NETWORKS[network]
+    if "traits" not in header:
+        return architecture.traits
+    try:
+        value = json.loads(header["traits"])
+        numbers = [*value["mean_rgb"], value["pixel_scale"]]
+        sound = (
+            value.keys() == set(Traits._fields)
+            and len(numbers) == 4
+            and all(type(n) in (int, float) and abs(n) <= sys.float_info.max for n in numbers)
+            and value["pixel_scale"] > 0
+            and value["scales"] in [*architecture.tables]
+            and value["clip"] in typing.get_args(Clip)
+            and type(value["clip_detections"]) is bool
+        )
+    except (KeyError, TypeError, ValueError, RecursionError):
+        sound = False
+    if not sound:
+        raise WeightsError(
+            f"has traits that {network} cannot have ({header['traits'][:200]})", file=path
+        )
+    red, green, blue, scale = map(float, numbers)
+    return Traits(
+        (red, green, blue), scale, value["scales"], value["clip"], value["clip_detections"]
+    )
 
 
 def load_network(weights: Weights, device: torch.device) -> SSD:
@@ -119,7 +152,7 @@ def load_network(weights: Weights, device: torch.device) -> SSD:
     Raises:
         WeightsError: A tensor is missing, unknown or of another shape.
     """
-    network = build_network(weights.network, len(weights.classes))
+    network = build_network(weights.network, len(weights.classes), weights.traits)
     try:
         network.load_state_dict(weights.tensors)
     except RuntimeError as error:

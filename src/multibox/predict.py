@@ -23,7 +23,6 @@ from multibox.errors import MultiboxError, StorageError
 from multibox.model import arithmetic, find_weights, in_precision, load_network, read_weights
 from multibox.runtime.distributed import pick_device
 from multibox.runtime.folder import write_json
-from multibox.ssd.detect import detect
 from multibox.ssd.network import SSD
 from multibox.structures import Detections
 
@@ -109,14 +108,14 @@ class Detector:
     @torch.inference_mode()
     def detect(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Detections:
         """Returns all detections in RGB pixels, in the unit frame, on the CPU."""
-        network, side = self._network, self._network.image_size_px
+        network = self._network
         device = network.default_boxes.device
         height, width = pixels.shape[:2]
-        resized = render(pixels, whole_image(width, height), None, (side, side))
+        resized = render(pixels, whole_image(width, height), None, network.image_size_px)
         images = torch.from_numpy(resized).permute(2, 0, 1).unsqueeze(0).to(device)
         with in_precision(self._precision, device):
             output = network(images)
-        (found,) = detect(output, network.default_boxes)
+        (found,) = network.detect(output)
         return Detections(*(field.cpu() for field in found))
 
 

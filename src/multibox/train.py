@@ -20,7 +20,7 @@ from multibox.rng import STREAM_VERSION
 from multibox.runtime.distributed import Processes, join, wait_for_all
 from multibox.runtime.folder import claim, environment, write_json
 from multibox.runtime.lock import RunLock
-from multibox.ssd.network import SSD
+from multibox.ssd.network import SSD, Traits
 
 MAX_GPU_WORKERS = 8
 
@@ -118,9 +118,15 @@ def _initial_weights(
     if request.init is None:
         return None
     path = find_weights(request.init)
-    new = start_from(network, classes, read_weights(path))
+    weights = read_weights(path)
+    new = start_from(network, classes, weights)
     heads = f"; {len(new)} tensors begin at random: {', '.join(new[:4])}" if new else ""
     console.print(f"Weights from {path}{' ...' if len(new) > 4 else ''}{heads}", highlight=False)
+    for name, learnt, now in zip(Traits._fields, weights.traits, network.traits, strict=True):
+        if learnt != now:
+            console.print(
+                f"  note: they were learnt with {name} {learnt}, now it is {now}", highlight=False
+            )
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def examples(folder: Path, seed: int = 0) -> TrainingExamples:
     dataset = read_voc(folder, "trainval")
-    return TrainingExamples(dataset.annotations, 64, AugmentationConfig(), seed)
+    return TrainingExamples(dataset.annotations, (48, 64), AugmentationConfig(), seed)
 
 
 def tensors(batch: Batch) -> list[torch.Tensor]:
@@ -76,7 +76,7 @@ def test_processes_share_the_samples_of_a_step(world_size: int) -> None:
 
 def test_targets_are_padded_to_the_fullest_image(folder: Path) -> None:
     dataset = read_voc(folder, "trainval")
-    plain = PlainExamples(dataset.annotations, 64)
+    plain = PlainExamples(dataset.annotations, (48, 64))
     (batch,) = batches(plain, [list(range(7))], workers=0, pin_memory=False)
     counts = [len(annotation.labels) for annotation in dataset.annotations]
     assert batch.targets.valid.sum(dim=1).tolist() == counts
@@ -85,12 +85,12 @@ def test_targets_are_padded_to_the_fullest_image(folder: Path) -> None:
         found = batch.targets.boxes[row, : counts[row]].numpy()
         np.testing.assert_array_equal(found, annotation.boxes)
     assert not batch.targets.boxes[~batch.targets.valid].any()
-    assert batch.images.shape == (7, 3, 64, 64)
+    assert batch.images.shape == (7, 3, 48, 64)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_difficult_objects_can_be_left_out(folder: Path) -> None:
-    plain = PlainExamples(read_voc(folder, "trainval").annotations, 64)
+    plain = PlainExamples(read_voc(folder, "trainval").annotations, (48, 64))
     (batch,) = batches(plain, [list(range(7))], workers=0, pin_memory=False)
     targets = batch.targets._replace(difficult=batch.targets.labels == 0)
     left = without_difficult(targets)

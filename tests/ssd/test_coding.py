@@ -8,7 +8,7 @@ from oracles import detection as oracle
 from oracles import matching
 
 from multibox.boxes import to_xyxy
-from multibox.ssd.coding import decode, encode
+from multibox.ssd.coding import Variances, decode, encode
 
 coordinates = st.floats(-1, 2, width=32)
 sides = st.floats(2**-10, 2, width=32)
@@ -19,14 +19,15 @@ def corners(items: list[tuple[float, ...]]) -> torch.Tensor:
     return to_xyxy(torch.tensor(items, dtype=torch.float32))
 
 
-def test_offsets_by_hand() -> None:
+@pytest.mark.parametrize("variances", [Variances(0.1, 0.2), Variances(1.0, 1.0)])
+def test_offsets_by_hand(variances: Variances) -> None:
     default = torch.tensor([[0.25, 0.25, 0.75, 0.5]])  # centre (0.5, 0.375), 0.5 by 0.25
     box = torch.tensor([[0.5, 0.25, 0.75, 0.75]])  # centre (0.625, 0.5), 0.25 by 0.5
-    expected = [0.125 / 0.5 / 0.1, 0.125 / 0.25 / 0.1, -math.log(2) / 0.2, math.log(2) / 0.2]
-    assert encode(box, default)[0].tolist() == pytest.approx(expected, rel=1e-6)
-    assert decode(torch.tensor([expected]), default)[0].tolist() == pytest.approx(
-        box[0].tolist(), rel=1e-6
-    )
+    centre = [0.125 / 0.5 / variances.centre, 0.125 / 0.25 / variances.centre]
+    expected = [*centre, -math.log(2) / variances.size, math.log(2) / variances.size]
+    assert encode(box, default, variances)[0].tolist() == pytest.approx(expected, rel=1e-6)
+    found = decode(torch.tensor([expected]), default, variances)
+    assert found[0].tolist() == pytest.approx(box[0].tolist(), rel=1e-6)
 
 
 def test_a_box_against_itself_has_no_offsets() -> None:

@@ -7,8 +7,10 @@ import torch
 
 from multibox.boxes import to_cxcywh
 from multibox.ssd.default_boxes import (
+    SSD7_LEVELS,
     SSD300_COCO,
     SSD300_VOC,
+    SSD512_COCO,
     SSD512_VOC,
     Level,
     default_boxes,
@@ -17,7 +19,7 @@ from multibox.ssd.default_boxes import (
 
 @pytest.fixture(scope="module")
 def ssd300() -> torch.Tensor:
-    return default_boxes(SSD300_VOC, 300)
+    return default_boxes(SSD300_VOC, (300, 300))
 
 
 def test_table_of_ssd300_is_ssd_keras_s(shared: Path, ssd300: torch.Tensor) -> None:
@@ -33,17 +35,15 @@ def test_ports_that_clamp_differ_in_134_boxes(
     shared: Path, ssd300: torch.Tensor, port: str
 ) -> None:
     theirs = torch.from_numpy(np.load(shared / f"parity/{port}_outputs.npz")["priors_cxcywh"])
-    ours = to_cxcywh(ssd300)
-    np.testing.assert_allclose(ours.clamp(0, 1), theirs, rtol=0, atol=2e-7)
-    assert int(((ours - theirs).abs() > 1e-5).any(dim=1).sum()) == 134
+    ours = default_boxes(SSD300_VOC, (300, 300), "centre")
+    np.testing.assert_allclose(to_cxcywh(ours), theirs, rtol=0, atol=2e-7)
+    assert int(((to_cxcywh(ssd300) - theirs).abs() > 1e-5).any(dim=1).sum()) == 134
 
 
 def test_table_of_ssd300_for_coco_is_torchvision_s(shared: Path) -> None:
     outputs = np.load(shared / "parity/torchvision_ssd300_vgg16_outputs.npz")
-    theirs = to_cxcywh(torch.from_numpy(outputs["anchors_xyxy_px"]) / 300)
-    ours = to_cxcywh(default_boxes(SSD300_COCO, 300))
-    ours[:, 2:].clamp_(max=1)  # as theirs, whose centres are not clamped
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+    ours = default_boxes(SSD300_COCO, (300, 300), "sides")
+    np.testing.assert_allclose(ours, outputs["anchors_xyxy_px"] / 300, rtol=0, atol=1e-6)
 
 
 def test_first_cell_of_ssd300(ssd300: torch.Tensor) -> None:
@@ -64,33 +64,53 @@ def test_boxes_of_ssd300_reach_beyond_the_image(ssd300: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("levels", "size", "counts"),
     [
-        (SSD300_VOC, 300, [5776, 2166, 600, 150, 36, 4]),
-        (SSD300_COCO, 300, [5776, 2166, 600, 150, 36, 4]),
-        (SSD512_VOC, 512, [16384, 6144, 1536, 384, 96, 16, 4]),
+        (SSD300_VOC, (300, 300), [5776, 2166, 600, 150, 36, 4]),
+        (SSD300_COCO, (300, 300), [5776, 2166, 600, 150, 36, 4]),
+        (SSD512_VOC, (512, 512), [16384, 6144, 1536, 384, 96, 16, 4]),
+        (SSD512_COCO, (512, 512), [16384, 6144, 1536, 384, 96, 16, 4]),
+        (SSD7_LEVELS, (300, 480), [8880, 2160, 540, 112]),
     ],
 )
-def test_counts(levels: tuple[Level, ...], size: int, counts: list[int]) -> None:
-    assert [level.cells**2 * level.boxes_per_cell for level in levels] == counts
+def test_counts(levels: tuple[Level, ...], size: tuple[int, int], counts: list[int]) -> None:
+    assert [math.prod(level.cells) * level.boxes_per_cell for level in levels] == counts
     boxes = default_boxes(levels, size)
     assert boxes.shape == (sum(counts), 4)
     assert bool((boxes[:, 2:] > boxes[:, :2]).all())
 
 
-def test_sizes_of_ssd512_are_cut_to_whole_pixels() -> None:
-    sides = [level.shapes_px()[0][0] for level in SSD512_VOC]
-    middles = [level.shapes_px()[1][0] for level in SSD512_VOC]
-    assert sides == [35, 76, 153, 230, 307, 384, 460]
-    expected = [51.575, 107.833, 187.590, 265.725, 343.348, 420.286, 497.011]
-    assert middles == pytest.approx(expected, abs=6e-4)
+@pytest.mark.parametrize(
+    ("levels", "sides", "middles"),
+    [
+        (
+            SSD512_VOC,
+            [35, 76, 153, 230, 307, 384, 460],
+            [51.575, 107.833, 187.590, 265.725, 343.348, 420.286, 497.011],
+        ),
+        (
+            SSD512_COCO,
+            [20, 51, 133, 215, 296, 378, 460],
+            [31.937, 82.359, 169.101, 252.270, 334.497, 416.989, 499.320],
+        ),
+    ],
+)
+def test_sizes_of_ssd512_are_cut_to_whole_pixels(
+    levels: tuple[Level, ...], sides: list[int], middles: list[float]
+) -> None:
+    assert [level.shapes_px()[0][0] for level in levels] == sides
+    assert [level.shapes_px()[1][0] for level in levels] == pytest.approx(middles, abs=6e-4)
 
 
 def test_order_is_rows_then_columns_then_shapes() -> None:
-    levels = (Level(2, 50, 10, 40, (2,)), Level(1, 100, 40, 90, (2, 3)))
-    boxes = to_cxcywh(default_boxes(levels, 100)) * 100
-    centres = [(25, 25)] * 4 + [(75, 25)] * 4 + [(25, 75)] * 4 + [(75, 75)] * 4 + [(50, 50)] * 6
+    levels = (
+        Level((2, 3), (25, 50), 10, 40, (1, 2, 1 / 2)),
+        Level((1, 1), (50, 150), 40, 90, (1, 2, 1 / 2, 3, 1 / 3)),
+    )
+    boxes = to_cxcywh(default_boxes(levels, (50, 150))) * torch.tensor([150, 50, 150, 50])
+    cells = [(25, 12.5), (75, 12.5), (125, 12.5), (25, 37.5), (75, 37.5), (125, 37.5)]
+    centres = [cell for cell in cells for _ in range(4)] + [(75, 25)] * 6
     torch.testing.assert_close(boxes[:, :2], torch.tensor(centres, dtype=torch.float32))
-    ratios = torch.tensor([*[1, 1, 2, 1 / 2] * 4, 1, 1, 2, 1 / 2, 3, 1 / 3])
+    ratios = torch.tensor([*[1, 1, 2, 1 / 2] * 6, 1, 1, 2, 1 / 2, 3, 1 / 3])
     torch.testing.assert_close(boxes[:, 2] / boxes[:, 3], ratios)
     # All shapes but the second have the area of the first.
     areas = (boxes[:, 2] * boxes[:, 3]).tolist()
-    assert areas == pytest.approx([100, 400, 100, 100] * 4 + [1600, 3600, *[1600] * 4], rel=1e-5)
+    assert areas == pytest.approx([100, 400, 100, 100] * 6 + [1600, 3600, *[1600] * 4], rel=1e-5)

@@ -12,7 +12,7 @@ from oracles import matching as oracle
 
 from multibox.boxes import pairwise_iou, to_xyxy
 from multibox.ssd import matching
-from multibox.ssd.coding import encode
+from multibox.ssd.coding import Variances, encode
 from multibox.ssd.default_boxes import SSD300_VOC, Level, default_boxes
 from multibox.ssd.matching import match, match_boxes
 from multibox.structures import Matches, Targets
@@ -20,7 +20,13 @@ from multibox.structures import Matches, Targets
 Object = tuple[tuple[float, float, float, float], int]
 
 # 68 boxes, whose edges and the objects' below often coincide.
-TABLE = default_boxes((Level(4, 25, 25, 50, (2,)), Level(1, 100, 50, 100, (2,))), 100)
+TABLE = default_boxes(
+    (
+        Level((4, 4), (25, 25), 25, 50, (1, 2, 1 / 2)),
+        Level((1, 1), (100, 100), 50, 100, (1, 2, 1 / 2)),
+    ),
+    (100, 100),
+)
 
 
 def targets(images: list[list[Object]]) -> Targets:
@@ -67,7 +73,7 @@ def golden(shared: Path) -> Golden:
 
 @pytest.fixture(scope="module")
 def ssd300() -> torch.Tensor:
-    return default_boxes(SSD300_VOC, 300)
+    return default_boxes(SSD300_VOC, (300, 300))
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +275,11 @@ def test_difficult_objects_are_matched() -> None:
     difficult = given_targets._replace(difficult=given_targets.valid)
     assert torch.equal(match(TABLE, difficult).classes, match(TABLE, given_targets).classes)
     assert int(match(TABLE, difficult).classes.max()) == 4
+
+
+def test_offsets_are_over_the_variances() -> None:
+    given_targets = targets([[((0.1, 0.1, 0.4, 0.5), 2), ((0.5, 0.5, 0.9, 0.8), 3)]])
+    plain = match(TABLE, given_targets, Variances(1.0, 1.0)).offsets
+    assert plain.any()
+    expected = plain / torch.tensor([0.1, 0.1, 0.2, 0.2])
+    torch.testing.assert_close(match(TABLE, given_targets).offsets, expected)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from multibox.build import build_network
 from multibox.ssd.backbones.vgg import L2Norm
-from multibox.ssd.default_boxes import SSD300_VOC, SSD512_VOC, Level
-from multibox.ssd.network import SSD, initialise, parameter_groups
+from multibox.ssd.coding import CAFFE_VARIANCES, Variances, decode
+from multibox.ssd.default_boxes import SSD7_LEVELS, SSD300_VOC, SSD512_VOC, Level
+from multibox.ssd.network import CAFFE, SSD, Traits, initialise, parameter_groups
 from multibox.structures import Output
 
 # --- shapes; parameters on the meta device have no values
@@ -28,8 +29,7 @@ def test_parameters_and_outputs_are_as_many_as_the_original_s(
 ) -> None:
     with torch.device("meta"):
         network = build_network(name, num_classes)
-        size = network.image_size_px
-        output = network(torch.empty(2, 3, size, size, dtype=torch.uint8))
+        output = network(torch.empty(2, 3, *network.image_size_px, dtype=torch.uint8))
     assert sum(p.numel() for p in network.parameters()) == parameters
     assert network.default_boxes.shape == (boxes, 4)
     assert output.offsets.shape == (2, boxes, 4)
@@ -44,16 +44,15 @@ def test_parameters_and_outputs_are_as_many_as_the_original_s(
         ("ssd512-vgg16", SSD512_VOC),
         ("ssd512-vgg16-bn", SSD512_VOC),
         ("ssd300-lite", SSD300_VOC),
+        ("ssd7", SSD7_LEVELS),
     ],
 )
 def test_feature_maps_fit_the_levels(name: str, levels: tuple[Level, ...]) -> None:
     with torch.device("meta"):
         network = build_network(name, 3)
-        maps = network.backbone(torch.empty(2, 3, network.image_size_px, network.image_size_px))
-    cells = [level.cells for level in levels]
-    expected = [
-        (2, channels, n, n) for channels, n in zip(network.backbone.channels, cells, strict=True)
-    ]
+        maps = network.backbone(torch.empty(2, 3, *network.image_size_px))
+    channels = network.backbone.channels
+    expected = [(2, c, *level.cells) for c, level in zip(channels, levels, strict=True)]
     assert [tuple(x.shape) for x in maps] == expected
 
 
@@ -70,16 +69,22 @@ class Planes(nn.Module):
         return [pool(images, 2), pool(images, 4)]
 
 
-LEVELS = (Level(4, 2, 2, 4, (2,)), Level(2, 4, 4, 8, (2, 3)))
+LEVELS = (
+    Level((4, 4), (2, 2), 2, 4, (1, 2, 1 / 2)),
+    Level((2, 2), (4, 4), 4, 8, (1, 2, 1 / 2, 3, 1 / 3)),
+)
 
 
-def planes(pixel_scale: float = 1.0, head_kernel: int = 1) -> SSD:
+def planes(
+    traits: Traits = CAFFE, head_kernel: int = 1, variances: Variances = CAFFE_VARIANCES
+) -> SSD:
     network = SSD(
         Planes(),
         LEVELS,
-        image_size_px=8,
+        image_size_px=(8, 8),
         num_classes=2,
-        pixel_scale=pixel_scale,
+        traits=traits,
+        variances=variances,
         head_kernel=head_kernel,
     )
     initialise(network, torch.Generator().manual_seed(0))
@@ -107,7 +112,7 @@ def test_outputs_are_in_the_order_of_the_default_boxes() -> None:
 
 
 def test_pixels_are_bytes_or_floats_in_the_same_range() -> None:
-    network = planes(pixel_scale=1 / 64, head_kernel=3)
+    network = planes(Traits(pixel_scale=1 / 64), head_kernel=3)
     images = torch.arange(2 * 3 * 8 * 8).reshape(2, 3, 8, 8) % 256
     of_bytes, of_floats = network(images.to(torch.uint8)), network(images.float())
     assert isinstance(of_bytes, Output)
@@ -117,9 +122,24 @@ def test_pixels_are_bytes_or_floats_in_the_same_range() -> None:
 def test_the_mean_colour_is_subtracted_and_the_rest_scaled() -> None:
     mean = torch.tensor([123.0, 117.0, 104.0]).view(1, 3, 1, 1)
     assert not any(x.any() for x in planes()(mean.expand(1, 3, 8, 8)))
+    others = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+    other = planes(Traits(mean_rgb=(1.0, 2.0, 3.0)))
+    assert not any(x.any() for x in other(others.expand(1, 3, 8, 8)))
     images = mean + torch.ones(1, 3, 8, 8)
-    for once, scaled in zip(planes()(images), planes(pixel_scale=0.25)(images), strict=True):
+    quarter = planes(Traits(pixel_scale=0.25))
+    for once, scaled in zip(planes()(images), quarter(images), strict=True):
         torch.testing.assert_close(once * 0.25, scaled)
+
+
+def test_a_network_detects_by_its_own_traits_and_variances() -> None:
+    network = planes(traits=Traits(clip_detections=True), variances=Variances(0.5, 2.0))
+    output = Output(
+        torch.full((1, 88, 4), -0.3), torch.randn(1, 88, 3, generator=torch.Generator())
+    )
+    (found,) = network.detect(output)
+    boxes = decode(output.offsets[0], network.default_boxes, Variances(0.5, 2.0)).clamp(0, 1)
+    assert len(found.boxes) > 10
+    assert all((boxes == box).all(dim=1).any() for box in found.boxes)
 
 
 def test_a_weights_file_holds_parameters_only() -> None:

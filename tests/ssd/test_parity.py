@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from multibox.build import build_network
-from multibox.ssd.network import MEAN_RGB, SSD
+from multibox.ssd.network import Traits
 
 TRUNK = (
     *("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3"),
@@ -71,8 +71,18 @@ NAMES = {
     "backbone.scale_weight": "backbone.scale.weight",
     "conv4_3_norm/conv4_3_norm_gamma:0": "conv4_3_norm.weight",
 }
-# What torchvision subtracts from pixels in 0..1 (`GeneralizedRCNNTransform`), here in 0..255.
-TORCHVISION_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
+TRAITS = {
+    "ssd_pytorch_ssd300": Traits(clip="centre"),
+    "lufficc_ssd300": Traits(clip="centre"),
+    # The mean of pixels in 0..1 (`GeneralizedRCNNTransform`), here of 0..255.
+    "torchvision_ssd300_vgg16": Traits(
+        mean_rgb=(0.48235 * 255, 0.45882 * 255, 0.40784 * 255),
+        scales="coco",
+        clip="sides",
+        clip_detections=True,
+    ),
+    "ssd_keras_ssd300": Traits(),
+}
 
 
 def in_our_names(original: str, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -99,22 +109,13 @@ def fill(shared: Path) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def ssd300() -> SSD:
-    return build_network("ssd300-vgg16", 20)
-
-
 @pytest.mark.parametrize("original", THEIRS)
-def test_forward_is_the_original_s(
-    shared: Path, fill: ModuleType, ssd300: SSD, original: str
-) -> None:
-    ssd300.load_state_dict(in_our_names(original, fill.parameters(original)), strict=True)
-    pixels = fill.image() * 255
-    if original.startswith("torchvision"):
-        pixels += torch.tensor(MEAN_RGB)[:, None, None]
-        pixels -= torch.tensor(TORCHVISION_MEAN)[:, None, None]
+def test_forward_is_the_original_s(shared: Path, fill: ModuleType, original: str) -> None:
+    network = build_network("ssd300-vgg16", 20, TRAITS[original])
+    network.load_state_dict(in_our_names(original, fill.parameters(original)), strict=True)
     with torch.inference_mode():
-        output = ssd300(pixels.unsqueeze(0))
+        output = network(fill.image().unsqueeze(0) * 255)
+        (found,) = network.detect(output)
     stored = np.load(shared / f"parity/{original}_outputs.npz")
     offsets, logits = output.offsets[0], output.logits[0]
     if original == "ssd_keras_ssd300":
@@ -122,6 +123,9 @@ def test_forward_is_the_original_s(
         logits = logits.softmax(dim=1)
     elif original == "torchvision_ssd300_vgg16":
         expected = stored["bbox_regression"], stored["cls_logits"]
+        np.testing.assert_array_equal(found.labels + 1, stored["det_labels"])
+        np.testing.assert_allclose(found.scores, stored["det_scores"], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found.boxes * 300, stored["det_boxes"], rtol=0, atol=1e-2)
     else:
         expected = stored["loc"], stored["conf"]
     np.testing.assert_allclose(offsets, expected[0], rtol=0, atol=1e-4)

@@ -53,13 +53,13 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
 
     Attributes:
         annotations: The images of the training split.
-        image_size_px: Side of the square network input.
+        image_size_px: (height, width) of the network input.
         augmentation: The chain's settings.
         seed: The run's.
     """
 
     annotations: Sequence[Annotation]
-    image_size_px: int
+    image_size_px: tuple[int, int]
     augmentation: AugmentationConfig
     seed: int
 
@@ -77,7 +77,7 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
             pixels = _read(annotation)
         except MultiboxError as error:
             return error
-        image = render(pixels, geometry, colour, (self.image_size_px, self.image_size_px))
+        image = render(pixels, geometry, colour, self.image_size_px)
         labels, difficult = annotation.labels[kept], annotation.difficult[kept]
         return Example(image, boxes, labels, difficult, sample, index)
 
@@ -88,11 +88,11 @@ class PlainExamples(Dataset[Example | MultiboxError]):
 
     Attributes:
         annotations: The images.
-        image_size_px: Side of the square network input.
+        image_size_px: (height, width) of the network input.
     """
 
     annotations: Sequence[Annotation]
-    image_size_px: int
+    image_size_px: tuple[int, int]
 
     def __getitem__(self, sample: int) -> Example | MultiboxError:
         """Returns a sample, or why there is none."""
@@ -102,7 +102,7 @@ class PlainExamples(Dataset[Example | MultiboxError]):
         except MultiboxError as error:
             return error
         whole = whole_image(annotation.width_px, annotation.height_px)
-        image = render(pixels, whole, None, (self.image_size_px, self.image_size_px))
+        image = render(pixels, whole, None, self.image_size_px)
         return Example(
             image, annotation.boxes, annotation.labels, annotation.difficult, sample, sample
         )

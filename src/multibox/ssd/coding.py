@@ -7,36 +7,55 @@ for a box with centre (gx, gy) and size (gw, gh) and a default box (cx, cy, w, h
 the variances (`ssd_pascal.py:322-326`, `bbox_util.cpp:355-410`).
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from multibox.boxes import to_cxcywh, to_xyxy
 
-CENTRE_VARIANCE = 0.1
-SIZE_VARIANCE = 0.2
+
+class Variances(NamedTuple):
+    """What offsets are divided by, so that the loss weighs them alike; by default Caffe's.
+
+    Attributes:
+        centre: Divides dx and dy.
+        size: Divides dw and dh.
+    """
+
+    centre: float = 0.1
+    size: float = 0.2
+
+
+CAFFE_VARIANCES = Variances()
 
 
 def encode(
-    boxes: Float[Tensor, "*#batch K 4"], default_boxes: Float[Tensor, "K 4"]
+    boxes: Float[Tensor, "*#batch K 4"],
+    default_boxes: Float[Tensor, "K 4"],
+    variances: Variances = CAFFE_VARIANCES,
 ) -> Float[Tensor, "*batch K 4"]:
     """Returns the offsets from every default box to the box beside it.
 
     Args:
         boxes: xyxy of any frame, of positive width and height.
         default_boxes: xyxy of the same frame.
+        variances: The network's.
     """
     box, default = to_cxcywh(boxes), to_cxcywh(default_boxes)
-    centre = (box[..., :2] - default[..., :2]) / (default[..., 2:] * CENTRE_VARIANCE)
-    size = torch.log(box[..., 2:] / default[..., 2:]) / SIZE_VARIANCE
+    centre = (box[..., :2] - default[..., :2]) / (default[..., 2:] * variances.centre)
+    size = torch.log(box[..., 2:] / default[..., 2:]) / variances.size
     return torch.cat([centre, size], dim=-1)
 
 
 def decode(
-    offsets: Float[Tensor, "*#batch 4"], default_boxes: Float[Tensor, "*#batch 4"]
+    offsets: Float[Tensor, "*#batch 4"],
+    default_boxes: Float[Tensor, "*#batch 4"],
+    variances: Variances = CAFFE_VARIANCES,
 ) -> Float[Tensor, "*batch 4"]:
     """Returns the boxes, xyxy in the default boxes' frame, that offsets point to; not clipped."""
     default = to_cxcywh(default_boxes)
-    centre = default[..., :2] + offsets[..., :2] * CENTRE_VARIANCE * default[..., 2:]
-    size = default[..., 2:] * torch.exp(offsets[..., 2:] * SIZE_VARIANCE)
+    centre = default[..., :2] + offsets[..., :2] * variances.centre * default[..., 2:]
+    size = default[..., 2:] * torch.exp(offsets[..., 2:] * variances.size)
     return to_xyxy(torch.cat([centre, size], dim=-1))

@@ -1,41 +1,48 @@
 """The default boxes (SSD section 2.2), also known as priors or anchors, as one table.
 
-A level is a square feature map. Each of its cells has a box of scale m and ratio 1, one of scale
-sqrt(m * M), and two for every further ratio r: (m sqrt(r), m / sqrt(r)) and the same upright.
-Their order (cells row by row, and within a cell as just listed) is Caffe's, so that published
-weights fit. Nothing is clipped: boxes may reach beyond the image (`ssd_pascal.py:328`).
+A level is a feature map. Each of its cells has a box (m sqrt(r), m / sqrt(r)) of scale m for every
+ratio r of width to height, and beside that of ratio 1 a square of scale sqrt(m * M). Cells are
+listed row by row, and the boxes of one in the order of its level's ratios: that is Caffe's and
+ssd_keras's order, so that published weights fit. Caffe clips nothing: boxes may reach beyond the
+image (`ssd_pascal.py:328`).
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+Clip = Literal["none", "centre", "sides"]
+"""What of the default boxes is clamped to the image: nothing, as in Caffe; centre, width and height
+each by itself, as in ssd.pytorch (`prior_box.py:53-54`) and lufficc/SSD (`prior_box.py:51-53`);
+width and height only, as in torchvision (`DBoxGenerator`)."""
 
 
 class Level(NamedTuple):
     """One feature map and the default boxes of its cells; lengths are pixels of the input.
 
     Attributes:
-        cells: Rows, and as many columns, of the map.
-        step_px: Distance of neighbouring centres. It need not be the image's size over `cells`.
+        cells: (rows, columns) of the map.
+        step_px: (vertical, horizontal) distance of neighbouring centres. It need not be the
+            image's size over `cells`.
         min_size_px: The scale m.
         max_size_px: The scale M, which is the next level's m.
-        ratios: The further ratios of width to height; their inverses are implied.
+        ratios: Of width to height, 1 among them, which stands for both squares.
     """
 
-    cells: int
-    step_px: float
+    cells: tuple[int, int]
+    step_px: tuple[float, float]
     min_size_px: float
     max_size_px: float
-    ratios: tuple[int, ...]
+    ratios: tuple[float, ...]
 
     @property
     def boxes_per_cell(self) -> int:
         """How many default boxes a cell has."""
-        return 2 + 2 * len(self.ratios)
+        return len(self.ratios) + 1
 
     def shapes_px(self) -> list[tuple[float, float]]:
         """Returns (width, height) of a cell's boxes, in order (`prior_box_layer.cpp:119-219`).
@@ -45,19 +52,22 @@ class Level(NamedTuple):
         """
         m, maximum = int(self.min_size_px), int(self.max_size_px)
         middle = math.sqrt(m * maximum)
-        shapes = [(float(m), float(m)), (middle, middle)]
+        shapes = []
         for ratio in self.ratios:
             root = math.sqrt(ratio)
-            shapes += [(m * root, m / root), (m / root, m * root)]
+            shapes.append((m * root, m / root))
+            if ratio == 1:
+                shapes.append((middle, middle))
         return shapes
 
 
 def _levels(
     cells: Sequence[int], steps: Sequence[float], sizes: Sequence[float], long: Sequence[bool]
 ) -> tuple[Level, ...]:
-    """Returns the levels of a table; where `long`, the ratios are 2 and 3, elsewhere 2."""
+    """Returns the levels of a square input; where `long`, there are boxes of ratio 3, too."""
+    short = (1, 2, 1 / 2)
     return tuple(
-        Level(n, step, low, high, (2, 3) if both else (2,))
+        Level((n, n), (step, step), low, high, (*short, 3, 1 / 3) if both else short)
         for n, step, low, high, both in zip(cells, steps, sizes[:-1], sizes[1:], long, strict=True)
     )
 
@@ -86,19 +96,53 @@ SSD512_VOC = _levels(
 )
 """As the ports of SSD512 agree, since its script was not published; 24,564 boxes."""
 
+SSD512_COCO = _levels(
+    cells=(64, 32, 16, 8, 4, 2, 1),
+    steps=(8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0),
+    sizes=(20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72),
+    long=(False, True, True, True, True, False, False),
+)
+"""The same cells with the boxes that the ports have for COCO (`vgg_ssd512_coco_trainval35k.yaml`
+of lufficc/SSD)."""
 
-def default_boxes(levels: Sequence[Level], image_size_px: int) -> Float[Tensor, "K 4"]:
+SSD7_LEVELS = tuple(
+    Level((rows, columns), (300 / rows, 480 / columns), low, high, (1 / 2, 1, 2))
+    for rows, columns, low, high in (
+        (37, 60, 24.0, 48.0),
+        (18, 30, 48.0, 96.0),
+        (9, 15, 96.0, 192.0),
+        (4, 7, 192.0, 288.0),
+    )
+)
+"""ssd_keras's, of 300 rows by 480 columns (`ssd7_training.ipynb`): scales of 0.08 to 0.96 of the
+shorter side, steps of the image's size over the cells; 11,692 boxes."""
+
+
+def default_boxes(
+    levels: Sequence[Level], image_size_px: tuple[int, int], clip: Clip = "none"
+) -> Float[Tensor, "K 4"]:
     """Returns the default boxes of all levels, xyxy in the unit frame.
 
     Args:
         levels: The feature maps, finest first.
-        image_size_px: Side of the (square) network input.
+        image_size_px: (height, width) of the network input.
+        clip: What is clamped to the image.
     """
+    size = torch.tensor(image_size_px[::-1], dtype=torch.float64)
     tables = []
     for level in levels:
-        centres = (torch.arange(level.cells, dtype=torch.float64) + 0.5) * level.step_px
-        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        y, x = torch.meshgrid(
+            *(
+                (torch.arange(cells, dtype=torch.float64) + 0.5) * step
+                for cells, step in zip(level.cells, level.step_px, strict=True)
+            ),
+            indexing="ij",
+        )
         centre = torch.stack([x, y], dim=-1).reshape(-1, 1, 2)
-        half = torch.tensor(level.shapes_px(), dtype=torch.float64) / 2
-        tables.append(torch.cat([centre - half, centre + half], dim=-1).reshape(-1, 4))
-    return (torch.cat(tables) / image_size_px).to(torch.float32)
+        sides = torch.tensor(level.shapes_px(), dtype=torch.float64)
+        if clip == "centre":
+            centre = torch.minimum(centre, size)
+        if clip != "none":
+            sides = torch.minimum(sides, size)
+        tables.append(torch.cat([centre - sides / 2, centre + sides / 2], dim=-1).reshape(-1, 4))
+    return (torch.cat(tables) / size.repeat(2)).to(torch.float32)

@@ -1,7 +1,7 @@
 """From a network's output to detections (`detection_output_layer.cpp`, `bbox_util.cpp:1743-1969`).
 
 Softmax; per class: scores above 0.01, the 400 best, greedy non-maximum suppression at IoU 0.45;
-then the 200 best of the image. Boxes are not clipped, neither before suppression nor after.
+then the 200 best of the image. Caffe's boxes are not clipped, neither before suppression nor after.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from multibox import boxes as bx
-from multibox.ssd.coding import decode
+from multibox.ssd.coding import CAFFE_VARIANCES, Variances, decode
 from multibox.structures import Detections, Output
 
 
@@ -23,18 +23,22 @@ class DetectionSettings(NamedTuple):
         per_class: How many candidates a class has at the most, before suppression.
         iou_threshold: A box that overlaps a better one by more than this is suppressed.
         per_image: How many detections an image has at the most.
+        clip: Boxes are clipped to the image before suppression, as torchvision does
+            (`SSD.postprocess_detections`).
     """
 
     score_threshold: float = 0.01
     per_class: int = 400
     iou_threshold: float = 0.45
     per_image: int = 200
+    clip: bool = False
 
 
 def detect(
     output: Output,
     default_boxes: Float[Tensor, "K 4"],
     settings: DetectionSettings = DetectionSettings(),  # noqa: B008  # immutable
+    variances: Variances = CAFFE_VARIANCES,
 ) -> list[Detections]:
     """Returns the detections of each image, by descending score; ties in order of class and box.
 
@@ -42,6 +46,7 @@ def detect(
         output: The network's, of B images.
         default_boxes: xyxy in the unit frame.
         settings: The thresholds.
+        variances: The network's.
     """
     scores = output.logits.float().softmax(dim=2)[..., 1:]
     batch, _, num_classes = scores.shape
@@ -51,7 +56,9 @@ def detect(
     group = image * num_classes + label
     keep = _best_of_groups(group, score, settings.per_class)
     image, label, box, score, group = (x[keep] for x in (image, label, box, score, group))
-    boxes = decode(output.offsets.float()[image, box], default_boxes[box])
+    boxes = decode(output.offsets.float()[image, box], default_boxes[box], variances)
+    if settings.clip:
+        boxes = boxes.clamp(0, 1)
     kept = non_maximum_suppression(boxes, group, settings.iou_threshold)
     image, label, score, boxes = image[kept], label[kept], score[kept], boxes[kept]
     order = _best_of_groups(image, score, settings.per_image)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from multibox import boxes as bx
-from multibox.ssd.coding import encode
+from multibox.ssd.coding import CAFFE_VARIANCES, Variances, encode
 from multibox.structures import Matches, Targets
 
 OVERLAP_THRESHOLD = 0.5
@@ -28,7 +28,11 @@ _TIE_STEP = 2.0**-40
 _PAIRS_AT_A_TIME = 2**20
 
 
-def match(default_boxes: Float[Tensor, "K 4"], targets: Targets) -> Matches:
+def match(
+    default_boxes: Float[Tensor, "K 4"],
+    targets: Targets,
+    variances: Variances = CAFFE_VARIANCES,
+) -> Matches:
     """Returns what every default box is to predict for each image of a batch.
 
     Difficult objects are matched like any other (`ssd_pascal.py:269`); a caller who wants them
@@ -37,6 +41,7 @@ def match(default_boxes: Float[Tensor, "K 4"], targets: Targets) -> Matches:
     Args:
         default_boxes: xyxy in the unit frame.
         targets: The objects, padded to M per image.
+        variances: The network's.
     """
     if targets.boxes.shape[1] == 0:
         shape = (targets.boxes.shape[0], default_boxes.shape[0])
@@ -51,7 +56,7 @@ def match(default_boxes: Float[Tensor, "K 4"], targets: Targets) -> Matches:
     boxes = targets.boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
     boxes = torch.where(matched.unsqueeze(-1), boxes, default_boxes)
     classes = targets.labels.gather(1, index).add_(1).mul_(matched)
-    return Matches(encode(boxes, default_boxes), classes)
+    return Matches(encode(boxes, default_boxes, variances), classes)
 
 
 def match_boxes(

@@ -5,18 +5,44 @@ weights file carries all that a prediction needs. It returns raw offsets and log
 """
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from multibox.ssd.backbones.vgg import L2Norm
-from multibox.ssd.default_boxes import Level, default_boxes
-from multibox.structures import Output
+from multibox.ssd.coding import CAFFE_VARIANCES, Variances
+from multibox.ssd.default_boxes import Clip, Level, default_boxes
+from multibox.ssd.detect import DetectionSettings, detect
+from multibox.structures import Detections, Output
 
 MEAN_RGB = (123.0, 117.0, 104.0)
 """Caffe's mean colour (`ssd_pascal.py:177`), there in the order blue, green, red."""
+
+Scales = Literal["voc", "coco"]
+
+
+class Traits(NamedTuple):
+    """Where published implementations of one architecture differ; by default Caffe's for VOC.
+
+    Attributes:
+        mean_rgb: Subtracted from the pixels, which are 0..255.
+        pixel_scale: What the rest is multiplied by.
+        scales: Which of the architecture's tables of default boxes; that of an architecture which
+            has only one is `voc`.
+        clip: What of these boxes is clamped to the image.
+        clip_detections: Detected boxes are clipped to the image before suppression.
+    """
+
+    mean_rgb: tuple[float, float, float] = MEAN_RGB
+    pixel_scale: float = 1.0
+    scales: Scales = "voc"
+    clip: Clip = "none"
+    clip_detections: bool = False
+
+
+CAFFE = Traits()
 
 
 class Backbone(Protocol):
@@ -29,7 +55,7 @@ class Backbone(Protocol):
     channels: tuple[int, ...]
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Returns the feature maps, (B, channels[i], cells[i], cells[i])."""
+        """Returns the feature maps, (B, channels[i], rows, columns) of the levels."""
         ...
 
 
@@ -38,10 +64,11 @@ class SSD(nn.Module):
 
     Args:
         backbone: A module that is a `Backbone`.
-        levels: The default boxes of each of its feature maps.
-        image_size_px: Side of the square input.
+        levels: The default boxes of each of its feature maps, of the table `traits.scales`.
+        image_size_px: (height, width) of the input.
         num_classes: C, not counting the background.
-        pixel_scale: What pixels are multiplied by after their mean is subtracted; 1 in Caffe.
+        traits: How pixels are normalised and default boxes and detections clipped.
+        variances: Of the offsets.
         head_kernel: Side of the heads' convolutions.
 
     Attributes:
@@ -56,16 +83,18 @@ class SSD(nn.Module):
         backbone: nn.Module,
         levels: Sequence[Level],
         *,
-        image_size_px: int,
+        image_size_px: tuple[int, int],
         num_classes: int,
-        pixel_scale: float = 1.0,
+        traits: Traits = CAFFE,
+        variances: Variances = CAFFE_VARIANCES,
         head_kernel: int = 3,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.num_classes = num_classes
         self.image_size_px = image_size_px
-        self.pixel_scale = pixel_scale
+        self.traits = traits
+        self.variances = variances
         channels = cast(Backbone, backbone).channels
         sizes = [level.boxes_per_cell for level in levels]
 
@@ -77,17 +106,23 @@ class SSD(nn.Module):
 
         self.offset_heads = heads(4)
         self.logit_heads = heads(num_classes + 1)
-        self.register_buffer("mean", torch.tensor(MEAN_RGB).view(1, 3, 1, 1), persistent=False)
-        table = default_boxes(levels, image_size_px)
+        mean = torch.tensor(traits.mean_rgb).view(1, 3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        table = default_boxes(levels, image_size_px, traits.clip)
         self.register_buffer("default_boxes", table, persistent=False)
 
     def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Output:
         """Returns the offsets and logits of RGB images, uint8 or float in 0..255."""
-        pixels = (images.to(torch.float32) - self.mean) * self.pixel_scale
+        pixels = (images.to(torch.float32) - self.mean) * self.traits.pixel_scale
         maps = self.backbone(pixels)
         offsets = [head(x) for head, x in zip(self.offset_heads, maps, strict=True)]
         logits = [head(x) for head, x in zip(self.logit_heads, maps, strict=True)]
         return Output(_by_box(offsets, 4), _by_box(logits, self.num_classes + 1))
+
+    def detect(self, output: Output) -> list[Detections]:
+        """Returns the detections of each image in an output of this network (see `detect`)."""
+        settings = DetectionSettings(clip=self.traits.clip_detections)
+        return detect(output, self.default_boxes, settings, self.variances)
 
 
 def _by_box(maps: Sequence[Tensor], width: int) -> Float[Tensor, "B K width"]:
