@@ -13,7 +13,7 @@ from multibox.config import Config
 from multibox.data.images import read_image
 from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.errors import WeightsError
-from multibox.model import Weights, describe, find_weights, load_network, read_weights, start_from
+from multibox.model import Weights, describe, find_weights, load_network, read_weights
 from multibox.predict import predict
 from multibox.runtime.checkpoint import Checkpoint, save
 from multibox.ssd.network import Traits
@@ -105,7 +105,7 @@ def rewritten(path: Path, weights: Weights, **header: str) -> Path:
 
 
 def test_traits_are_kept_with_the_weights(tmp_path: Path) -> None:
-    traits = Traits((1.5, 2.0, 3.0), 0.25, "voc", "sides", True)
+    traits = Traits((1.5, 2.0, 3.0), 0.25, "voc", "sides", False, True)
     network = build_network("ssd300-lite", 2, traits)
     path = tmp_path / "traits.safetensors"
     header = describe(network, "ssd300-lite", CLASSES, "CC0")
@@ -139,6 +139,7 @@ def test_files_without_traits_have_the_architecture_s_own(run: Path, tmp_path: P
         {"scales": []},
         {"clip": "all"},
         {"clip_detections": 1},
+        {"whole_scales": 1},
         {"flip": True},
     ],
 )
@@ -154,15 +155,6 @@ def test_traits_that_are_no_object_are_refused(run: Path, tmp_path: Path, text: 
     weights = read_weights(find_weights(run))
     with pytest.raises(WeightsError, match="traits"):
         read_weights(rewritten(tmp_path / "file", weights, traits=text))
-
-
-def test_other_classes_keep_all_but_the_heads_of_the_scores(run: Path) -> None:
-    weights = read_weights(find_weights(run))
-    network = new_network(Config(network="ssd300-lite"), 2)
-    assert start_from(network, CLASSES, weights) == []
-    left = start_from(network, ("dog", "cat"), weights)
-    assert left
-    assert all(name.startswith("logit_heads.") for name in left)
 
 
 def test_weights_that_do_not_fit_are_refused(run: Path) -> None:

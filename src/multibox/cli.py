@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from multibox.config import Config
+from multibox.convert import Target, convert
 from multibox.demo import demo
 from multibox.errors import ConfigError, DataError, MultiboxError
 from multibox.evaluate import evaluate_results, evaluate_run
+from multibox.model import NO_LICENCE
 from multibox.predict import Detector, predict
 from multibox.recipes import RECIPES
 from multibox.report import write_report
@@ -34,8 +36,8 @@ class RecipeArguments:
     """Folder of the run."""
     config: Config
     init: Path | None = None
-    """Run or weights file to start from, instead of random weights."""
-    licence: str = "not stated by whoever trained them"
+    """Run or weights file of any known format to start from, instead of random weights."""
+    licence: str = NO_LICENCE
     """What the weights may be used for; goes into every file of weights."""
 
 
@@ -109,6 +111,24 @@ class PredictArguments:
 
 
 @dataclass(frozen=True)
+class ConvertArguments:
+    """Convert weights of Caffe, Keras or PyTorch into multibox's own, or a run's into theirs."""
+
+    source: tyro.conf.Positional[Path]
+    """Weights file of any known format, a run's folder, or a checkpoint's."""
+    out: tyro.conf.Positional[Path]
+    """The new file."""
+    to: Target = "multibox"
+    """Format of the new file."""
+    classes: tuple[str, ...] = ()
+    """Names of the outputs, where a foreign file was trained on classes of its own."""
+    which: str = "last"
+    """Checkpoint of a run: last, best or a step."""
+    licence: str | None = None
+    """What the weights may be used for; by default what is known of the source."""
+
+
+@dataclass(frozen=True)
 class DemoArguments:
     """Draw a dataset, train on it, evaluate and report: the whole path in a few minutes."""
 
@@ -121,6 +141,7 @@ _Verb = (
     | Annotated[EvaluateArguments, tyro.conf.subcommand("evaluate")]
     | Annotated[ReportArguments, tyro.conf.subcommand("report")]
     | Annotated[PredictArguments, tyro.conf.subcommand("predict")]
+    | Annotated[ConvertArguments, tyro.conf.subcommand("convert")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
 )
 
@@ -184,6 +205,18 @@ def _run(verb: object, console: Console) -> int:
             for refusal in refusals:
                 _refuse(refusal, console)
             return DataError.exit_code if refusals else 0
+        case ConvertArguments():
+            lines = convert(
+                verb.source,
+                verb.out,
+                target=verb.to,
+                which=verb.which,
+                classes=verb.classes,
+                licence=verb.licence,
+            )
+            for line in lines:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            print(verb.out)  # noqa: T201  # the result
         case DemoArguments():
             page = demo(verb.out, console)
             console.print("Summary page:", end=" ")

@@ -16,11 +16,13 @@ from torch import Tensor
 from multibox.build import NETWORKS, build_network
 from multibox.config import Precision
 from multibox.errors import WeightsError
+from multibox.formats.foreign import TRUNK_ONLY, is_ours, read_foreign
 from multibox.runtime import checkpoint as checkpoints
 from multibox.ssd.default_boxes import Clip
 from multibox.ssd.network import SSD, Traits
 
 FORMAT = "multibox-1"
+NO_LICENCE = "not stated by whoever trained them"
 
 
 class Weights(NamedTuple):
@@ -32,6 +34,9 @@ class Weights(NamedTuple):
         tensors: Parameters and running statistics by name.
         path: Where they come from.
         traits: How the network that learnt them sees pixels, and what its default boxes are.
+        licence: What they may be used for.
+        origin: Whose format they were in.
+        notes: What was altered or guessed in reading them, a clause each.
     """
 
     network: str
@@ -39,6 +44,9 @@ class Weights(NamedTuple):
     tensors: dict[str, Tensor]
     path: Path
     traits: Traits
+    licence: str = NO_LICENCE
+    origin: str = "multibox"
+    notes: tuple[str, ...] = ()
 
 
 def describe(network: SSD, name: str, classes: tuple[str, ...], licence: str) -> dict[str, str]:
@@ -51,6 +59,19 @@ def describe(network: SSD, name: str, classes: tuple[str, ...], licence: str) ->
         "traits": json.dumps(network.traits._asdict()),
         "licence": licence,
     }
+
+
+def header_of(weights: Weights) -> dict[str, str]:
+    """Returns the header for a file of some weights, after a look whether they fit their network.
+
+    Raises:
+        WeightsError: A tensor is missing, unknown or of another shape.
+    """
+    if weights.network == TRUNK_ONLY:
+        header = {"format": FORMAT, "network": TRUNK_ONLY, "classes": "[]"}
+        return {**header, "licence": weights.licence}
+    network = load_network(weights, torch.device("cpu"))
+    return describe(network, weights.network, weights.classes, weights.licence)
 
 
 def find_weights(path: Path, which: str = "last") -> Path:
@@ -73,7 +94,7 @@ def find_weights(path: Path, which: str = "last") -> Path:
         raise WeightsError(
             "holds no checkpoint" if path.is_dir() else "does not exist",
             file=path,
-            remedy="Give a run's folder, a checkpoint's, or a .safetensors file",
+            remedy="Give a run's folder, a checkpoint's, or a weights file",
         )
     step = steps[-1]
     if which == "best":
@@ -89,12 +110,39 @@ def find_weights(path: Path, which: str = "last") -> Path:
     return checkpoints.path_of(folder, step) / "model.safetensors"
 
 
-def read_weights(path: Path) -> Weights:
-    """Returns what a weights file of ours holds.
+def read_weights(path: Path, *, classes: tuple[str, ...] = ()) -> Weights:
+    """Returns what a weights file of ours, or of another implementation, holds.
+
+    Args:
+        path: The file, told apart by its content.
+        classes: Names in the order of the outputs, for a foreign file of classes of its own.
 
     Raises:
-        WeightsError: It is none, is damaged, or is of a newer format.
+        WeightsError: It is of no known format, is damaged, or is of a newer format.
     """
+    try:
+        with path.open("rb") as file:
+            ours = is_ours(file.read(16))
+    except OSError as error:
+        raise WeightsError(f"cannot be read as weights ({error.strerror})", file=path) from None
+    return _read_own(path) if ours else _read_foreign(path, classes)
+
+
+def _read_foreign(path: Path, classes: tuple[str, ...]) -> Weights:
+    found = read_foreign(path, classes=classes)
+    return Weights(
+        found.network,
+        found.classes,
+        found.tensors,
+        path,
+        found.traits,
+        licence=found.origin.licence,
+        origin=found.origin.title,
+        notes=found.notes,
+    )
+
+
+def _read_own(path: Path) -> Weights:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -112,9 +160,11 @@ def read_weights(path: Path) -> Weights:
         network = header["network"]
     except (KeyError, ValueError) as error:
         raise WeightsError(f"has a damaged header ({error})", file=path) from None
-    if network not in NETWORKS:
+    if network not in (*NETWORKS, TRUNK_ONLY):
         raise WeightsError(f"is of an unknown network, {network!r}", file=path)
-    return Weights(network, classes, tensors, path, _traits(header, network, path))
+    traits = Traits() if network == TRUNK_ONLY else _traits(header, network, path)
+    licence = header.get("licence", NO_LICENCE)
+    return Weights(network, classes, tensors, path, traits, licence=licence)
 
 
 def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
@@ -132,6 +182,7 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
             and value["pixel_scale"] > 0
             and value["scales"] in [*architecture.tables]
             and value["clip"] in typing.get_args(Clip)
+            and type(value["whole_scales"]) is bool
             and type(value["clip_detections"]) is bool
         )
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -141,17 +192,21 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
             f"has traits that {network} cannot have ({header['traits'][:200]})", file=path
         )
     red, green, blue, scale = map(float, numbers)
-    return Traits(
-        (red, green, blue), scale, value["scales"], value["clip"], value["clip_detections"]
-    )
+    return Traits(**value | {"mean_rgb": (red, green, blue), "pixel_scale": scale})
 
 
 def load_network(weights: Weights, device: torch.device) -> SSD:
     """Returns the network of some weights, ready to predict.
 
     Raises:
-        WeightsError: A tensor is missing, unknown or of another shape.
+        WeightsError: A tensor is missing, unknown or of another shape, or it is a trunk only.
     """
+    if weights.network == TRUNK_ONLY:
+        raise WeightsError(
+            "holds no detector, but a trunk that a training starts from",
+            file=weights.path,
+            remedy="Give it to train: --init",
+        )
     network = build_network(weights.network, len(weights.classes), weights.traits)
     try:
         network.load_state_dict(weights.tensors)
@@ -159,30 +214,6 @@ def load_network(weights: Weights, device: torch.device) -> SSD:
         reason = f"does not fit {weights.network} ({str(error).splitlines()[-1].strip()})"
         raise WeightsError(reason, file=weights.path) from None
     return network.to(device).eval()
-
-
-def start_from(network: SSD, classes: tuple[str, ...], weights: Weights) -> list[str]:
-    """Fills a network with what fits of other weights and returns the names of what did not.
-
-    Heads of the scores fit if the classes are the same in the same order.
-
-    Raises:
-        WeightsError: Nothing fits.
-    """
-    own = network.state_dict()
-    fits = {
-        name: tensor
-        for name, tensor in weights.tensors.items()
-        if name in own
-        and own[name].shape == tensor.shape
-        and (classes == weights.classes or not name.startswith("logit_heads."))
-    }
-    if not fits:
-        raise WeightsError(
-            f"holds {weights.network}, of which nothing fits this network", file=weights.path
-        )
-    network.load_state_dict(own | fits)
-    return sorted(own.keys() - fits.keys())
 
 
 def in_precision(precision: torch.dtype, device: torch.device) -> torch.autocast:

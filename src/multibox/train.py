@@ -15,12 +15,13 @@ from multibox.data.dataset import Dataset
 from multibox.errors import ConfigError
 from multibox.learner import Learner
 from multibox.loop import Loop, Surroundings
-from multibox.model import arithmetic, describe, find_weights, read_weights, start_from
+from multibox.model import arithmetic, describe, find_weights, read_weights
 from multibox.rng import STREAM_VERSION
 from multibox.runtime.distributed import Processes, join, wait_for_all
 from multibox.runtime.folder import claim, environment, write_json
 from multibox.runtime.lock import RunLock
-from multibox.ssd.network import SSD, Traits
+from multibox.ssd.network import SSD
+from multibox.transfer import start_from
 
 MAX_GPU_WORKERS = 8
 
@@ -119,14 +120,17 @@ def _initial_weights(
         return None
     path = find_weights(request.init)
     weights = read_weights(path)
-    new = start_from(network, classes, weights)
-    heads = f"; {len(new)} tensors begin at random: {', '.join(new[:4])}" if new else ""
-    console.print(f"Weights from {path}{' ...' if len(new) > 4 else ''}{heads}", highlight=False)
-    for name, learnt, now in zip(Traits._fields, weights.traits, network.traits, strict=True):
-        if learnt != now:
-            console.print(
-                f"  note: they were learnt with {name} {learnt}, now it is {now}", highlight=False
-            )
+    transfer = start_from(network, classes, weights)
+    lines = [f"Weights from {path} ({weights.origin}, {weights.network})", *weights.notes]
+    if transfer.kept and classes != weights.classes:
+        pairs = (a if a == b else f"{a} (there {b})" for a, b in transfer.kept.items())
+        lines.append(f"kept the outputs of {', '.join(pairs)}")
+    new = transfer.random
+    if new:
+        some = ", ".join(new[:4]) + (", ..." if len(new) > 4 else "")
+        lines.append(f"{len(new)} tensors begin at random, wholly or in part: {some}")
+    for line in (*lines, *transfer.notes):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 

@@ -27,7 +27,6 @@ from multibox.formats.foreign import TRUNK_ONLY, read_foreign
 from multibox.formats.layers import TRUNK, trunk_names
 from multibox.formats.names import COCO, COCO_BY_ID, VOC
 from multibox.model import Weights, load_network, read_weights
-from multibox.structures import Output
 
 CPU = torch.device("cpu")
 
@@ -35,11 +34,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def fill(shared: Path) -> ModuleType:
     return load_fill(shared)
-
-
-def run(weights: Weights, pixels: Tensor) -> Output:
-    with torch.inference_mode():
-        return load_network(weights, CPU)(pixels.unsqueeze(0))
 
 
 def converted(source: Path, folder: Path, *more: str) -> Weights:
@@ -57,7 +51,10 @@ def test_converted_file_computes_what_the_original_did(
     weights = converted(source, tmp_path)
     assert weights.network == "ssd300-vgg16"
     assert weights.classes == VOC
-    output = run(weights, fill.image() * 255)
+    network = load_network(weights, CPU)
+    with torch.inference_mode():
+        output = network(fill.image().unsqueeze(0) * 255)
+        (found,) = network.detect(output)
     stored = np.load(shared / f"parity/{original}_outputs.npz")
     offsets, logits = output.offsets[0], output.logits[0]
     if original == "ssd_keras_ssd300":
@@ -65,6 +62,9 @@ def test_converted_file_computes_what_the_original_did(
         logits = logits.softmax(dim=1)
     elif original == "torchvision_ssd300_vgg16":
         expected = stored["bbox_regression"], stored["cls_logits"]
+        np.testing.assert_array_equal(found.labels + 1, stored["det_labels"])
+        np.testing.assert_allclose(found.scores, stored["det_scores"], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found.boxes * 300, stored["det_boxes"], rtol=0, atol=1e-2)
     else:
         expected = stored["loc"], stored["conf"]
     np.testing.assert_allclose(offsets, expected[0], rtol=0, atol=1e-4)
@@ -102,6 +102,7 @@ def test_counts_decide_network_classes_and_default_boxes(
         found = read_foreign(state_file(tmp_path / format, state))
         assert (found.network, found.classes, found.traits.scales) == (network, names, scales)
         assert found.traits.clip == clip
+        assert found.traits.whole_scales == (levels == 6)
     path = tmp_path / "caffe"
     path.write_bytes(caffemodel(tiny_caffe(levels=levels, classes=classes), OLD))
     found = read_foreign(path)

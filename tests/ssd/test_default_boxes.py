@@ -96,8 +96,10 @@ def test_counts(levels: tuple[Level, ...], size: tuple[int, int], counts: list[i
 def test_sizes_of_ssd512_are_cut_to_whole_pixels(
     levels: tuple[Level, ...], sides: list[int], middles: list[float]
 ) -> None:
-    assert [level.shapes_px()[0][0] for level in levels] == sides
-    assert [level.shapes_px()[1][0] for level in levels] == pytest.approx(middles, abs=6e-4)
+    assert [level.shapes_px(whole_scales=True)[0][0] for level in levels] == sides
+    assert [level.shapes_px(whole_scales=True)[1][0] for level in levels] == pytest.approx(
+        middles, abs=6e-4
+    )
 
 
 def test_order_is_rows_then_columns_then_shapes() -> None:

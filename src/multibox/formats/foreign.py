@@ -11,7 +11,7 @@ from multibox.errors import WeightsError
 from multibox.formats.keras import read_keras
 from multibox.formats.layers import SCALE, TRUNK, layers, ssd7_layers
 from multibox.formats.names import BY_COUNT
-from multibox.formats.origins import TORCHVISION, Found, Origin
+from multibox.formats.origins import CAFFE, TORCHVISION, Found, Origin
 from multibox.formats.pytorch import read_state
 from multibox.formats.sources import count_levels, from_caffe, from_keras, from_pytorch
 from multibox.formats.trunk import is_full, reduced
@@ -20,7 +20,8 @@ from multibox.ssd.network import Scales, Traits
 TRUNK_ONLY = "vgg16-trunk"
 """The "network" of a file that holds no detector, only what one starts from."""
 
-_NETWORKS = {6: "ssd300-vgg16", 7: "ssd512-vgg16"}
+_LEVELS_300 = 6
+_NETWORKS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
 # Pixels in -1..1 (`ssd7_training.ipynb`).
 SSD7_TRAITS = Traits(mean_rgb=(127.5, 127.5, 127.5), pixel_scale=1 / 127.5)
 # All of these networks have 4 default boxes in a cell of the finest level.
@@ -102,6 +103,8 @@ def _detector(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:
         mean_rgb=found.origin.mean_rgb,
         scales=_scales(found, levels, num_classes),
         clip="corners" if found.clipped else found.origin.clip,
+        # Caffe alone cuts them, which SSD300 does not feel.
+        whole_scales=found.origin is CAFFE or levels == _LEVELS_300,
         clip_detections=found.origin.clip_detections,
     )
     notes = (*found.notes, *notes)

@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Clip = Literal["none", "centre", "sides"]
-"""What of the default boxes is clamped to the image: nothing, as in Caffe; centre, width and height
+Clip = Literal["none", "corners", "centre", "sides"]
+"""What of the default boxes is clamped to the image: nothing; the corners, which Caffe can but does
+not do in its published models (`prior_box_layer.cpp:222-227`); centre, width and height
 each by itself, as in ssd.pytorch (`prior_box.py:53-54`) and lufficc/SSD (`prior_box.py:51-53`);
 width and height only, as in torchvision (`DBoxGenerator`)."""
 
@@ -44,13 +45,17 @@ class Level(NamedTuple):
         """How many default boxes a cell has."""
         return len(self.ratios) + 1
 
-    def shapes_px(self) -> list[tuple[float, float]]:
+    def shapes_px(self, *, whole_scales: bool) -> list[tuple[float, float]]:
         """Returns (width, height) of a cell's boxes, in order (`prior_box_layer.cpp:119-219`).
 
-        The scales are cut to whole pixels as in Caffe (`prior_box_layer.cpp:149,163`). That
-        alters nothing for SSD300, whose scales are whole, and every box of SSD512.
+        Args:
+            whole_scales: The scales are cut to whole pixels as in Caffe
+                (`prior_box_layer.cpp:149,163`), and not as in the ports. That alters nothing for
+                SSD300, whose scales are whole, and every box of SSD512.
         """
-        m, maximum = int(self.min_size_px), int(self.max_size_px)
+        m, maximum = self.min_size_px, self.max_size_px
+        if whole_scales:
+            m, maximum = float(int(m)), float(int(maximum))
         middle = math.sqrt(m * maximum)
         shapes = []
         for ratio in self.ratios:
@@ -119,7 +124,11 @@ shorter side, steps of the image's size over the cells; 11,692 boxes."""
 
 
 def default_boxes(
-    levels: Sequence[Level], image_size_px: tuple[int, int], clip: Clip = "none"
+    levels: Sequence[Level],
+    image_size_px: tuple[int, int],
+    clip: Clip = "none",
+    *,
+    whole_scales: bool = True,
 ) -> Float[Tensor, "K 4"]:
     """Returns the default boxes of all levels, xyxy in the unit frame.
 
@@ -127,6 +136,7 @@ def default_boxes(
         levels: The feature maps, finest first.
         image_size_px: (height, width) of the network input.
         clip: What is clamped to the image.
+        whole_scales: As in `Level.shapes_px`.
     """
     size = torch.tensor(image_size_px[::-1], dtype=torch.float64)
     tables = []
@@ -139,10 +149,11 @@ def default_boxes(
             indexing="ij",
         )
         centre = torch.stack([x, y], dim=-1).reshape(-1, 1, 2)
-        sides = torch.tensor(level.shapes_px(), dtype=torch.float64)
+        sides = torch.tensor(level.shapes_px(whole_scales=whole_scales), dtype=torch.float64)
         if clip == "centre":
             centre = torch.minimum(centre, size)
-        if clip != "none":
+        if clip in ("centre", "sides"):
             sides = torch.minimum(sides, size)
         tables.append(torch.cat([centre - sides / 2, centre + sides / 2], dim=-1).reshape(-1, 4))
-    return (torch.cat(tables) / size.repeat(2)).to(torch.float32)
+    boxes = torch.cat(tables) / size.repeat(2)
+    return (boxes.clamp(0, 1) if clip == "corners" else boxes).to(torch.float32)

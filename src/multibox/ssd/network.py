@@ -32,6 +32,7 @@ class Traits(NamedTuple):
         scales: Which of the architecture's tables of default boxes; that of an architecture which
             has only one is `voc`.
         clip: What of these boxes is clamped to the image.
+        whole_scales: Their scales are cut to whole pixels.
         clip_detections: Detected boxes are clipped to the image before suppression.
     """
 
@@ -39,6 +40,7 @@ class Traits(NamedTuple):
     pixel_scale: float = 1.0
     scales: Scales = "voc"
     clip: Clip = "none"
+    whole_scales: bool = True
     clip_detections: bool = False
 
 
@@ -108,7 +110,7 @@ class SSD(nn.Module):
         self.logit_heads = heads(num_classes + 1)
         mean = torch.tensor(traits.mean_rgb).view(1, 3, 1, 1)
         self.register_buffer("mean", mean, persistent=False)
-        table = default_boxes(levels, image_size_px, traits.clip)
+        table = default_boxes(levels, image_size_px, traits.clip, whole_scales=traits.whole_scales)
         self.register_buffer("default_boxes", table, persistent=False)
 
     def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Output:
