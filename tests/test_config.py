@@ -27,7 +27,13 @@ DEFAULT = Config(network="ssd300-vgg16")
 # Differs from the defaults in every field.
 CHANGED = Config(
     network="ssd300-lite",
-    data=DataConfig(train_split="train", test_split="val", classes=("b", "ä"), on_bad="skip"),
+    data=DataConfig(
+        train_split="train",
+        test_split="val",
+        classes=("b", "ä"),
+        on_bad="skip",
+        train_difficult=False,
+    ),
     augmentation=AugmentationConfig(
         distort=False,
         expand_probability=0.25,
