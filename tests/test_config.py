@@ -28,7 +28,13 @@ DEFAULT = Config(network="ssd300-vgg16")
 CHANGED = Config(
     network="ssd300-lite",
     default_boxes="coco",
-    data=DataConfig(train_split="train", test_split="val", classes=("b", "ä"), on_bad="skip"),
+    data=DataConfig(
+        train_split="train",
+        test_split="val",
+        classes=("b", "ä"),
+        on_bad="skip",
+        train_difficult=False,
+    ),
     augmentation=AugmentationConfig(
         distort=False,
         expand_probability=0.25,

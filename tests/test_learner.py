@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import batch, tiny_network
 
-from multibox.config import Config, OptimizerConfig, RunConfig
+from multibox.config import Config, DataConfig, OptimizerConfig, RunConfig
 from multibox.learner import Learner, NonFinite
 from multibox.runtime.distributed import Processes
 from multibox.ssd.loss import multibox_loss
@@ -61,6 +61,24 @@ def test_a_batch_in_parts_is_the_batch(parts: int) -> None:
     assert other == pytest.approx(one, rel=1e-5)
     for name, tensor in whole.model().items():
         torch.testing.assert_close(divided.model()[name], tensor)
+
+
+@pytest.mark.parametrize("train_difficult", [True, False])
+def test_difficult_objects_are_learnt_or_left_out(train_difficult: bool) -> None:
+    examples = batch(8)
+    targets = examples.targets
+    marked = targets._replace(difficult=targets.valid & (targets.labels == 1))
+    alike = {True: targets, False: targets._replace(valid=targets.valid & (targets.labels == 0))}
+    config = Config(
+        network="tiny",
+        data=DataConfig(train_difficult=train_difficult),
+        run=RunConfig(batch_size=8, precision="fp32"),
+    )
+    chosen = Learner(tiny_network(), config, ALONE)
+    losses = chosen.step(examples._replace(targets=marked), lr=0.01, number=0)
+    for kept, wanted in alike.items():
+        expected = learner().step(examples._replace(targets=wanted), lr=0.01, number=0)
+        assert (losses == expected) == (kept == train_difficult)
 
 
 def poison_pixel(taught: Learner, value: float) -> Batch:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from coco_layout import export_coco
 from rich.console import Console
 from tiny import SIDE, SMALLER, TINY
 
@@ -18,7 +19,7 @@ from multibox.data.drawn import draw_dataset
 from multibox.data.pipeline import PlainExamples, batches, without_difficult
 from multibox.data.voc import read_voc
 from multibox.errors import ConfigError, NonFiniteError, StorageError
-from multibox.evaluate import evaluate_run
+from multibox.evaluate import evaluate_results, evaluate_run
 from multibox.learner import Learner, NonFinite, StepLosses
 from multibox.model import find_weights, load_network, read_weights
 from multibox.recipes import ssd7
@@ -100,6 +101,18 @@ def test_the_journal_has_every_line_once(finished: Path) -> None:
     assert drops == pytest.approx([0.0005, 0.00005])
     kept = sorted(path.name for path in (finished / "checkpoints").iterdir())
     assert kept[-2:] == ["step-00000010", "step-00000012"]
+
+
+def test_a_run_on_coco_s_layout_has_the_same_bits(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    root, out = export_coco(data, tmp_path / "coco"), tmp_path / "run"
+    run(root, out)
+    assert digests(out) == digests(finished)
+    results = out / "evaluations" / "step-00000012"
+    found, missing = evaluate_results(results, data=root, split="test")
+    assert (found, missing) == evaluate_results(results, data=data, split="test")
+    assert missing == []
 
 
 class PowerCutError(Exception):

@@ -10,7 +10,7 @@ from torch import nn
 
 from multibox.config import Config, OptimizerConfig
 from multibox.data.dataset import Dataset, require_objects
-from multibox.data.voc import read_voc
+from multibox.data.layouts import read_dataset
 from multibox.errors import ConfigError
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.lite import Lite
@@ -136,7 +136,7 @@ def read_datasets(config: Config, root: Path) -> tuple[Dataset, Dataset]:
         DataError: A folder, split, image or object cannot be used, or a class has no object.
     """
     data = config.data
-    train = read_voc(root, data.train_split, classes=data.classes, on_bad=data.on_bad)
+    train = read_dataset(root, data.train_split, classes=data.classes, on_bad=data.on_bad)
     require_objects(train)
-    test = read_voc(root, data.test_split, classes=train.classes, on_bad=data.on_bad)
+    test = read_dataset(root, data.test_split, classes=train.classes, on_bad=data.on_bad)
     return train, test

@@ -31,7 +31,7 @@ class RecipeArguments:
 
     recipe: tyro.conf.Suppress[tyro.conf.Fixed[str]]
     data: Path
-    """Folder of annotated images in VOC layout."""
+    """Folder of annotated images in VOC or COCO layout."""
     out: Path
     """Folder of the run."""
     config: Config

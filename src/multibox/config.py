@@ -42,11 +42,15 @@ class DataConfig:
 
     classes: tuple[str, ...] = ()
     """Class names in the order of the network's outputs; empty: those found in the training
-    split, sorted."""
+    split, sorted, or in the order of COCO's category ids."""
 
     on_bad: Literal["fail", "skip"] = "fail"
     """What to do with objects and images that cannot be used: list them all and stop, or list
     them all and go on without them."""
+
+    train_difficult: bool = True
+    """Learn from difficult objects too, as SSD does on VOC. COCO's crowds are such objects, and
+    SSD leaves them out (`ssd_coco.py:271, 288`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

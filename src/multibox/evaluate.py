@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from multibox.data.dataset import Annotation, Dataset
+from multibox.data.layouts import read_dataset
 from multibox.data.pipeline import PlainExamples, batches, without_difficult
-from multibox.data.voc import read_voc
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import by_class_in_pixels, read_results
 from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, evaluate_voc
@@ -173,7 +173,7 @@ def evaluate_run(
     config, facts = read_run(run)
     weights = read_weights(find_weights(run, which))
     root = data or Path(facts["data_root"])
-    dataset = read_voc(
+    dataset = read_dataset(
         root,
         split or config.data.test_split,
         classes=weights.classes,
@@ -198,7 +198,7 @@ def evaluate_results(results: Path, *, data: Path, split: str) -> tuple[dict[str
     Raises:
         DataError: A file or the data cannot be used.
     """
-    dataset = read_voc(data, split, images="ignore")
+    dataset = read_dataset(data, split, images="ignore")
     read = read_results(
         results,
         split=split.rpartition(":")[2],

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from multibox.build import build_optimizer
 from multibox.config import Config
+from multibox.data.pipeline import without_difficult
 from multibox.model import arithmetic, in_precision
 from multibox.runtime.distributed import Processes, replicate, summing, total
 from multibox.ssd.loss import multibox_loss
@@ -54,6 +55,7 @@ class Learner:
         self.network = network.to(processes.device)
         self.precision = arithmetic(config.run.precision, processes.device)
         self._config = config.optimizer
+        self._train_difficult = config.data.train_difficult
         self._processes = processes
         self._optimizer = build_optimizer(self.network, config.optimizer)
         self._replica = replicate(self.network, processes)
@@ -76,6 +78,8 @@ class Learner:
         processes, parts = self._processes, self._config.accumulate
         self.network.train()
         targets = batch.targets.to(processes.device)
+        if not self._train_difficult:
+            targets = without_difficult(targets)
         images = batch.images.to(processes.device, non_blocking=True)
         matches = match(self.network.default_boxes, targets, self.network.variances)
         positives = total((matches.classes > 0).sum().to(torch.float32), processes)

@@ -324,7 +324,7 @@ def test_images_may_be_ignored(tmp_path: Path) -> None:
     remove_image(lay_out(root, {"b": annotation(thing())}, "val"))
     assert len(read_voc(root, "val", images="ignore")) == 1
     lay_out(root, {"b": annotation(thing(), size="")}, "val")
-    with pytest.raises(DataError, match="has no <size> above 0"):
+    with pytest.raises(DataError, match="has no size above 0"):
         read_voc(root, "val", images="ignore")
 
 

@@ -24,14 +24,16 @@ class Annotation:
     """An image and its objects, in the order that ties in matching are broken by.
 
     Attributes:
-        image_id: The image's name in the split files; unique in its dataset.
+        image_id: The image's name, unique in its dataset.
         image_path: Where its pixels are; not opened before they are needed.
         width_px: Width of the stored pixels.
         height_px: Height of the stored pixels.
         boxes_px: Corners (xmin, ymin, xmax, ymax) as they are written in the file: VOC counts
-            pixels from 1, and neither 1 is subtracted nor added (`io.cpp:321-352`).
+            pixels from 1, COCO from 0, and neither 1 is subtracted nor added
+            (`io.cpp:321-352, 421-460`).
         labels: 0..C-1.
-        difficult: Objects that are trained on but do not count in the average precision.
+        difficult: Objects, COCO's crowds among them, that do not count in the average precision;
+            whether they are trained on is the configuration's choice.
     """
 
     image_id: str

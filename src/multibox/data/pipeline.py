@@ -212,5 +212,8 @@ def _begin_worker(_: int) -> None:
 
 
 def without_difficult(targets: Targets) -> Targets:
-    """Returns the targets with difficult objects marked as not there."""
+    """Returns the targets with difficult objects marked as not there (`bbox_util.cpp:1055-1084`).
+
+    By then they have taken part in the choice of the crop, as in Caffe (`sampler.cpp:9-19`).
+    """
     return targets._replace(valid=targets.valid & ~targets.difficult)

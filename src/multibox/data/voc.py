@@ -6,8 +6,6 @@ bndbox: the body parts inside a VOC person have boxes of their own. An image is 
 """
 
 import re
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -15,8 +13,9 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser, ParseError
 
-from multibox.data.dataset import Dataset, Fault, Object, Scene, annotate, fit_box, refuse_faults
-from multibox.data.images import check_image, find_images, read_bytes
+from multibox.data.dataset import Dataset, Object, Scene
+from multibox.data.images import find_images, read_bytes
+from multibox.data.reading import Reading
 from multibox.errors import DataError
 
 _LISTS = "ImageSets/Main"
@@ -26,7 +25,7 @@ _MAX_XML_BYTES = 1 << 20
 _SPLIT = re.compile(r"(?:([0-9]{4}):)?(\w[\w.-]*)")
 _YEAR_FOLDER = re.compile(r"VOC[0-9]{4}")
 _NUMBER = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,20})?")
-_SIDES, _CORNERS = ("width", "height"), ("xmin", "ymin", "xmax", "ymax")
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class _Split(NamedTuple):
@@ -35,17 +34,6 @@ class _Split(NamedTuple):
     folder: Path
     name: str
     list_file: Path
-
-
-@dataclass
-class _Reading:
-    """The rules of one read, and what it has come upon so far."""
-
-    classes: tuple[str, ...]
-    check_images: bool
-    places: dict[str, str] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
-    notes: Counter[str] = field(default_factory=Counter)
 
 
 def read_voc(
@@ -75,17 +63,10 @@ def read_voc(
             also if something cannot be used. The message then lists it all.
     """
     chosen, notes = _find_splits(root, splits)
-    reading = _Reading(classes, images == "check")
+    reading = Reading(root, classes, on_bad, images)
     found = [scene for split in chosen for scene in _read_split(split, reading)]
-    if on_bad == "fail":
-        refuse_faults(reading.faults, root)
-    name = "+".join(split.name for split in chosen)
-    if not found:
-        raise DataError(f"no image of {name} can be used", file=root, remedy="Check its files")
     names = classes or tuple(sorted({item.name for scene in found for item in scene.objects}))
-    annotations = tuple(annotate(scene, names) for scene in found)
-    notes += [f"{count} {what}" for what, count in reading.notes.items()]
-    return Dataset(name, names, annotations, tuple(reading.faults), tuple(notes))
+    return reading.conclude("+".join(split.name for split in chosen), found, names, notes)
 
 
 def _find_splits(root: Path, splits: str) -> tuple[list[_Split], list[str]]:
@@ -114,13 +95,22 @@ def _layout_folders(root: Path) -> dict[str, Path]:
     name = root.resolve().name
     if _is_layout(root):
         return {name[3:] if _YEAR_FOLDER.fullmatch(name) else "": root}
-    below = (*root.glob("VOCdevkit/*"), *root.glob("*"))
-    layouts = {path.name: path for path in below if _is_layout(path)}
+    layouts = _layouts_below(root)
     years = {name[3:]: layouts[name] for name in sorted(layouts) if _YEAR_FOLDER.fullmatch(name)}
     if not years:
         remedy = f"Give {' or '.join(map(str, layouts.values())) or _LAYOUT}"
         raise DataError("is not a folder that holds VOC<year> folders", file=root, remedy=remedy)
     return years
+
+
+def has_layouts(root: Path) -> bool:
+    """Returns whether a folder is a layout folder or has some below it."""
+    return _is_layout(root) or bool(_layouts_below(root))
+
+
+def _layouts_below(root: Path) -> dict[str, Path]:
+    below = (*root.glob("VOCdevkit/*"), *root.glob("*"))
+    return {path.name: path for path in below if _is_layout(path)}
 
 
 def _is_layout(folder: Path) -> bool:
@@ -135,22 +125,22 @@ def _known_splits(folders: dict[str, Path]) -> str:
     return ", ".join(names[:12]) or f"none: {_LISTS} has no list"
 
 
-def _read_split(split: _Split, reading: _Reading) -> list[Scene]:
-    files = find_images(split.folder / "JPEGImages") if reading.check_images else {}
+def _read_split(split: _Split, reading: Reading) -> list[Scene]:
+    files = find_images(split.folder / "JPEGImages") if reading.images == "check" else {}
     scenes = []
     for image_id in _read_ids(split.list_file, reading):
         xml = split.folder / "Annotations" / f"{image_id}.xml"
         path = files.get(image_id, split.folder / "JPEGImages" / f"{image_id}.jpg")
         try:
             tree = _parse(xml)
-            size = _frame(tree, path, reading)
+            size = reading.frame(_declared_size(tree), path)
             scenes.append(Scene(image_id, path, size, _objects(tree, xml, size, reading)))
         except DataError as error:
-            reading.faults.append(Fault(Path(error.file or xml), error.position, error.reason))
+            reading.add_fault(error, xml)
     return scenes
 
 
-def _read_ids(file: Path, reading: _Reading) -> list[str]:
+def _read_ids(file: Path, reading: Reading) -> list[str]:
     """Returns the ids of a list: lines of an id, or of an id and -1 (left out), 0 or 1."""
     try:
         lines = read_bytes(file, limit=_MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
@@ -163,14 +153,14 @@ def _read_ids(file: Path, reading: _Reading) -> list[str]:
             continue
         image_id = words[0] if words[-1] in ("0", "1") else line.strip()
         place = f"line {number}"
-        if not image_id.isprintable() or any(part in image_id for part in ("/", "\\", "..")):
-            reading.faults.append(Fault(file, place, f"{image_id!r} is a path, not an image id"))
-        elif image_id in reading.places:
-            reason = f"{image_id!r} is listed already, in {reading.places[image_id]}"
-            reading.faults.append(Fault(file, place, reason))
-        else:
-            reading.places[image_id] = f"{file}, {place}"
-            ids.append(image_id)
+        try:
+            if not image_id.isprintable() or any(part in image_id for part in ("/", "\\", "..")):
+                raise DataError(f"{image_id!r} is a path, not an image id")
+            reading.list_once(image_id, f"{file}, {place}")
+        except DataError as error:
+            reading.add_fault(error, file, place)
+            continue
+        ids.append(image_id)
     if not ids and len(reading.faults) == known_faults:
         raise DataError("lists no image", file=file, remedy="Choose another split")
     return ids
@@ -192,35 +182,19 @@ def _parse(file: Path) -> Element:
     return tree
 
 
-def _frame(tree: Element, image: Path, reading: _Reading) -> tuple[int, int]:
-    """Returns the image's (width, height), on which annotation and image must agree."""
+def _declared_size(tree: Element) -> tuple[int, int]:
+    """Returns the (width, height) in an annotation; zeros where there is none."""
     size = tree.find("size")
-    width, height = (0, 0) if size is None else (int(_number(size, tag)) for tag in _SIDES)
-    stored = check_image(image) if reading.check_images else (width, height)
-    if min(stored) <= 0:
-        raise DataError("has no <size> above 0")
-    if min(width, height) <= 0:
-        reading.notes["annotations without a size took the image's own"] += 1
-    elif (width, height) != stored:
-        raise DataError(f"its <size> is {width} x {height}, its image {stored[0]} x {stored[1]}")
-    return stored
+    return (0, 0) if size is None else (int(_number(size, "width")), int(_number(size, "height")))
 
 
-def _objects(tree: Element, file: Path, frame: tuple[int, int], reading: _Reading) -> list[Object]:
+def _objects(tree: Element, file: Path, frame: tuple[int, int], reading: Reading) -> list[Object]:
     objects = []
     for number, element in enumerate(tree.findall("object"), start=1):
         try:
-            read = _object(element)
-            if reading.classes and read.name not in reading.classes:
-                raise DataError(f"its class is none of {', '.join(reading.classes)}")
-            box = fit_box(read.box_px, frame)
+            objects.append(reading.fitted(_object(element), frame))
         except DataError as error:
-            place = f"object {number} ({element.findtext('name')!r})"
-            reading.faults.append(Fault(file, place, error.reason))
-            continue
-        if box != read.box_px:
-            reading.notes["boxes that left their image by up to a pixel were clipped"] += 1
-        objects.append(read._replace(box_px=box))
+            reading.add_fault(error, file, f"object {number} ({element.findtext('name')!r})")
     return objects
 
 
