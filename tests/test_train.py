@@ -15,7 +15,7 @@ from multibox import build
 from multibox.config import Config, OptimizerConfig, RunConfig, ScheduleConfig
 from multibox.data.drawn import draw_dataset
 from multibox.errors import ConfigError, NonFiniteError, StorageError
-from multibox.evaluate import evaluate_run
+from multibox.evaluate import evaluate_results, evaluate_run
 from multibox.learner import Learner, NonFinite, StepLosses
 from multibox.report import write_report
 from multibox.runtime.lock import RunLock
@@ -40,7 +40,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("train") / "data"
+    folder = tmp_path_factory.mktemp("train") / "VOC2007"
     draw_dataset(folder, train_images=10, test_images=4)
     return folder
 
@@ -239,6 +239,16 @@ def test_the_command_line_s_figures_are_the_milestone_s(data: Path, finished: Pa
     record = json.loads((finished / "evaluations" / "step-00000012.json").read_text())
     metrics = evaluate_run(finished, which="last", data=None, split=None, device="cpu")
     assert metrics == {name: record[name] for name in metrics}
+
+
+def test_a_milestone_s_files_can_be_evaluated(data: Path, finished: Path) -> None:
+    record = json.loads((finished / "evaluations" / "step-00000012.json").read_text())
+    assert record["split"] == "2007:test"
+    folder = finished / "evaluations" / "step-00000012"
+    metrics, missing = evaluate_results(folder, data=data, split=record["split"])
+    assert missing == []
+    # The files have whole pixels.
+    assert metrics["voc07"]["AP"] == pytest.approx(record["voc07"]["AP"], abs=0.02)
 
 
 def test_the_report_is_written(finished: Path) -> None:
