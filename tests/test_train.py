@@ -50,7 +50,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("train") / "data"
+    folder = tmp_path_factory.mktemp("train") / "VOC2007"
     draw_dataset(folder, train_images=10, test_images=4)
     return folder
 
@@ -284,7 +284,7 @@ def test_the_default_boxes_that_are_asked_for_are_trained_judged_and_kept(
     request = Request("tiny", CONFIG, data, tmp_path / "more", out, "none")
     said = io.StringIO()
     train(request, Console(file=said, width=80))
-    assert "scales coco, now it is voc" in said.getvalue().replace("\n", " ")
+    assert "they were trained with coco's default boxes" in said.getvalue().replace("\n", " ")
     with pytest.raises(ConfigError, match="ssd7 has no default boxes 'coco'"):
         run(data, tmp_path / "none", replace(CONFIG, network="ssd7", default_boxes="coco"))
 
@@ -303,6 +303,16 @@ def test_the_recipe_of_ssd7_trains_and_its_weights_find_things(data: Path, tmp_p
     detector = Detector.open(tmp_path / "run", device="cpu")
     picture = read_voc(data, "test").annotations[0].image_path
     assert detector(picture, score_threshold=0.0)
+
+
+def test_a_milestone_s_files_can_be_evaluated(data: Path, finished: Path) -> None:
+    record = json.loads((finished / "evaluations" / "step-00000012.json").read_text())
+    assert record["split"] == "2007:test"
+    folder = finished / "evaluations" / "step-00000012"
+    metrics, missing = evaluate_results(folder, data=data, split=record["split"])
+    assert missing == []
+    # The files have whole pixels.
+    assert metrics["voc07"]["AP"] == pytest.approx(record["voc07"]["AP"], abs=0.02)
 
 
 def test_the_report_is_written(finished: Path) -> None:

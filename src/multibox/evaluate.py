@@ -15,7 +15,7 @@ from multibox.data.dataset import Annotation, Dataset
 from multibox.data.layouts import read_dataset
 from multibox.data.pipeline import PlainExamples, batches, without_difficult
 from multibox.evaluation.coco import evaluate_coco
-from multibox.evaluation.results import by_class_in_pixels, read_results
+from multibox.evaluation.results import by_class_in_pixels, file_split, read_results
 from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, evaluate_voc
 from multibox.model import arithmetic, find_weights, in_precision, load_network, read_weights
 from multibox.runtime.distributed import Processes, gather, join, total
@@ -201,7 +201,7 @@ def evaluate_results(results: Path, *, data: Path, split: str) -> tuple[dict[str
     dataset = read_dataset(data, split, images="ignore")
     read = read_results(
         results,
-        split=split.rpartition(":")[2],
+        split=file_split(split),
         classes=dataset.classes,
         image_ids=[annotation.image_id for annotation in dataset.annotations],
     )

@@ -9,7 +9,7 @@ from multibox.data.dataset import Dataset
 from multibox.data.images import read_image
 from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.evaluate import Setting, detect_all, detections_by_class, objects_by_class, score
-from multibox.evaluation.results import write_results
+from multibox.evaluation.results import file_split, write_results
 from multibox.runtime.folder import write_json
 from multibox.ssd.network import SSD
 from multibox.structures import Detections
@@ -42,8 +42,8 @@ def evaluate_milestone(
     if setting.processes.is_first:
         name = f"step-{step:08d}"
         ids = [annotation.image_id for annotation in dataset.annotations]
-        split = dataset.name.replace(":", "_")
-        write_results(folder / "evaluations" / name, by_class, ids, split=split)
+        results = folder / "evaluations" / name
+        write_results(results, by_class, ids, split=file_split(dataset.name))
         record = {
             "step": step,
             "split": dataset.name,

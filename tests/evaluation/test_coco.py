@@ -1,11 +1,8 @@
-import contextlib
-import io
 import math
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from oracles import coco_ap, voc_ap
 
 from multibox.errors import DataError
 from multibox.evaluation.coco import CocoResult, evaluate_coco
@@ -13,111 +10,105 @@ from multibox.evaluation.voc import NO_DETECTIONS, ClassDetections, ClassObjects
 
 Detected = dict[str, ClassDetections]
 Annotated = dict[str, ClassObjects]
+Problem = tuple[Detected, Annotated]
+
+# Sides whose products are 32^2 or 96^2 pixels, and neighbours of these.
+BORDERS = np.array([[32, 32], [16, 64], [31, 33], [96, 96], [64, 144], [48, 192], [95, 97]])
 
 
-def random_problem(seed: int, per_image: int = 6) -> tuple[Detected, Annotated]:
-    """Objects of all sizes, and detections around them with many equal scores."""
-    rng = np.random.default_rng(seed)
+def sizes(rng: np.random.Generator, kind: str, count: int) -> np.ndarray:
+    if kind == "borders":
+        return BORDERS[rng.integers(0, len(BORDERS), count)].astype(np.float64)
+    if kind == "tens":
+        return rng.integers(1, 7, (count, 2)) * 10.0
+    return rng.uniform(2, 200, (count, 2))
+
+
+def random_problem(seed: int, kind: str, per_object: int = 6) -> Problem:
+    """Objects, and detections around them with many equal scores, some of them in other images.
+
+    Args:
+        seed: The problem's number.
+        kind: `borders` has objects as large as the limits of small and large, `tens` has whole
+            tens, so that overlaps are often equal to each other and to a threshold, `any` has
+            neither.
+        per_object: Detections of every object.
+    """
+    rng = np.random.default_rng([seed, len(kind)])
+    grid = 10 if kind == "tens" else 1
     detections, objects = Detected(), Annotated()
-    for name, count in (("cat", 25), ("dog", 12), ("rare", 2), ("never", 0)):
-        low = rng.integers(0, 200, (count, 2)).astype(np.float64)
-        boxes = np.concatenate([low, low + rng.integers(4, 200, (count, 2))], axis=1)
+    classes = {"cat": 25, "dog": 12, "rare": 2, "crowds": 5, "undetected": 4, "never": 0}
+    for name, count in classes.items():
+        low = rng.integers(0, 12, (count, 2)) * 10.0
+        boxes = np.concatenate([low, low + sizes(rng, kind, count)], axis=1)
         images = rng.integers(0, 8, count)
-        objects[name] = ClassObjects(images, boxes, rng.random(count) < 0.3)
-        near = boxes.repeat(per_image, axis=0)
-        near += rng.normal(0, 6, near.shape).round()
+        crowd = (rng.random(count) < 0.3) | (name == "crowds")
+        objects[name] = ClassObjects(images, boxes, crowd)
+        if name == "undetected":
+            detections[name] = NO_DETECTIONS
+            continue
+        near = boxes.repeat(per_object, axis=0)
+        near += (rng.normal(0, 6, near.shape) / grid).round() * grid
         near[:, 2:] = np.maximum(near[:, 2:], near[:, :2])
         detections[name] = ClassDetections(
-            images=np.append(images.repeat(per_image), [8, 9]),
+            images=np.append(images.repeat(per_object), [8, 9]),
             scores=rng.integers(1, 40, len(near) + 2) / 40,
             boxes_px=np.concatenate([near, [[0, 0, 9, 9], [5, 5, 50, 70]]]),
         )
     return detections, objects
 
 
-def pycocotools(detections: Detected, objects: Annotated) -> CocoResult:
-    """The reference implementation, given the same problem box by box."""
-    truth, found, images = [], [], set()
-    for category, name in enumerate(objects, start=1):
-        for image, (x0, y0, x1, y1), difficult in zip(*objects[name], strict=True):
-            truth.append(
-                {
-                    "id": len(truth) + 1,
-                    "image_id": int(image),
-                    "category_id": category,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": (x1 - x0) * (y1 - y0),
-                    "iscrowd": int(difficult),
-                }
-            )
-            images.add(int(image))
-        for image, score, (x0, y0, x1, y1) in zip(*detections[name], strict=True):
-            found.append(
-                {
-                    "image_id": int(image),
-                    "category_id": category,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "score": score,
-                }
-            )
-            images.add(int(image))
-    with contextlib.redirect_stdout(io.StringIO()):
-        ground_truth = COCO()
-        ground_truth.dataset = {
-            "info": {},
-            "images": [{"id": image} for image in sorted(images)],
-            "categories": [{"id": c, "name": n} for c, n in enumerate(objects, start=1)],
-            "annotations": truth,
-        }
-        ground_truth.createIndex()
-        evaluation = COCOeval(ground_truth, ground_truth.loadRes(found), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    by_class = {}
-    for place, name in enumerate(objects):
-        precision = evaluation.eval["precision"][:, :, place, 0, -1]
-        precision = precision[precision > -1]
-        by_class[name] = float(precision.mean()) if precision.size else math.nan
-    mean, ap50, ap75, small, medium, large = (
-        math.nan if value == -1 else float(value) for value in evaluation.stats[:6]
-    )
-    return CocoResult(
-        mean=mean,
-        ap50=ap50,
-        ap75=ap75,
-        small=small,
-        medium=medium,
-        large=large,
-        by_class=by_class,
-    )
-
-
-def assert_equal(result: CocoResult, reference: CocoResult) -> None:
-    assert result.by_class == pytest.approx(reference.by_class, abs=1e-12, rel=0, nan_ok=True)
-    for name in ("mean", "ap50", "ap75", "small", "medium", "large"):
-        value = getattr(reference, name)
-        assert getattr(result, name) == pytest.approx(value, abs=1e-12, rel=0, nan_ok=True), name
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_agrees_with_pycocotools(seed):
-    detections, objects = random_problem(seed)
+def assert_pycocotools_agrees(problem: Problem) -> CocoResult:
+    detections, objects = problem
     result = evaluate_coco(detections, objects)
+    summary, by_class = coco_ap.average_precisions(
+        {name: listed(voc_ap.Detection, *found) for name, found in detections.items()},
+        {
+            name: listed(voc_ap.Object, found.images, found.boxes_px, found.difficult)
+            for name, found in objects.items()
+        },
+    )
+    assert result.by_class == pytest.approx(by_class, abs=1e-12, rel=0, nan_ok=True)
+    ours = {name: getattr(result, name) for name in summary}
+    assert ours == pytest.approx(summary, abs=1e-12, rel=0, nan_ok=True)
+    return result
+
+
+def listed(kind: type, *columns: np.ndarray) -> list:
+    return [kind(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["borders", "tens", "any"])
+@pytest.mark.parametrize("seed", range(8))
+def test_agrees_with_pycocotools(seed, kind):
+    result = assert_pycocotools_agrees(random_problem(seed, kind))
     assert 0 < result.mean < 1
+    assert result.by_class["undetected"] == 0
+    assert math.isnan(result.by_class["crowds"])
     assert math.isnan(result.by_class["never"])
-    assert_equal(result, pycocotools(detections, objects))
 
 
 def test_agrees_with_pycocotools_beyond_100_detections_of_an_image():
-    detections, objects = random_problem(99, per_image=60)
-    assert np.bincount(detections["cat"].images).max() > 100
-    assert_equal(evaluate_coco(detections, objects), pycocotools(detections, objects))
+    problem = random_problem(99, "any", per_object=60)
+    assert np.bincount(problem[0]["cat"].images).max() > 100
+    assert_pycocotools_agrees(problem)
+
+
+@pytest.mark.parametrize(
+    ("side", "ranges"), [(32.0, ("small", "medium")), (96.0, ("medium", "large"))]
+)
+def test_an_object_on_a_border_of_areas_is_in_both_ranges(side, ranges):
+    box = np.array([[0.0, 0.0, side, side]])
+    objects = {"cat": ClassObjects(np.array([0]), box, np.array([False]))}
+    detections = {"cat": ClassDetections(np.array([0]), np.ones(1), box)}
+    result = assert_pycocotools_agrees((detections, objects))
+    measured = {name for name in ("small", "medium", "large") if getattr(result, name) == 1.0}
+    assert measured == set(ranges)
 
 
 def test_prints_and_writes_nothing(capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    evaluate_coco(*random_problem(0))
+    evaluate_coco(*random_problem(0, "any"))
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
 

@@ -1,5 +1,7 @@
 """The average precision of COCO, over ten thresholds of overlap, through faster-coco-eval.
 
+The library equals pycocotools wherever we compared them (`docs/evaluation.md`).
+
 It takes the same detections and objects as `voc.py`. COCO knows no difficult objects; they become
 crowds, the only objects that its evaluation ignores (`cocoeval.py` overwrites `ignore` with
 `iscrowd`). As in VOC, any number of detections may hit one without counting; other than in VOC, it
@@ -44,13 +46,13 @@ class CocoResult:
     """At an overlap of 0.75."""
 
     small: float
-    """AP@[.5:.95] of objects below 32 x 32 pixels."""
+    """AP@[.5:.95] of objects of at most 32 x 32 pixels."""
 
     medium: float
-    """AP@[.5:.95] of objects between."""
+    """AP@[.5:.95] of objects from 32 x 32 to 96 x 96 pixels."""
 
     large: float
-    """AP@[.5:.95] of objects above 96 x 96 pixels."""
+    """AP@[.5:.95] of objects of at least 96 x 96 pixels."""
 
     by_class: dict[str, float]
     """AP@[.5:.95] of every class."""

@@ -34,6 +34,16 @@ class Results(NamedTuple):
     missing: tuple[str, ...]
 
 
+def file_split(splits: str) -> str:
+    """Returns the name that the devkit's files have for one or more splits, which is without years.
+
+    `2007:test` is `test`; `2007:trainval+2012:trainval` is `trainval`, and splits of several names
+    are joined: `test+val`.
+    """
+    names = [part.rpartition(":")[2] for part in splits.split("+")]
+    return "+".join(dict.fromkeys(names))
+
+
 def by_class_in_pixels(
     detections: Sequence[Detections], sizes: Int64[np.ndarray, "I 2"], classes: Sequence[str]
 ) -> dict[str, ClassDetections]:
@@ -78,7 +88,7 @@ def write_results(
         folder: Is made where it is absent; files of the same names are replaced.
         detections: By class, clipped, as `by_class_in_pixels` returns them.
         image_ids: The image set.
-        split: The image set's name.
+        split: The image set's name, `file_split`.
 
     Raises:
         DataError: A name of a split or class cannot be part of a file's name.
@@ -115,7 +125,7 @@ def read_results(
 
     Args:
         folder: Anywhere above the files; each class may have one file in it.
-        split: The image set's name.
+        split: The image set's name, `file_split`.
         classes: The classes to read; files of others are ignored.
         image_ids: The image set, whose order numbers the images.
 

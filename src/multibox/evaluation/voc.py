@@ -174,7 +174,7 @@ def average_precision_11_point(curve: Curve) -> float:
 def average_precision_area(curve: Curve) -> float:
     """Returns the area under the curve made non-increasing (VOC2012, `VOCap.m`).
 
-    A class without objects has NaN, as in the devkit.
+    A class without objects has NaN, where the devkit prints NaN, or 0 if nothing was detected.
     """
     if not curve.num_objects:
         return math.nan
