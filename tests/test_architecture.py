@@ -15,6 +15,11 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 BANNED = re.compile(
     r"\bpickle\b|(?<!safetensors\.)torch\.(load|save)\(|(?<!\.)\b(eval|exec)\(|shell=True|extractall\(|os\.system"
 )
+# Other implementations' files: read by the unpickler that knows tensors only, written for them.
+ALLOWED = {
+    "formats/pytorch.py": ["torch.load(path, map_location='cpu', weights_only=True)"],
+    "formats/writing.py": ["torch.save({'model': state} if target == 'lufficc' else state, path)"],
+}
 
 
 def test_layers() -> None:
@@ -35,6 +40,9 @@ def test_nothing_unsafe_is_called(path: Path) -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call | ast.Import | ast.ImportFrom)
     )
+    for call in ALLOWED.get(path.relative_to(SOURCE).as_posix(), ()):
+        assert call in code
+        code = code.replace(call, "")
     assert not BANNED.search(code)
 
 

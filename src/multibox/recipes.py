@@ -13,7 +13,8 @@ from multibox.config import (
 )
 
 VOC_0712 = DataConfig(train_split="2007:trainval+2012:trainval", test_split="2007:test")
-COCO_2017 = DataConfig(train_split="train2017", test_split="val2017")
+# Crowds are not learnt from (`ssd_coco.py:288`).
+COCO_2017 = DataConfig(train_split="train2017", test_split="val2017", train_difficult=False)
 # `ssd_coco.py:353-379`; its third step value is the end.
 COCO_SCHEDULE = ScheduleConfig(steps=400_000, drops=(280_000, 360_000))
 
