@@ -15,7 +15,7 @@ from multibox.config import (
 VOC_0712 = DataConfig(train_split="2007:trainval+2012:trainval", test_split="2007:test")
 # Crowds are not learnt from (`ssd_coco.py:288`).
 COCO_2017 = DataConfig(train_split="train2017", test_split="val2017", train_difficult=False)
-# `ssd_coco.py:353-379`; its third step value is the end.
+# `ssd_coco.py:361-389`; the third step value is the end.
 COCO_SCHEDULE = ScheduleConfig(steps=400_000, drops=(280_000, 360_000))
 
 
@@ -43,7 +43,7 @@ def ssd512_vgg16_voc0712() -> Config:
 
 
 def ssd300_vgg16_coco() -> Config:
-    """The original SSD300 for COCO (`ssd_coco.py:223-389`), but for a warm-up of 500 steps.
+    """The original SSD300 for COCO (`ssd_coco.py`), but for a warm-up of 500 steps.
 
     It starts from ImageNet's VGG-16 (`--init`) and has smaller default boxes than that for VOC.
     The original's splits were trainval35k and minival of 2014; train2017 and val2017 are almost the
@@ -61,7 +61,7 @@ def ssd300_vgg16_coco() -> Config:
 def ssd512_vgg16_coco() -> Config:
     """SSD512 for COCO, with the solver of SSD300: the original's script was not published.
 
-    The original's weights are those of step 360,000.
+    The original's weights are published as those of step 360,000.
     """
     return dataclasses.replace(ssd300_vgg16_coco(), network="ssd512-vgg16")
 
