@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import simplejpeg
 from coco_layout import export_coco
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from multibox.data.coco import read_coco
@@ -235,6 +237,7 @@ BAD_IMAGES = {
     "too long": ({"file_name": "a" * 5000}, "cannot be read"),
     "missing": ({"file_name": "absent.png"}, "does not exist"),
     "other size": ({"width": 50}, "its size is 50 x 50, its image 100 x 50"),
+    "endless": ({"width": 10**400}, "beyond any image"),
     "fractional size": ({"height": 50.0}, "its height is 50.0"),
 }
 
@@ -251,6 +254,47 @@ def test_bad_images_are_left_out(tmp_path: Path, changes: Content, reason: str) 
     # Whose objects are those of an id that two images have?
     left = ["0003"] if changes == {"id": 1} else ["0001", "0003"]
     assert [item.image_id for item in dataset.annotations] == left
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.sampled_from(["images", "annotations", "categories"]),
+    st.sampled_from([None, *image(), *thing(), "name"]),
+    VALUES,
+    st.sampled_from(["check", "ignore"]),
+)
+def test_any_value_is_read_or_refused(
+    tmp_path: Path, part: str, key: str | None, value: object, images: str
+) -> None:
+    written = content(thing(2))
+    lay_out(tmp_path, written)
+    written[part][0] = value if key is None else written[part][0] | {key: value}
+    (tmp_path / OFFICIAL.format("train")).write_text(json.dumps(written))
+    try:
+        annotations = read_coco(tmp_path, "train", images=images, on_bad="skip").annotations
+    except DataError as error:
+        annotations, refused = (), error.position or "nowhere"
+    else:
+        refused = None
+    # What is left of the rest can be used, unless no object can be understood.
+    assert refused is None or (part == "categories" and refused.startswith("categories[0]"))
+    for item in annotations:
+        assert (item.boxes[:, :2] < item.boxes[:, 2:]).all()
+        assert ((item.boxes >= 0) & (item.boxes <= 1)).all()
 
 
 def test_all_faults_are_listed_and_counted(tmp_path: Path) -> None:

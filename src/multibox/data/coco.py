@@ -74,11 +74,12 @@ def read_coco(
     found = [scene for split in chosen for scene in _read_split(split, numbers, reading)]
     used = {item.name for scene in found for item in scene.objects}
     listed = sorted(numbers, key=numbers.__getitem__)
+    # Exports list a category above all others, which no object has.
     names = classes or tuple(name for name in listed if name in used)
     idle = [] if classes else [name for name in listed if name not in used]
-    name = "+".join(split.name for split in chosen)
     shown = ", ".join(map(repr, idle[:_LISTED_CATEGORIES]))
     note = f"{len(idle)} categories without an object were left out, {shown} among them"
+    name = "+".join(split.name for split in chosen)
     return reading.conclude(name, _shortly_named(found), names, [note] if idle else [])
 
 
@@ -222,7 +223,10 @@ def _text(record: _Record, key: str) -> str:
 
 def _side(record: _Record, key: str) -> int:
     """Returns a width or height; 0 where there is none."""
-    return _whole(record, key) if key in record else 0
+    side = _whole(record, key) if key in record else 0
+    if side > _MAX_PX:
+        raise DataError(f"its {key} is {reprlib.repr(side)}, beyond any image")
+    return side
 
 
 def _file_name(record: _Record) -> PurePosixPath:
