@@ -109,6 +109,16 @@ class PredictArguments:
 
 
 @dataclass(frozen=True)
+class DownloadArguments:
+    """Fetch published datasets, check them, and unpack them for training."""
+
+    names: tyro.conf.Positional[tuple[Literal["voc2007", "voc2012", "coco2017"], ...]]
+    """Datasets; voc2007 has trainval and test."""
+    out: Path
+    """Folder for the datasets; the same line again goes on where the last one stopped."""
+
+
+@dataclass(frozen=True)
 class DemoArguments:
     """Draw a dataset, train on it, evaluate and report: the whole path in a few minutes."""
 
@@ -121,6 +131,7 @@ _Verb = (
     | Annotated[EvaluateArguments, tyro.conf.subcommand("evaluate")]
     | Annotated[ReportArguments, tyro.conf.subcommand("report")]
     | Annotated[PredictArguments, tyro.conf.subcommand("predict")]
+    | Annotated[DownloadArguments, tyro.conf.subcommand("download")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
 )
 
@@ -138,7 +149,7 @@ def parse(arguments: Sequence[str] | None = None) -> object:
         _Verb,
         prog="multibox",
         args=arguments,
-        description="SSD object detection: train, evaluate, report, predict.",
+        description="SSD object detection: train, evaluate, report, predict, download.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     return verb
@@ -184,6 +195,12 @@ def _run(verb: object, console: Console) -> int:
             for refusal in refusals:
                 _refuse(refusal, console)
             return DataError.exit_code if refusals else 0
+        case DownloadArguments():
+            # Here alone, so that nothing else loads what opens connections.
+            from multibox.download import download
+
+            for folder in download(verb.names, verb.out, console):
+                print(folder)  # noqa: T201  # the result
         case DemoArguments():
             page = demo(verb.out, console)
             console.print("Summary page:", end=" ")
