@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from stat import S_IFMT, S_ISREG
 from typing import IO, NamedTuple
@@ -36,13 +37,13 @@ class _Member(NamedTuple):
         name: As stored.
         size: In bytes; 0 for a folder.
         kind: `file`, `folder`, or what else it is.
-        open: Returns its content.
+        open: Returns its content; tarfile has None for what is no file.
     """
 
     name: str
     size: int
     kind: str
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], IO[bytes] | None]
 
 
 def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> dict[str, int]:
@@ -128,14 +129,7 @@ def _tar_members(opened: tarfile.TarFile) -> Iterator[_Member]:
         if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not info.issparse():
             kind = "file"
         size = info.size if kind == "file" else 0
-        yield _Member(info.name, size, kind, partial(_content, opened, info))
-
-
-def _content(opened: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    stream = opened.extractfile(info)
-    if stream is None:
-        raise tarfile.ReadError(f"{info.name!r} has no content")
-    return stream
+        yield _Member(info.name, size, kind, partial(opened.extractfile, info))
 
 
 def _unpack(
@@ -192,7 +186,7 @@ def _judge(
 
 def _write(archive: Path, member: _Member, path: Path, advance: Callable[[int], object]) -> None:
     left = member.size
-    with member.open() as source, path.open("xb") as file:
+    with member.open() or BytesIO() as source, path.open("xb") as file:
         while chunk := source.read(_CHUNK):
             left -= len(chunk)
             if left < 0:
