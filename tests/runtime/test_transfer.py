@@ -99,6 +99,10 @@ def _ignore_if_range(request: Request) -> None:
     request.send(BODY[HALF:], 206, ETag='"1"', Content_Range=content_range)
 
 
+def _cut_or_wrong(request: Request) -> None:
+    (_wrong_begin if "Range" in request.headers else _cut)(request)
+
+
 def _unsatisfiable(request: Request) -> None:
     request.send(b"", 416)
 
@@ -219,6 +223,7 @@ def _endless(request: Request) -> None:
         (_silence, "sent nothing for 0.3 s, 3 times", 3),
         (_hang_up, "the connection was cut, 3 times", 3),
         (_wrong_begin, "did not continue", 3),
+        (_cut_or_wrong, r"ended|was cut", 3),
     ],
 )
 def test_what_is_wrong_is_refused(target: Path, answer: Answer, reason: str, requests: int) -> None:

@@ -57,7 +57,12 @@ class Broken(Exception):  # noqa: N818  # the transfer goes on
 def open_address(
     address: str, headers: dict[str, str], policy: Policy
 ) -> Iterator[BaseHTTPResponse]:
-    """Yields the answer to a GET, after redirects; its status is 200, 206 or 416."""
+    """Yields the answer to a GET, after redirects; its status is 200, 206 or 416.
+
+    Raises:
+        DownloadError: The address leads to no file, or not by https with a trusted certificate.
+        Broken: It did not work this time.
+    """
     start = address
     for _ in range(_MAX_REDIRECTS + 1):
         with _connections(address, policy) as connections:

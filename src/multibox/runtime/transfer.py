@@ -132,11 +132,10 @@ def _fetch_from(
     task: TaskID,
 ) -> None:
     """Completes the part from one address, in as many attempts as that takes."""
-    failures, was_wrong = 0, False
+    failures, was_wrong, furthest = 0, False, part.length()
     while True:
-        before = part.length()
         try:
-            whole = before != published.size and _transfer(
+            whole = part.length() != published.size and _transfer(
                 address, published, part, policy, progress, task
             )
             progress.update(task, description=f"checking {published.name}")
@@ -148,7 +147,9 @@ def _fetch_from(
             was_wrong = True
             raise Broken("what was put together is not the published file")
         except Broken as broken:
-            failures = 1 if part.length() - before >= _HEADWAY else failures + 1
+            # Against the furthest, lest a part that is begun anew counts as progress for ever.
+            failures = 1 if part.length() - furthest >= _HEADWAY else failures + 1
+            furthest = max(furthest, part.length())
             if failures >= policy.attempts:
                 raise DownloadError(f"{broken}, {failures} times", file=address) from None
             wait_s = max(broken.wait_s, policy.backoff_s * 2 ** (failures - 1))
@@ -172,14 +173,13 @@ def _transfer(
         headers["If-Range"] = version
     with open_address(address, headers, policy) as response:
         begin = _begin(response, address, published, length if headers else 0)
-        sent = _validator(response)
-        if response.status == 416 or begin < 0 or (begin and version and sent not in ("", version)):
+        if response.status == 416 or begin < 0:
             part.discard()
             raise Broken("did not continue where the transfer stopped")
         position = begin
         with _writing(part.file), part.file.open("ab") as file:
             file.truncate(begin)
-            part.note(address, sent)
+            part.note(address, _validator(response))
             progress.reset(task, completed=begin, description=published.name)
             for chunk in chunks(response, policy):
                 position += len(chunk)
