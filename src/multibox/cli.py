@@ -129,6 +129,16 @@ class ConvertArguments:
 
 
 @dataclass(frozen=True)
+class DownloadArguments:
+    """Fetch published datasets, check them, and unpack them for training."""
+
+    names: tyro.conf.Positional[tuple[Literal["voc2007", "voc2012", "coco2017"], ...]]
+    """Datasets; voc2007 has trainval and test."""
+    out: Path
+    """Folder for the datasets; the same line again goes on where the last one stopped."""
+
+
+@dataclass(frozen=True)
 class DemoArguments:
     """Draw a dataset, train on it, evaluate and report: the whole path in a few minutes."""
 
@@ -142,6 +152,7 @@ _Verb = (
     | Annotated[ReportArguments, tyro.conf.subcommand("report")]
     | Annotated[PredictArguments, tyro.conf.subcommand("predict")]
     | Annotated[ConvertArguments, tyro.conf.subcommand("convert")]
+    | Annotated[DownloadArguments, tyro.conf.subcommand("download")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
 )
 
@@ -159,7 +170,7 @@ def parse(arguments: Sequence[str] | None = None) -> object:
         _Verb,
         prog="multibox",
         args=arguments,
-        description="SSD object detection: train, evaluate, report, predict.",
+        description="SSD object detection: train, evaluate, report, predict, download.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     return verb
@@ -217,6 +228,12 @@ def _run(verb: object, console: Console) -> int:
             for line in lines:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
             print(verb.out)  # noqa: T201  # the result
+        case DownloadArguments():
+            # Here alone, so that nothing else loads what opens connections.
+            from multibox.download import download
+
+            for folder in download(verb.names, verb.out, console):
+                print(folder)  # noqa: T201  # the result
         case DemoArguments():
             page = demo(verb.out, console)
             console.print("Summary page:", end=" ")

@@ -74,3 +74,9 @@ class NonFiniteError(MultiboxError):
     """A loss or gradient that is NaN or infinite."""
 
     exit_code = 6
+
+
+class DownloadError(MultiboxError):
+    """A file that cannot be fetched, or that is not the published one."""
+
+    exit_code = 7

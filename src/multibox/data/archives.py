@@ -1,0 +1,215 @@
+"""Unpacks archives of data, and puts what was in them beside what is there already.
+
+An archive is listed and judged before its first byte is written: it may hold plain files and
+folders only, below the folder it is unpacked to, each once, and no more than an archive of its size
+plausibly holds. Of what it says about owners, permissions and times nothing is taken over.
+"""
+
+import filecmp
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from stat import S_IFMT, S_ISREG
+from typing import IO, NamedTuple
+
+from rich.filesize import decimal
+
+from multibox.errors import DownloadError, StorageError
+
+_MAX_MEMBERS = 1_000_000
+_MAX_RATIO = 20
+"""Bytes out of an archive's byte; JSON makes about 5, a bomb hundreds."""
+_CHUNK = 1 << 20
+_LAST = ("ImageSets", "annotations")
+"""What a reader begins with comes last, so that half a dataset does not look like one."""
+
+
+class _Member(NamedTuple):
+    """A file or folder in an archive.
+
+    Attributes:
+        name: As stored.
+        size: In bytes; 0 for a folder.
+        kind: `file`, `folder`, or what else it is.
+        open: Returns its content; tarfile has None for what is no file.
+    """
+
+    name: str
+    size: int
+    kind: str
+    open: Callable[[], IO[bytes] | None]
+
+
+def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> dict[str, int]:
+    """Unpacks a .zip or else an uncompressed tar, and returns its files' sizes by their paths.
+
+    Args:
+        archive: The file.
+        folder: Where to; must not exist.
+        advance: Called with the bytes of every piece that is written.
+
+    Raises:
+        DownloadError: The archive is damaged or holds what it must not.
+        StorageError: The folder cannot be written, or the disk has no room.
+    """
+    try:
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as opened:
+                return _unpack(archive, _zip_members(opened), folder, advance)
+        # Not "r:*": a compressed tar may grow to anything.
+        with tarfile.open(archive, "r:") as opened:
+            return _unpack(archive, _tar_members(opened), folder, advance)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise DownloadError(f"is damaged: {error}", file=archive) from None
+    except OSError as error:
+        raise StorageError(
+            f"cannot be unpacked ({error.strerror})",
+            file=archive,
+            remedy=f"See that {folder.parent} is writable and its disk not full",
+        ) from None
+
+
+def merge(source: Path, target: Path) -> None:
+    """Moves what a folder holds into another one, where nothing that exists is altered.
+
+    Args:
+        source: On the same file system as the target.
+        target: Made where it is absent.
+
+    Raises:
+        StorageError: A file of the target differs from the one to come, in which case nothing was
+            moved; or the target cannot be written.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for path, place in list(_moves(source, target)):
+            path.rename(place)
+    except OSError as error:
+        raise StorageError(
+            f"cannot be written ({error.strerror})",
+            file=error.filename2 or error.filename or target,
+            remedy="Choose another folder, or make this one writable",
+        ) from None
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Refuses to begin what the disk has no room for.
+
+    Raises:
+        StorageError: Fewer bytes than needed are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"{decimal(needed)} are needed and {decimal(free)} free",
+            file=folder,
+            remedy="Free space, or choose a folder on another disk",
+        )
+
+
+def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:
+    for info in opened.infolist():
+        # Archives that were not made on Unix have no mode.
+        mode = S_IFMT(info.external_attr >> 16)
+        kind = "folder" if info.is_dir() else "file"
+        if kind == "file" and mode and not S_ISREG(mode):
+            kind = "a link or special file"
+        yield _Member(info.filename, info.file_size, kind, partial(opened.open, info))
+
+
+def _tar_members(opened: tarfile.TarFile) -> Iterator[_Member]:
+    for info in opened:
+        kind = "folder" if info.isdir() else "a link or special file"
+        if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not info.issparse():
+            kind = "file"
+        size = info.size if kind == "file" else 0
+        yield _Member(info.name, size, kind, partial(opened.extractfile, info))
+
+
+def _unpack(
+    archive: Path,
+    members: Iterable[_Member],
+    folder: Path,
+    advance: Callable[[int], object],
+) -> dict[str, int]:
+    files, folders = _judge(archive, members)
+    require_space(folder.parent, sum(member.size for member in files.values()))
+    folder.mkdir()
+    for path in folders:
+        (folder / path).mkdir(parents=True, exist_ok=True)
+    for path, member in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        _write(archive, member, folder / path, advance)
+    return {str(path): member.size for path, member in files.items()}
+
+
+def _judge(
+    archive: Path, members: Iterable[_Member]
+) -> tuple[dict[PurePosixPath, _Member], list[PurePosixPath]]:
+    """Returns an archive's files and folders by their paths; raises if it cannot be trusted."""
+    files: dict[PurePosixPath, _Member] = {}
+    folders: list[PurePosixPath] = []
+    left = _MAX_RATIO * archive.stat().st_size
+    for number, member in enumerate(members, start=1):
+        path = PurePosixPath(member.name)
+        left -= member.size
+        if member.kind not in ("file", "folder"):
+            fault = f"is {member.kind}"
+        elif not member.name.isprintable() or "\\" in member.name:
+            fault = "has a name that is no plain path"
+        elif path.is_absolute() or ".." in path.parts:
+            fault = "would be written outside its folder"
+        elif path in files or (member.kind == "file" and not path.parts):
+            fault = "is there twice"
+        elif number > _MAX_MEMBERS or left < 0 or member.size < 0:
+            fault = "is beyond what an archive of this size can hold"
+        elif member.kind == "file":
+            files[path] = member
+            continue
+        else:
+            folders.append(path)
+            continue
+        raise DownloadError(f"{fault}, which is refused", file=archive, position=repr(member.name))
+    for path in (*files, *folders):
+        if not files.keys().isdisjoint(path.parents):
+            raise DownloadError(
+                "lies below a file, which is refused", file=archive, position=repr(str(path))
+            )
+    return files, folders
+
+
+def _write(archive: Path, member: _Member, path: Path, advance: Callable[[int], object]) -> None:
+    left = member.size
+    with member.open() or BytesIO() as source, path.open("xb") as file:
+        while chunk := source.read(_CHUNK):
+            left -= len(chunk)
+            if left < 0:
+                break
+            file.write(chunk)
+            advance(len(chunk))
+    if left:
+        raise DownloadError(
+            "is not of the size that the archive says", file=archive, position=repr(member.name)
+        )
+
+
+def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
+    """Yields what to move where: whole folders where there is none of that name."""
+    for path in sorted(source.iterdir(), key=lambda path: (path.name in _LAST, path.name)):
+        place = target / path.name
+        if not os.path.lexists(place):
+            yield path, place
+        elif path.is_dir() and place.is_dir():
+            yield from _moves(path, place)
+        elif path.is_dir() or not place.is_file() or not filecmp.cmp(path, place, shallow=False):
+            raise StorageError(
+                "is not what the archive holds, and is not overwritten",
+                file=place,
+                remedy="Move it away, or choose another folder",
+            )
