@@ -58,8 +58,8 @@ def _coco(path: str, size: int, sha256: str) -> Published:
     return Published(path.rpartition("/")[2], size, sha256, (address,))
 
 
-# Sizes and sums: tensorflow/datasets, url_checksums/voc.txt and coco.txt at commit 333639b;
-# torchvision's prototype voc.py and coco.py have the same sums for the official addresses.
+# Sizes and sums: tensorflow/datasets, url_checksums/voc.txt and coco.txt at commit 333639b.
+# torchvision's prototype voc.py and coco.py have the same sums for all but VOC2007's test.
 _VOC2007 = (
     _voc(
         "VOCtrainval_06-Nov-2007.tar",
