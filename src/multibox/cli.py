@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from multibox.bench import Part, bench
 from multibox.config import Config
 from multibox.convert import Target, convert
 from multibox.demo import demo
@@ -139,6 +140,24 @@ class DownloadArguments:
 
 
 @dataclass(frozen=True)
+class BenchArguments:
+    """Time a part on this machine, beside what bounds it: decoding alone, the network alone."""
+
+    part: tyro.conf.Positional[Part]
+    """The input pipeline, a training step, detection, evaluation, or prediction."""
+    recipe: tyro.conf.Positional[str] = "ssd300-lite"
+    """Whose network, augmentation and batch size."""
+    data: Path | None = None
+    """Annotated photographs to prepare; by default drawn ones."""
+    batch_size: int | None = None
+    """Images per step; by default the recipe's."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
 class DemoArguments:
     """Draw a dataset, train on it, evaluate and report: the whole path in a few minutes."""
 
@@ -153,6 +172,7 @@ _Verb = (
     | Annotated[PredictArguments, tyro.conf.subcommand("predict")]
     | Annotated[ConvertArguments, tyro.conf.subcommand("convert")]
     | Annotated[DownloadArguments, tyro.conf.subcommand("download")]
+    | Annotated[BenchArguments, tyro.conf.subcommand("bench")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
 )
 
@@ -234,6 +254,8 @@ def _run(verb: object, console: Console) -> int:
 
             for folder in download(verb.names, verb.out, console):
                 print(folder)  # noqa: T201  # the result
+        case BenchArguments():
+            _bench(verb)
         case DemoArguments():
             page = demo(verb.out, console)
             console.print("Summary page:", end=" ")
@@ -267,6 +289,27 @@ def _evaluate(verb: EvaluateArguments, console: Console) -> int:
         table.add_row(name, "none" if value is None else f"{value:.4f}")
     Console().print(table)
     return 0
+
+
+def _bench(verb: BenchArguments) -> None:
+    if verb.recipe not in RECIPES:
+        raise ConfigError(
+            f"no recipe is called {verb.recipe!r}", remedy=f"Say {', '.join(RECIPES)}"
+        )
+    config = RECIPES[verb.recipe]()
+    size = verb.batch_size or config.run.batch_size
+    config = replace(config, run=replace(config.run, batch_size=size))
+    figures = bench(verb.part, config, data=verb.data, device=verb.device)
+    if verb.json:
+        rows = [figure._asdict() | {"images_per_second": figure.per_second} for figure in figures]
+        print(json.dumps({"part": verb.part, "recipe": verb.recipe, "figures": rows}))  # noqa: T201
+        return
+    table = Table("work", "ms", "images/s", "rate beside")
+    for figure in figures:
+        beside = "" if figure.ratio is None else f"{figure.ratio:.2f} of {figure.beside}"
+        ms, rate = f"{1000 * figure.seconds:.1f}", f"{figure.per_second:.1f}"
+        table.add_row(figure.name, ms, rate, beside)
+    Console().print(table)
 
 
 def _refuse(error: MultiboxError, console: Console) -> None:
