@@ -108,6 +108,21 @@ def test_a_dense_crowd() -> None:
     assert 20 < len(found.scores) < 100
 
 
+@pytest.mark.parametrize("per_image", [5, 60, 200])
+@pytest.mark.parametrize("spread", [0.05, 0.5])
+def test_more_candidates_than_are_worked_on_at_first(per_image: int, spread: float) -> None:
+    """Above 400 of each class; crowded, so that few remain of many, or spread over the image."""
+    rng = stream(0, "many", per_image)
+    centres = 0.5 + spread * rng.standard_normal((600, 2))
+    defaults = to_xyxy(
+        torch.from_numpy(np.concatenate([centres, np.full((600, 2), 0.1)], axis=1)).float()
+    )
+    logits = torch.from_numpy(rng.standard_normal((2, 600, 4))).float()
+    logits[1, :, 0] += 4  # the second image has few
+    output = Output(torch.zeros(2, 600, 4), logits)
+    same_as_oracle(output, defaults, DetectionSettings(per_image=per_image))
+
+
 def test_a_long_chain_of_suppression() -> None:
     """Each box overlaps the next by 0.6 and the one after it by 0.33: every other one remains."""
     left = torch.arange(300, dtype=torch.float32) * 0.25

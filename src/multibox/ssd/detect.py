@@ -14,6 +14,9 @@ from multibox import boxes as bx
 from multibox.ssd.coding import CAFFE_VARIANCES, Variances, decode
 from multibox.structures import Detections, Output
 
+# Of each class, for a first attempt: a sixth of the pairs' work is 1/36.
+_FIRST_PER_CLASS = 64
+
 
 class DetectionSettings(NamedTuple):
     """The thresholds of `ssd_pascal.py:392-408`.
@@ -48,23 +51,66 @@ def detect(
         settings: The thresholds.
         variances: The network's.
     """
-    scores = output.logits.float().softmax(dim=2)[..., 1:]
-    batch, _, num_classes = scores.shape
-    by_class = scores.transpose(1, 2)
-    image, label, box = (by_class > settings.score_threshold).nonzero(as_tuple=True)
+    by_class = output.logits.float().softmax(dim=2)[..., 1:].transpose(1, 2).contiguous()
+    batch, num_classes, _ = by_class.shape
+    image, label, box = _candidates(by_class, settings).nonzero(as_tuple=True)
     score = by_class[image, label, box]
     group = image * num_classes + label
-    keep = _best_of_groups(group, score, settings.per_class)
-    image, label, box, score, group = (x[keep] for x in (image, label, box, score, group))
+    best = _best_of_groups(group, score, settings.per_class)
+    image, label, box, score, group = (x[best] for x in (image, label, box, score, group))
     boxes = decode(output.offsets.float()[image, box], default_boxes[box], variances)
     if settings.clip:
         boxes = boxes.clamp(0, 1)
-    kept = non_maximum_suppression(boxes, group, settings.iou_threshold)
+    kept = _survivors(boxes, score, group, image, batch, settings)
     image, label, score, boxes = image[kept], label[kept], score[kept], boxes[kept]
     order = _best_of_groups(image, score, settings.per_image)
     counts = torch.bincount(image[order], minlength=batch).tolist()
     parts = (torch.split(x[order], counts) for x in (boxes, score, label))
     return [Detections(*part) for part in zip(*parts, strict=True)]
+
+
+def _candidates(
+    by_class: Float[Tensor, "B C K"], settings: DetectionSettings
+) -> Bool[Tensor, "B C K"]:
+    """Returns which scores may be among their class's best: all that are, and equal ones."""
+    above = by_class > settings.score_threshold
+    if int(above.sum(dim=2).max()) <= settings.per_class:
+        return above
+    last = by_class.topk(settings.per_class, dim=2, sorted=False).values.amin(dim=2, keepdim=True)
+    return above & (by_class >= last)
+
+
+def _survivors(
+    boxes: Float[Tensor, "N 4"],
+    score: Float[Tensor, " N"],
+    group: Int64[Tensor, " N"],
+    image: Int64[Tensor, " N"],
+    batch: int,
+    settings: DetectionSettings,
+) -> Bool[Tensor, " N"]:
+    """Returns which candidates remain after suppression, as far as an image's best go.
+
+    Whether one remains depends on better ones alone. So a few of each class are worked on first,
+    and that is all where enough of them remain that beat every candidate left aside.
+
+    Args:
+        boxes: xyxy.
+        score: Descending in each group.
+        group: Image and class, ascending.
+        image: The image alone.
+        batch: How many images there are.
+        settings: The thresholds.
+    """
+    rank = _rank_in_group(group)
+    kept = torch.zeros_like(rank, dtype=torch.bool)
+    for width in (_FIRST_PER_CLASS, settings.per_class):
+        some = rank < width
+        kept[some] = non_maximum_suppression(boxes[some], group[some], settings.iou_threshold)
+        aside = score.new_zeros(batch).scatter_reduce_(0, image[~some], score[~some], "amax")
+        sure = torch.bincount(image[kept & (score > aside[image])], minlength=batch)
+        if bool(((aside == 0) | (sure >= settings.per_image)).all()):
+            break
+    return kept
 
 
 def _best_of_groups(
