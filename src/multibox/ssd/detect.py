@@ -51,10 +51,10 @@ def detect(
         settings: The thresholds.
         variances: The network's.
     """
-    by_class = output.logits.float().softmax(dim=2)[..., 1:].transpose(1, 2).contiguous()
-    batch, num_classes, _ = by_class.shape
-    image, label, box = _candidates(by_class, settings).nonzero(as_tuple=True)
-    score = by_class[image, label, box]
+    scores = output.logits.float().softmax(dim=2)[..., 1:]
+    batch, _, num_classes = scores.shape
+    image, box, label = _candidates(scores, settings).nonzero(as_tuple=True)
+    score = scores[image, box, label]
     group = image * num_classes + label
     best = _best_of_groups(group, score, settings.per_class)
     image, label, box, score, group = (x[best] for x in (image, label, box, score, group))
@@ -70,14 +70,15 @@ def detect(
 
 
 def _candidates(
-    by_class: Float[Tensor, "B C K"], settings: DetectionSettings
-) -> Bool[Tensor, "B C K"]:
+    scores: Float[Tensor, "B K C"], settings: DetectionSettings
+) -> Bool[Tensor, "B K C"]:
     """Returns which scores may be among their class's best: all that are, and equal ones."""
-    above = by_class > settings.score_threshold
-    if int(above.sum(dim=2).max()) <= settings.per_class:
+    above = scores > settings.score_threshold
+    if int(above.sum(dim=1).max()) <= settings.per_class:
         return above
-    last = by_class.topk(settings.per_class, dim=2, sorted=False).values.amin(dim=2, keepdim=True)
-    return above & (by_class >= last)
+    by_class = scores.transpose(1, 2).contiguous()
+    best = by_class.topk(settings.per_class, dim=2, sorted=False).values
+    return above & (scores >= best.amin(dim=2).unsqueeze(1))
 
 
 def _survivors(
