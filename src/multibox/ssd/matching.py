@@ -71,12 +71,10 @@ def match_boxes(
     """
     (batch, num_objects), num_boxes = valid.shape, default_boxes.shape[0]
     device = boxes.device
-    rank = 1 - torch.arange(num_boxes, dtype=torch.float64, device=device) * _TIE_STEP
-    width = min(num_objects, num_boxes)
     best = torch.zeros(batch, num_boxes, device=device)
     objects = torch.full((batch, num_boxes), -1, device=device)
-    values = torch.zeros(batch, num_objects, width, dtype=torch.float64, device=device)
-    places = torch.zeros(batch, num_objects, width, dtype=torch.int64, device=device)
+    values = torch.zeros(batch, num_objects, device=device)
+    chosen = torch.zeros(batch, num_objects, dtype=torch.int64, device=device)
     # A few objects of each image at a time, because the tables of all would not fit in the cache,
     # and only of those images that have so many.
     count = max(1, _PAIRS_AT_A_TIME // (batch * num_boxes))
@@ -85,12 +83,23 @@ def match_boxes(
         images = valid[:, some].any(dim=1).nonzero().squeeze(1)
         overlaps = bx.pairwise_iou(boxes[images, some], default_boxes)
         overlaps.mul_(valid[images, some].unsqueeze(2))
+        # `max` returns the first of equal ones.
         largest, place = overlaps.max(dim=1)
         objects[images] = torch.where(largest > best[images], place.add_(first), objects[images])
         best[images] = torch.maximum(best[images], largest)
-        values[images, some], places[images, some] = (overlaps * rank).topk(width, dim=2)
+        values[images, some], chosen[images, some] = overlaps.max(dim=2)
     objects.masked_fill_(best < OVERLAP_THRESHOLD, -1)
-    chosen, found = _bipartite(torch.where(values > MIN_OVERLAP, values, 0), places)
+    found = values > MIN_OVERLAP
+    # Where all objects of an image want different default boxes, each gets its own.
+    wanted = torch.where(found, chosen, -1 - torch.arange(num_objects, device=device))
+    wanted = wanted.sort(dim=1).values
+    contested = (wanted[:, 1:] == wanted[:, :-1]).any(dim=1).nonzero().squeeze(1)
+    size = max(1, _PAIRS_AT_A_TIME // (num_objects * num_boxes))
+    for start in range(0, len(contested), size):
+        some_images = contested[start : start + size]
+        chosen[some_images], found[some_images] = _contend(
+            default_boxes, boxes[some_images], valid[some_images]
+        )
     # Column K takes the objects that found no box, so that no shape depends on the data.
     padded = torch.cat([objects, objects.new_empty(batch, 1)], dim=1)
     numbers = torch.arange(num_objects, device=device).expand_as(chosen)
@@ -98,16 +107,27 @@ def match_boxes(
     return padded[:, :num_boxes]
 
 
+def _contend(
+    default_boxes: Float[Tensor, "K 4"], boxes: Float[Tensor, "B M 4"], valid: Bool[Tensor, "B M"]
+) -> tuple[Int64[Tensor, "B M"], Bool[Tensor, "B M"]]:
+    """Returns the default box of each object where some want the same, and whether it found one.
+
+    Only an object's M best default boxes can become its own, since the others take at most M - 1.
+    """
+    num_boxes = default_boxes.shape[0]
+    overlaps = bx.pairwise_iou(boxes, default_boxes).mul_(valid.unsqueeze(2))
+    rank = 1 - torch.arange(num_boxes, dtype=torch.float64, device=boxes.device) * _TIE_STEP
+    values, places = (overlaps * rank).topk(min(valid.shape[1], num_boxes), dim=2)
+    return _bipartite(torch.where(values > MIN_OVERLAP, values, 0), places)
+
+
 def _bipartite(
     candidates: Float64[Tensor, "B M n"], boxes: Int64[Tensor, "B M n"]
 ) -> tuple[Int64[Tensor, "B M"], Bool[Tensor, "B M"]]:
     """Returns the default box of each object by greedy matching, and whether it found one.
 
-    Only an object's M best default boxes can become its own, since the others take at most M - 1.
-    The greedy choice therefore runs on M x M candidates instead of M x K pairs.
-
     Args:
-        candidates: The overlaps, slightly smaller for later boxes; 0 where there is none.
+        candidates: Its best overlaps, slightly smaller for later boxes; 0 where there is none.
         boxes: The default boxes they are with.
     """
     batch, num_objects, width = candidates.shape
