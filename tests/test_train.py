@@ -19,7 +19,7 @@ from multibox.data.drawn import draw_dataset
 from multibox.data.pipeline import PlainExamples, batches, without_difficult
 from multibox.data.voc import read_voc
 from multibox.errors import ConfigError, NonFiniteError, StorageError
-from multibox.evaluate import evaluate_results, evaluate_run
+from multibox.evaluate import evaluate_model, evaluate_results
 from multibox.learner import Learner, NonFinite, StepLosses
 from multibox.model import find_weights, load_network, read_weights
 from multibox.recipes import ssd7
@@ -265,7 +265,25 @@ def test_nothing_is_written_below_the_dataset(data: Path, finished: Path) -> Non
 
 def test_the_command_line_s_figures_are_the_milestone_s(data: Path, finished: Path) -> None:
     record = json.loads((finished / "evaluations" / "step-00000012.json").read_text())
-    metrics = evaluate_run(finished, which="last", data=None, split=None, device="cpu")
+    metrics = evaluate_model(
+        finished, which="last", data=None, split=None, on_bad=None, device="cpu"
+    )
+    assert metrics == {name: record[name] for name in metrics}
+
+
+def test_weights_alone_are_evaluated_where_one_says_on_what(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.loads((finished / "evaluations" / "step-00000012.json").read_text())
+    alone = tmp_path / "weights"
+    alone.write_bytes(find_weights(finished).read_bytes())
+    with pytest.raises(ConfigError, match="--data and --split"):
+        evaluate_model(alone, which="last", data=data, split=None, on_bad=None, device="cpu")
+    # By itself the arithmetic is that of the hardware.
+    monkeypatch.setattr("multibox.evaluate.arithmetic", lambda *_: torch.float32)
+    metrics = evaluate_model(
+        alone, which="last", data=data, split="2007:test", on_bad=None, device="cpu"
+    )
     assert metrics == {name: record[name] for name in metrics}
 
 

@@ -15,7 +15,7 @@ from multibox.config import Config
 from multibox.convert import Target, convert
 from multibox.demo import demo
 from multibox.errors import ConfigError, DataError, MultiboxError
-from multibox.evaluate import evaluate_results, evaluate_run
+from multibox.evaluate import evaluate_model, evaluate_results
 from multibox.model import NO_LICENCE
 from multibox.predict import Detector, predict
 from multibox.recipes import RECIPES
@@ -63,16 +63,18 @@ class TrainArguments:
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Compute the average precision of a run, or of results files in the devkit's format."""
+    """Compute the average precision of a model, or of results files in the devkit's format."""
 
-    run: tyro.conf.Positional[Path | None] = None
-    """Folder of a run."""
+    model: tyro.conf.Positional[Path | None] = None
+    """Folder of a run, or weights of any known format."""
     results: Path | None = None
-    """Folder of files <name>_det_<split>_<class>.txt, instead of a run."""
+    """Folder of files <name>_det_<split>_<class>.txt, instead of a model."""
     data: Path | None = None
     """Folder of annotated images; for a run by default the one it was trained on."""
     split: str | None = None
-    """By default the run's test split."""
+    """For a run by default its test split."""
+    on_bad: Literal["fail", "skip"] | None = None
+    """What to do with objects and images that cannot be used; for a run by default as it did."""
     metric: Literal["voc07", "voc12", "coco"] = "voc07"
     """11 points, area, or COCO's average over overlaps from 0.5 to 0.95."""
     which: str = "last"
@@ -97,8 +99,8 @@ class ReportArguments:
 class PredictArguments:
     """Find objects in images: JSON and drawn pictures."""
 
-    run: tyro.conf.Positional[Path]
-    """Folder of a run or of a checkpoint, or a weights file."""
+    model: tyro.conf.Positional[Path]
+    """Folder of a run or of a checkpoint, or weights of any known format."""
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files."""
     out: Path
@@ -229,7 +231,7 @@ def _run(verb: object, console: Console) -> int:
         case ReportArguments():
             print(write_report(verb.run, beside=verb.beside))  # noqa: T201  # the result
         case PredictArguments():
-            detector = Detector.open(verb.run, which=verb.which, device=verb.device)
+            detector = Detector.open(verb.model, which=verb.which, device=verb.device)
             refusals = predict(
                 detector, verb.images, out=verb.out, score_threshold=verb.score_threshold
             )
@@ -264,11 +266,16 @@ def _run(verb: object, console: Console) -> int:
 
 
 def _evaluate(verb: EvaluateArguments, console: Console) -> int:
-    if (verb.run is None) == (verb.results is None):
-        raise ConfigError("evaluate takes a run, or --results, and not both")
-    if verb.run is not None:
-        metrics = evaluate_run(
-            verb.run, which=verb.which, data=verb.data, split=verb.split, device=verb.device
+    if (verb.model is None) == (verb.results is None):
+        raise ConfigError("evaluate takes a run or weights, or --results, and not both")
+    if verb.model is not None:
+        metrics = evaluate_model(
+            verb.model,
+            which=verb.which,
+            data=verb.data,
+            split=verb.split,
+            on_bad=verb.on_bad,
+            device=verb.device,
         )
     else:
         if verb.data is None or verb.results is None:

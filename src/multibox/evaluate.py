@@ -6,14 +6,16 @@ Training judges itself through the same functions.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from multibox.config import Config
 from multibox.data.dataset import Annotation, Dataset
 from multibox.data.layouts import read_dataset
 from multibox.data.pipeline import PlainExamples, batches, without_difficult
+from multibox.errors import ConfigError
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import by_class_in_pixels, file_split, read_results
 from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, evaluate_voc
@@ -155,29 +157,43 @@ def score(
     }
 
 
-def evaluate_run(
-    run: Path, *, which: str, data: Path | None, split: str | None, device: str
+def evaluate_model(
+    path: Path,
+    *,
+    which: str,
+    data: Path | None,
+    split: str | None,
+    on_bad: Literal["fail", "skip"] | None,
+    device: str,
 ) -> dict[str, Any]:
-    """Returns all metrics of a run's network; nothing is written.
+    """Returns all metrics of a network; nothing is written.
 
     Args:
-        run: The run's folder.
-        which: `last`, `best` or a step.
-        data: The folder of annotated images; by default the one it was trained on.
-        split: By default the run's test split.
+        path: A run's folder, or weights of any known format.
+        which: For a run: `last`, `best` or a step.
+        data: The folder of annotated images; for a run by default the one it was trained on.
+        split: For a run by default its test split.
+        on_bad: What to do with what cannot be used; for a run by default as it did, else `fail`.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        MultiboxError: The run or the data cannot be used.
+        ConfigError: Weights alone are given, and not what to evaluate them on.
+        MultiboxError: The network or the data cannot be used.
     """
-    config, facts = read_run(run)
-    weights = read_weights(find_weights(run, which))
-    root = data or Path(facts["data_root"])
+    weights = read_weights(find_weights(path, which))
+    config = Config(network=weights.network)
+    if (path / "config.json").exists():
+        config, facts = read_run(path)
+        data = data or Path(facts["data_root"])
+        split = split or config.data.test_split
+    if data is None or split is None:
+        raise ConfigError(
+            "weights alone do not say what to evaluate them on",
+            file=path,
+            remedy="Give --data and --split",
+        )
     dataset = read_dataset(
-        root,
-        split or config.data.test_split,
-        classes=weights.classes,
-        on_bad=config.data.on_bad,
+        data, split, classes=weights.classes, on_bad=on_bad or config.data.on_bad
     )
     with join(device) as processes:
         network = load_network(weights, processes.device)
