@@ -42,7 +42,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def _reason(error: Exception) -> str:
     """Returns what went wrong, of a message that is mostly advice to trust the file."""
-    culprit = re.search(r"WeightsUnpickler error: (.+?)(?:\. |\.?$)", str(error), re.MULTILINE)
+    said = r"(?:WeightsUnpickler error: |Trying to load )(.+?)(?:\. |\.?$)"
+    culprit = re.search(said, str(error), re.MULTILINE)
     text = culprit[1] if culprit else str(error).strip().partition("\n")[0]
     return text or type(error).__name__
 
