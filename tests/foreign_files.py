@@ -82,6 +82,17 @@ def tiny_caffe(*, levels: int = 6, classes: int = 20) -> dict[str, list[np.ndarr
     return found
 
 
+def tiny_keras(*, classes: int = 20) -> dict[str, Tensor]:
+    """The same as ssd_keras's parameters."""
+    found = {}
+    for layer, blobs in tiny_caffe(classes=classes).items():
+        scale = layer == "conv4_3_norm"
+        names = (f"{layer}_gamma:0",) if scale else ("kernel:0", "bias:0")
+        for name, blob in zip(names, map(torch.from_numpy, blobs), strict=True):
+            found[f"{layer}/{name}"] = blob.permute(2, 3, 1, 0) if blob.ndim == 4 else blob
+    return found
+
+
 def tiny_trunk(*, full: bool) -> dict[str, Tensor]:
     """A VGG-16 by Caffe's names; the classifier's fc6 and fc7 in their real size if `full`."""
     state: dict[str, Tensor] = {}

@@ -77,6 +77,34 @@ def test_the_same_classes_in_another_order_go_by_name() -> None:
         assert torch.equal(given, outputs(source, ("b", "a"), name, 0))
 
 
+def test_nothing_is_kept_of_heads_of_another_shape() -> None:
+    network = new(("a", "b"), 1)
+    weights = weights_of(new(("a",), 2), ("a",))
+    heads = {name: torch.zeros(()) for name in weights.tensors if name.startswith("logit_heads")}
+    weights = weights._replace(tensors={**weights.tensors, **heads})
+    transfer = start_from(network, ("a", "b"), weights)
+    assert transfer.kept == {}
+    assert set(transfer.random) == heads.keys()
+
+
+def test_names_that_differ_in_case_only_are_told_apart_where_they_can_be() -> None:
+    ours, theirs = ("cat", "CAT", "Cat"), ("Cat", "cat")
+    transfer = start_from(new(ours, 1), ours, weights_of(new(theirs, 2), theirs))
+    assert transfer.kept == {"cat": "cat", "CAT": "Cat", "Cat": "Cat"}
+
+
+def test_what_was_learnt_otherwise_is_said() -> None:
+    network = new(("a",), 1)
+    weights = weights_of(new(("a",), 2), ("a",))
+    traits = network.traits._replace(scales="voc", clip="sides", whole_scales=False)
+    transfer = start_from(network, ("a",), weights._replace(traits=traits))
+    assert [word in " ".join(transfer.notes) for word in ("voc", "sides", "whole pixels")] == [
+        True,
+        True,
+        True,
+    ]
+
+
 def test_what_fits_nothing_is_refused() -> None:
     source = weights_of(new(("a",), 1), ("a",))
     strange = source._replace(tensors={"x": torch.zeros(2)})

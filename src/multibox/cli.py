@@ -21,6 +21,7 @@ from multibox.predict import Detector, predict
 from multibox.recipes import RECIPES
 from multibox.report import write_report
 from multibox.runtime.signals import Interrupted
+from multibox.ssd.network import Scales
 from multibox.train import Request, train
 
 INTERRUPTED = 130
@@ -125,6 +126,8 @@ class ConvertArguments:
     """Format of the new file."""
     classes: tuple[str, ...] = ()
     """Names of the outputs, where a foreign file was trained on classes of its own."""
+    default_boxes: Scales | None = None
+    """Whose default boxes a foreign file was trained with that does not say so itself."""
     which: str = "last"
     """Checkpoint of a run: last, best or a step."""
     licence: str | None = None
@@ -232,6 +235,8 @@ def _run(verb: object, console: Console) -> int:
             print(write_report(verb.run, beside=verb.beside))  # noqa: T201  # the result
         case PredictArguments():
             detector = Detector.open(verb.model, which=verb.which, device=verb.device)
+            for note in detector.notes:
+                console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
             refusals = predict(
                 detector, verb.images, out=verb.out, score_threshold=verb.score_threshold
             )
@@ -245,6 +250,7 @@ def _run(verb: object, console: Console) -> int:
                 target=verb.to,
                 which=verb.which,
                 classes=verb.classes,
+                scales=verb.default_boxes,
                 licence=verb.licence,
             )
             for line in lines:

@@ -7,15 +7,14 @@ import safetensors.torch
 import torch
 
 from multibox.errors import WeightsError
-from multibox.formats.foreign import TRUNK_ONLY
+from multibox.formats.foreign import TRUNK_ONLY, usual_scales
 from multibox.formats.origins import LUFFICC, SSD_KERAS, SSD_PYTORCH, TORCHVISION, Origin
 from multibox.formats.writing import LEVELS, write_keras, write_pytorch
 from multibox.model import Weights, find_weights, header_of, load_network, read_weights
 from multibox.runtime.folder import new_file
+from multibox.ssd.network import Scales
 
 Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "keras"]
-
-NUM_COCO = 80
 
 _ORIGINS: dict[Target, Origin] = {
     "torchvision": TORCHVISION,
@@ -34,6 +33,7 @@ def convert(
     target: Target,
     which: str = "last",
     classes: tuple[str, ...] = (),
+    scales: Scales | None = None,
     licence: str | None = None,
 ) -> list[str]:
     """Writes weights in another format, and returns what is to be said of them, a line each.
@@ -44,16 +44,17 @@ def convert(
         target: Its format.
         which: For a run: `last`, `best` or a step.
         classes: Names for the outputs of a foreign file that was trained on classes of its own.
+        scales: Whose default boxes a foreign file was trained with that does not say so itself.
         licence: What the weights may be used for; by default what the source says.
 
     Raises:
         WeightsError: The source cannot be used, or is nothing that the target has.
         StorageError: The new file exists, or cannot be written.
     """
-    weights = read_weights(find_weights(source, which), classes=classes)
+    weights = read_weights(find_weights(source, which), classes=classes, scales=scales)
     if licence is not None:
         weights = weights._replace(licence=licence)
-    lines = [*introduction(weights), *weights.notes]
+    lines = [*introduction(weights), *(f"note: {note}" for note in weights.notes)]
     if target == "multibox":
         header = header_of(weights)
         with new_file(out) as temporary:
@@ -97,9 +98,8 @@ def _differences(weights: Weights, target: Target) -> list[str]:
     own, origin = weights.traits, _ORIGINS[target]
     if weights.network == "ssd7":
         return []
-    theirs = "coco" if target == "torchvision" or len(weights.classes) == NUM_COCO else "voc"
     found = []
-    if own.scales != theirs:
+    if own.scales != usual_scales(origin, len(weights.classes)):
         found.append(f"note: give {origin.title} the default boxes for {own.scales}")
     if own.clip != origin.clip:
         found.append(f"note: {origin.title} clips default boxes otherwise ({origin.clip})")

@@ -19,7 +19,7 @@ from multibox.errors import WeightsError
 from multibox.formats.foreign import TRUNK_ONLY, is_ours, read_foreign
 from multibox.runtime import checkpoint as checkpoints
 from multibox.ssd.default_boxes import Clip
-from multibox.ssd.network import SSD, Traits
+from multibox.ssd.network import SSD, Scales, Traits
 
 FORMAT = "multibox-1"
 NO_LICENCE = "not stated by whoever trained them"
@@ -68,6 +68,10 @@ def header_of(weights: Weights) -> dict[str, str]:
         WeightsError: A tensor is missing, unknown or of another shape.
     """
     if weights.network == TRUNK_ONLY:
+        whole = build_network("ssd300-vgg16", 1).state_dict()
+        for name, tensor in weights.tensors.items():
+            if name not in whole or tensor.shape != whole[name].shape:
+                raise WeightsError("is no part of a VGG-16", file=weights.path, position=name)
         header = {"format": FORMAT, "network": TRUNK_ONLY, "classes": "[]"}
         return {**header, "licence": weights.licence}
     network = load_network(weights, torch.device("cpu"))
@@ -110,26 +114,34 @@ def find_weights(path: Path, which: str = "last") -> Path:
     return checkpoints.path_of(folder, step) / "model.safetensors"
 
 
-def read_weights(path: Path, *, classes: tuple[str, ...] = ()) -> Weights:
+def read_weights(
+    path: Path, *, classes: tuple[str, ...] = (), scales: Scales | None = None
+) -> Weights:
     """Returns what a weights file of ours, or of another implementation, holds.
 
     Args:
         path: The file, told apart by its content.
         classes: Names in the order of the outputs, for a foreign file of classes of its own.
+        scales: Whose default boxes, for a foreign file that does not say so itself.
 
     Raises:
-        WeightsError: It is of no known format, is damaged, or is of a newer format.
+        WeightsError: It is of no known format, is damaged, is of a newer format, or says itself
+            what is given here.
     """
     try:
         with path.open("rb") as file:
             ours = is_ours(file.read(16))
     except OSError as error:
         raise WeightsError(f"cannot be read as weights ({error.strerror})", file=path) from None
-    return _read_own(path) if ours else _read_foreign(path, classes)
+    if not ours:
+        return _read_foreign(path, classes, scales)
+    if classes or scales:
+        raise WeightsError("is multibox's own, and says its classes and boxes itself", file=path)
+    return _read_own(path)
 
 
-def _read_foreign(path: Path, classes: tuple[str, ...]) -> Weights:
-    found = read_foreign(path, classes=classes)
+def _read_foreign(path: Path, classes: tuple[str, ...], scales: Scales | None) -> Weights:
+    found = read_foreign(path, classes=classes, scales=scales)
     return Weights(
         found.network,
         found.classes,

@@ -48,13 +48,22 @@ class Detector:
         network: On its device, ready to predict.
         classes: Names in the order of its labels.
         precision: The network's arithmetic.
+        notes: What was altered or guessed in reading its weights, a clause each.
 
     Attributes:
         classes: Names in the order of the network's labels.
+        notes: As given.
     """
 
-    def __init__(self, network: SSD, classes: Sequence[str], precision: torch.dtype) -> None:
+    def __init__(
+        self,
+        network: SSD,
+        classes: Sequence[str],
+        precision: torch.dtype,
+        notes: Sequence[str] = (),
+    ) -> None:
         self.classes = tuple(classes)
+        self.notes = tuple(notes)
         self._network, self._precision = network, precision
 
     @classmethod
@@ -67,13 +76,13 @@ class Detector:
             device: `auto`, `cpu` or `cuda`.
 
         Raises:
-            WeightsError: The weights are not there, are damaged, or are not multibox's.
+            WeightsError: The weights are not there, are damaged, or of no known format.
             ConfigError: A GPU is asked for, and there is none.
         """
         weights = read_weights(find_weights(Path(path), which))
         place = pick_device(device)
         network = load_network(weights, place)
-        return cls(network, weights.classes, arithmetic("auto", place))
+        return cls(network, weights.classes, arithmetic("auto", place), weights.notes)
 
     def __call__(
         self, image: Path | str | UInt8[np.ndarray, "H W 3"], *, score_threshold: float = 0.5

@@ -122,9 +122,9 @@ def _initial_weights(
     weights = read_weights(path)
     transfer = start_from(network, classes, weights)
     lines = [f"Weights from {path} ({weights.origin}, {weights.network})", *weights.notes]
-    if transfer.kept and classes != weights.classes:
+    if weights.classes and classes != weights.classes:
         pairs = (a if a == b else f"{a} (there {b})" for a, b in transfer.kept.items())
-        lines.append(f"kept the outputs of {', '.join(pairs)}")
+        lines.append(f"kept the outputs of {', '.join(pairs) or 'no class'}")
     new = transfer.random
     if new:
         some = ", ".join(new[:4]) + (", ..." if len(new) > 4 else "")

@@ -45,10 +45,13 @@ def start_from(network: SSD, classes: tuple[str, ...], weights: Weights) -> Tran
     state = network.state_dict()
     kept = _common(classes, weights.classes)
     random = []
-    taken = 0
+    taken = []
     for name, own in state.items():
         given = weights.tensors.get(name)
-        if given is not None and name.startswith(_LOGITS) and classes != weights.classes:
+        if given is None or given.ndim != own.ndim:
+            random.append(name)
+            continue
+        if name.startswith(_LOGITS) and classes != weights.classes:
             given = _by_class(own, given, classes, weights.classes, kept)
             if len(kept) < len(classes):
                 random.append(name)
@@ -56,12 +59,14 @@ def start_from(network: SSD, classes: tuple[str, ...], weights: Weights) -> Tran
             random.append(name)
             continue
         state[name] = given
-        taken += 1
+        taken.append(name)
     if not taken:
         raise WeightsError(
             f"holds {weights.network}, of which nothing fits this network", file=weights.path
         )
     network.load_state_dict(state)
+    if not any(name.startswith(_LOGITS) for name in taken):
+        kept = {}
     return Transfer(kept, tuple(dict.fromkeys(random)), _notes(network, weights))
 
 
@@ -116,5 +121,8 @@ def _notes(network: SSD, weights: Weights) -> tuple[str, ...]:
             f"--default-boxes {theirs.scales} keeps theirs"
         )
     if own.clip != theirs.clip:
-        notes.append(f"their default boxes were clipped ({theirs.clip}), this run's are not")
+        notes.append(f"their default boxes were clipped: {theirs.clip}; this run's: {own.clip}")
+    if own.whole_scales != theirs.whole_scales:
+        cut = "were" if theirs.whole_scales else "were not"
+        notes.append(f"their scales {cut} cut to whole pixels, unlike this run's")
     return tuple(notes)

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign_files import tiny_caffe
 from oracles import caffemodel as oracle
 from oracles.caffemodel import STYLES, Style, caffemodel
 
 from multibox.errors import WeightsError
 from multibox.formats.caffe import CaffeLayer, parse_caffemodel
+from multibox.formats.foreign import read_foreign
 from multibox.rng import stream
 
 FILE = Path("some.caffemodel")
@@ -61,6 +63,10 @@ def test_every_cut_is_refused_or_ends_between_layers() -> None:
                 parse(data[:length])
 
 
+def one_blob(body: bytes) -> bytes:
+    return oracle.message(100, oracle.message(1, b"x") + oracle.message(7, body))
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -75,6 +81,8 @@ def test_every_cut_is_refused_or_ends_between_layers() -> None:
             ),
             "shape",
         ),
+        (one_blob(oracle.number(1, 1 << 63)), "shape"),
+        (one_blob(b"\x2d0000\x08\x00" * 10_001), "more than 10000 parts"),
     ],
 )
 def test_damage_is_named(data: bytes, reason: str) -> None:
@@ -132,6 +140,29 @@ def check_mutations(count: int) -> int:
 def test_mutated_files_end_in_layers_or_an_error() -> None:
     refused = check_mutations(4_000)
     assert 0.2 * 4_000 < refused < 4_000
+
+
+def check_mutated_detectors(count: int, folder: Path) -> None:
+    """A whole detector's file, through all that is made of its layers."""
+    data = caffemodel(tiny_caffe())
+    path = folder / "x"
+    rng = stream(0, "mutations", 1)
+    for number in range(count):
+        path.write_bytes(mutated(data, rng))
+        try:
+            found = read_foreign(path)
+        except WeightsError:
+            continue
+        assert found.tensors, number
+
+
+def test_mutated_detectors_end_in_a_model_or_an_error(tmp_path: Path) -> None:
+    check_mutated_detectors(300, tmp_path)
+
+
+@pytest.mark.slow
+def test_10_000_mutated_detectors_end_in_a_model_or_an_error(tmp_path: Path) -> None:
+    check_mutated_detectors(10_000, tmp_path)
 
 
 @pytest.mark.slow

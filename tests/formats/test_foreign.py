@@ -1,6 +1,5 @@
 """Every publisher's files, opened by the public command, against what their own code computed."""
 
-import json
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +12,7 @@ from foreign_files import (
     load_fill,
     tiny,
     tiny_caffe,
+    tiny_keras,
     tiny_trunk,
     write_caffe,
     write_h5,
@@ -21,7 +21,9 @@ from foreign_files import (
 from oracles.caffemodel import OLD, STYLES, Style, caffemodel, prior_box
 from torch import Tensor
 
+from multibox.build import build_network
 from multibox.cli import main
+from multibox.convert import convert
 from multibox.errors import WeightsError
 from multibox.formats.foreign import TRUNK_ONLY, read_foreign
 from multibox.formats.layers import TRUNK, trunk_names
@@ -110,6 +112,59 @@ def test_counts_decide_network_classes_and_default_boxes(
     assert found.traits.clip == "none"
 
 
+def test_what_decides_the_default_boxes_is_said_where_it_is_a_guess(tmp_path: Path) -> None:
+    """ssd.pytorch has VOC's for 21 outputs only; ssd_keras published both for VOC's classes."""
+    found = read_foreign(state_file(tmp_path / "x", tiny("ssd-pytorch", classes=4)))
+    assert found.traits.scales == "coco"
+    assert not any("default boxes" in note for note in found.notes)
+    for classes in (4, 20):
+        write_h5(tmp_path / "x", tiny_keras(classes=classes))
+        found = read_foreign(tmp_path / "x")
+        assert found.traits.scales == "voc"
+        assert any("--default-boxes" in note for note in found.notes)
+        found = read_foreign(tmp_path / "x", scales="coco")
+        assert found.traits.scales == "coco"
+        assert not any("--default-boxes" in note for note in found.notes)
+
+
+def test_a_checkpoint_with_all_that_a_training_needs_is_opened(tmp_path: Path) -> None:
+    """lufficc/SSD and torchvision store more than the model; processes put a word before names."""
+    state = {f"module.{name}": x.double() for name, x in tiny("lufficc").items()}
+    state["module.backbone.l2_norm.weight"] = state["module.backbone.vgg.33.weight"]
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    parameters[0].sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])
+    checkpoint = {
+        "model": state,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "iteration": 5,
+    }
+    torch.save(checkpoint, tmp_path / "x")
+    found = read_foreign(tmp_path / "x")
+    assert found.origin.title == "lufficc/SSD"
+    tensors = list(found.tensors.values())
+    assert {x.dtype for x in tensors} == {torch.float32}
+    assert len({x.untyped_storage().data_ptr() for x in tensors}) == len(tensors)
+
+
+def test_torchvision_s_features_are_a_trunk_for_caffe_s_pixels(tmp_path: Path) -> None:
+    """`IMAGENET1K_FEATURES`, whose classifier is NaN, in its real sizes."""
+    shapes = dict(build_network("ssd300-vgg16", 1).state_dict())
+    state = {
+        f"{theirs}.{kind}": torch.full_like(shapes[f"backbone.trunk.{ours}.conv.{kind}"], 0.5)
+        for theirs, ours in zip(trunk_names("features."), TRUNK[:-2], strict=False)
+        for kind in ("weight", "bias")
+    }
+    state["classifier.0.weight"] = torch.full((2, 2), torch.nan)
+    weights = converted(state_file(tmp_path / "x", state), tmp_path)
+    assert (weights.network, weights.classes) == (TRUNK_ONLY, ())
+    assert len(weights.tensors) == 26
+    assert all((x == 0.5).all() for x in weights.tensors.values())
+
+
 def test_torchvision_has_coco_s_boxes_and_a_class_for_every_id(tmp_path: Path) -> None:
     found = read_foreign(state_file(tmp_path / "x", tiny("torchvision", classes=90)))
     assert found.classes == COCO_BY_ID
@@ -128,49 +183,71 @@ def test_default_boxes_in_the_file_decide_before_the_number_of_classes(tmp_path:
     assert found.classes == ("class 1", "class 2")
     assert any("--classes" in note for note in found.notes)
     assert read_foreign(path, classes=("cat", "dog")).classes == ("cat", "dog")
+    with pytest.raises(WeightsError, match="two classes 'cat'"):
+        read_foreign(path, classes=("cat", "cat"))
     with pytest.raises(WeightsError, match="2 classes, but 3 names"):
         read_foreign(path, classes=("a", "b", "c"))
 
 
-def test_a_whole_keras_model_says_which_boxes_it_has(tmp_path: Path) -> None:
-    parameters = {}
-    for name, blobs in tiny_caffe(classes=3).items():
-        for kind, blob in zip(("kernel:0", "bias:0"), blobs, strict=False):
-            values = torch.from_numpy(blob)
-            kind = f"{name}_gamma:0" if name == "conv4_3_norm" else kind
-            parameters[f"{name}/{kind}"] = values.permute(2, 3, 1, 0) if blob.ndim == 4 else values
-    config = {
-        "config": {
-            "layers": [
-                {"class_name": "Lambda", "config": {"function": ["4wEAAAA=", None, None]}},
-                {
-                    "class_name": "AnchorBoxes",
-                    "config": {"this_scale": 0.07, "clip_boxes": False},
-                },
-            ]
-        }
-    }
-    path = tmp_path / "model.h5"
-    write_h5(path, parameters, config=json.dumps(config))
-    found = read_foreign(path)
-    assert (found.traits.scales, found.traits.clip) == ("coco", "none")
-    assert found.tensors["logit_heads.0.weight"].shape == (16, 3, 1, 1)
-
-
 def test_a_trunk_of_ssd_pytorch_starts_a_training(tmp_path: Path) -> None:
     caffe_names = tiny_trunk(full=False)
+    path = tmp_path / "vgg16_reducedfc.pth"
     names = dict(zip(TRUNK, trunk_names(""), strict=True))
     state = {
         f"{names[name.split('.')[0]]}.{name.split('.')[1]}": x for name, x in caffe_names.items()
     }
-    found = read_foreign(state_file(tmp_path / "vgg16_reducedfc.pth", state))
+    found = read_foreign(state_file(path, state))
     assert found.network == TRUNK_ONLY
     assert found.classes == ()
     assert found.tensors.keys() == {
         f"backbone.trunk.{name}.conv.{kind}" for name in TRUNK for kind in ("weight", "bias")
     }
     with pytest.raises(WeightsError, match="no detector"):
-        load_network(read_weights(tmp_path / "vgg16_reducedfc.pth"), CPU)
+        load_network(read_weights(path), CPU)
+    with pytest.raises(WeightsError, match="no part of a VGG-16"):
+        convert(path, tmp_path / "out", target="multibox")
+    with pytest.raises(WeightsError, match="no classes"):
+        read_foreign(path, classes=("cat",))
+    with pytest.raises(WeightsError, match="no SSD300"):
+        read_foreign(path, scales="coco")
+
+
+VGG_BN = (0, 1, 3, 4, 7, 8, 10, 11)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ([f"features.{place}" for place in VGG_BN], "unknown features.1"),
+        (["features.0", "classifier.0"], "lacks conv1_2"),
+    ],
+)
+def test_other_vggs_are_refused(tmp_path: Path, names: list[str], reason: str) -> None:
+    state = {f"{name}.weight": torch.zeros(2, 3, 1, 1) for name in names}
+    state |= {f"{name}.bias": torch.zeros(2) for name in names}
+    with pytest.raises(WeightsError, match=reason):
+        read_foreign(state_file(tmp_path / "x", state))
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        ({"conv1": (96, 3), "fc6": (4096, 9216)}, "no VGG-16"),
+        ({"conv1_2": (2, 3), "fc6": (2, 3)}, "lacks conv1_1"),
+        ({"conv1_1": (2, 3), "fc6": (4096, 1), "fc7": (4096, 1)}, "fc6 and fc7"),
+    ],
+)
+def test_other_networks_of_caffe_are_refused(
+    tmp_path: Path, layers: dict[str, tuple[int, int]], reason: str
+) -> None:
+    blobs = {
+        name: [np.zeros(shape, np.float32), np.zeros(shape[0], np.float32)]
+        for name, shape in layers.items()
+    }
+    path = tmp_path / "x"
+    path.write_bytes(caffemodel(blobs))
+    with pytest.raises(WeightsError, match=reason):
+        read_foreign(path)
 
 
 def test_a_full_vgg_is_sub_sampled(tmp_path: Path) -> None:
@@ -227,6 +304,10 @@ def broken(change: str) -> dict[str, Tensor]:
             state["loc.3.bias"][1] = torch.nan
         case "five levels":
             state = {name: x for name, x in state.items() if not name.startswith("loc.5")}
+        case "meta":
+            state["vgg.5.bias"] = torch.zeros(2, device="meta")
+        case "scalar":
+            state["conf.0.weight"] = torch.tensor(1.0)
         case "heads":
             state["conf.0.weight"] = torch.zeros(7, 3, 1, 1)
         case "other":
@@ -244,6 +325,8 @@ def broken(change: str) -> dict[str, Tensor]:
         ("nan", "conv7_2_mbox_loc.bias: holds NaN"),
         ("five levels", "5 feature maps"),
         ("heads", "count of outputs"),
+        ("scalar", "count of outputs"),
+        ("meta", "no plain tensor"),
         ("other", r"unknown model \(layer1"),
         ("empty", "unknown model"),
     ],

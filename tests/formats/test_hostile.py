@@ -96,6 +96,13 @@ def test_no_code_runs_from_a_pickle(
         assert not sentinel.exists()
 
 
+def test_the_error_names_what_would_have_been_called(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(archive(Call(os.system, "true")))
+    with pytest.raises(WeightsError, match=r"dict \([^()]*posix\.system"):
+        read_foreign(path)
+
+
 def test_the_calls_would_run_if_they_could(tmp_path: Path) -> None:
     """Else the test above would show nothing."""
     sentinel = tmp_path / SENTINEL

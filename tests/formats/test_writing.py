@@ -6,6 +6,7 @@ import h5py
 import pytest
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from multibox.build import build_network
 from multibox.cli import main
@@ -14,6 +15,7 @@ from multibox.errors import StorageError, WeightsError
 from multibox.formats.layers import pytorch_names
 from multibox.model import describe, read_weights
 from multibox.rng import torch_generator
+from multibox.runtime.folder import new_file
 from multibox.ssd.network import initialise
 
 PYTORCH = ("torchvision", "ssd-pytorch", "lufficc")
@@ -92,6 +94,24 @@ def test_what_they_do_not_have_is_refused(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match="ssd300-lite"):
             convert(ours, tmp_path / "out", target=target)
         assert not (tmp_path / "out").exists()
+
+
+def test_our_own_files_say_their_classes_themselves(tmp_path: Path) -> None:
+    ours = our_file(tmp_path / "ours", "ssd300-lite", ("cat",))
+    for asked in ({"classes": ("dog",)}, {"scales": "voc"}):
+        with pytest.raises(WeightsError, match="says its classes"):
+            convert(ours, tmp_path / "out", target="multibox", **asked)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("no\nmore"), None])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, error: Exception | None) -> None:
+    """PyTorch's and safetensors' writers have errors of their own for it."""
+    with (
+        pytest.raises(StorageError, match=r"cannot be written \(.*(No space left|no|full)\)"),
+        new_file(tmp_path / "out"),
+    ):
+        raise error or SafetensorError("full")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_is_never_replaced(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ class Style(NamedTuple):
     packed: bool
     legacy_shape: bool
     doubles: bool = False
+    gradients: bool = False
 
 
 NEW = Style(v1=False, packed=True, legacy_shape=False)
@@ -28,7 +29,8 @@ STYLES = (
     Style(v1=False, packed=False, legacy_shape=False),
     Style(v1=True, packed=False, legacy_shape=True),
     Style(v1=False, packed=True, legacy_shape=False, doubles=True),
-    Style(v1=True, packed=False, legacy_shape=True, doubles=True),
+    Style(v1=True, packed=False, legacy_shape=True, doubles=True, gradients=True),
+    Style(v1=False, packed=True, legacy_shape=False, gradients=True),
 )
 
 
@@ -55,13 +57,20 @@ def blob(values: np.ndarray, style: Style) -> bytes:
         shape = b"".join(number(field, side) for field, side in enumerate(sides, start=1))
     else:
         shape = message(7, message(1, b"".join(map(varint, values.shape))))
-    kind, field, wire = ("<f8", 8, 1) if style.doubles else ("<f4", 5, 5)
+    found = numbers(8 if style.doubles else 5, values, style)
+    if style.gradients:
+        found += numbers(9 if style.doubles else 6, values + 1, style)
+    return shape + found
+
+
+def numbers(field: int, values: np.ndarray, style: Style) -> bytes:
+    kind, wire = ("<f8", 1) if style.doubles else ("<f4", 5)
     data = values.astype(kind).tobytes()
     if style.packed:
-        return shape + message(field, data)
+        return message(field, data)
     size = np.dtype(kind).itemsize
     key = varint(field << 3 | wire)
-    return shape + b"".join(key + data[i : i + size] for i in range(0, len(data), size))
+    return b"".join(key + data[i : i + size] for i in range(0, len(data), size))
 
 
 def layer(name: str, blobs: Sequence[np.ndarray], style: Style) -> bytes:

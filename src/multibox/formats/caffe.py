@@ -24,7 +24,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NET_LAYERS_V1, _NET_LAYERS = 2, 100
 _V1_NAME, _V1_BLOBS = 4, 6
 _NAME, _BLOBS, _PRIOR_BOX = 1, 7, 203
-_DATA, _SHAPE, _DOUBLES = 5, 7, 8
+_DATA, _DIFF, _SHAPE, _DOUBLES, _DOUBLE_DIFF = 5, 6, 7, 8, 9
 _LEGACY_SHAPE = (1, 2, 3, 4)
 _DIM = 1
 _MIN_SIZE, _CLIP = 1, 5
@@ -33,10 +33,16 @@ _MIN_SIZE, _CLIP = 1, 5
 _MAX_LAYERS = 10_000
 _MAX_BLOBS = 64
 _MAX_DIMS = 8
+_MAX_SIDE = 1 << 31
 _MAX_PARTS = 10_000
 
 # Keys of numbers that are not packed: the field, and the bytes of a number.
-_SINGLE_NUMBERS = {_DATA << 3 | _FIXED32: (_DATA, 4), _DOUBLES << 3 | _FIXED64: (_DOUBLES, 8)}
+_SINGLE_NUMBERS = {
+    **{number << 3 | _FIXED32: (number, 4) for number in (_DATA, _DIFF)},
+    **{number << 3 | _FIXED64: (number, 8) for number in (_DOUBLES, _DOUBLE_DIFF)},
+}
+# So many keys are compared in one go, lest each short run costs a look at all that follows.
+_RUN_ROWS = 4096
 
 
 class CaffeLayer(NamedTuple):
@@ -124,7 +130,8 @@ def _prior_box(message: memoryview) -> tuple[float | None, bool]:
 
 def _blob(message: memoryview) -> Float32[np.ndarray, "..."]:
     """Returns a blob's values in its shape (`BlobProto`)."""
-    parts: dict[int, list[memoryview]] = {_DATA: [], _DOUBLES: []}
+    # A snapshot may hold gradients, too: they are passed over as fast as the values.
+    parts: dict[int, list[memoryview]] = {_DATA: [], _DIFF: [], _DOUBLES: [], _DOUBLE_DIFF: []}
     legacy = dict.fromkeys(_LEGACY_SHAPE, 0)
     shape: list[int] | None = None
     position = 0
@@ -133,22 +140,22 @@ def _blob(message: memoryview) -> Float32[np.ndarray, "..."]:
             number, size = _SINGLE_NUMBERS[message[position]]
             numbers, position = _run(message, position, size)
             parts[number].append(numbers)
-            continue
-        number, value, position = _record(message, position)
-        if number in parts:
-            parts[number].append(_message(value))
-        elif number == _SHAPE:
-            shape = _dims(_message(value))
-        elif number in legacy and isinstance(value, int):
-            legacy[number] = value
-        if len(parts[_DATA]) + len(parts[_DOUBLES]) > _MAX_PARTS:
+        else:
+            number, value, position = _record(message, position)
+            if number in parts:
+                parts[number].append(_message(value))
+            elif number == _SHAPE:
+                shape = _dims(_message(value))
+            elif number in legacy and isinstance(value, int):
+                legacy[number] = value
+        if sum(map(len, parts.values())) > _MAX_PARTS:
             raise _DamageError(f"a blob in more than {_MAX_PARTS} parts")
     values = _numbers(parts[_DATA], "<f4")
     if not len(values):
         with np.errstate(all="ignore"):  # NaN and infinity are refused later, by name
             values = _numbers(parts[_DOUBLES], "<f8").astype(np.float32)
     sides = list(legacy.values()) if shape is None else shape
-    if math.prod(sides) != len(values):
+    if math.prod(sides) != len(values) or max(sides, default=0) > _MAX_SIDE:
         raise _DamageError(f"a blob of {len(values)} numbers in the shape {sides}")
     return values.reshape(sides)
 
@@ -160,8 +167,13 @@ def _run(message: memoryview, start: int, size: int) -> tuple[memoryview, int]:
     """
     width = 1 + size
     table = np.frombuffer(message, np.uint8, (len(message) - start) // width * width, start)
-    others = np.flatnonzero(table[::width] != message[start])
-    count = int(others[0]) if len(others) else len(table) // width
+    count = 0
+    while count * width < len(table):
+        others = table[count * width :: width][:_RUN_ROWS] != message[start]
+        if others.any():
+            count += int(others.argmax())
+            break
+        count += len(others)
     if count == 0:
         raise _DamageError("it is cut short")
     numbers = table[: count * width].reshape(count, width)[:, 1:]

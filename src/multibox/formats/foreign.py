@@ -11,7 +11,7 @@ from multibox.errors import WeightsError
 from multibox.formats.keras import read_keras
 from multibox.formats.layers import SCALE, TRUNK, layers, ssd7_layers
 from multibox.formats.names import BY_COUNT
-from multibox.formats.origins import CAFFE, TORCHVISION, Found, Origin
+from multibox.formats.origins import CAFFE, LUFFICC, SSD_PYTORCH, TORCHVISION, Found, Origin
 from multibox.formats.pytorch import read_state
 from multibox.formats.sources import count_levels, from_caffe, from_keras, from_pytorch
 from multibox.formats.trunk import is_full, reduced
@@ -28,7 +28,9 @@ SSD7_TRAITS = Traits(mean_rgb=(127.5, 127.5, 127.5), pixel_scale=1 / 127.5)
 _FIRST_BOXES = 4
 # COCO's finest default boxes are 0.07 of the image's side (0.04 for 512), VOC's 0.1 (0.07).
 _LARGEST_COCO_SCALE = {6: 0.085, 7: 0.055}
+_NUM_VOC = 20
 _NUM_COCO = (80, 90)
+_CONVOLUTIONS = TRUNK[:-2]
 
 
 class Foreign(NamedTuple):
@@ -56,17 +58,20 @@ def is_ours(head: bytes) -> bool:
     return head[8:9] == b"{"
 
 
-def read_foreign(path: Path, *, classes: tuple[str, ...] = ()) -> Foreign:
+def read_foreign(
+    path: Path, *, classes: tuple[str, ...] = (), scales: Scales | None = None
+) -> Foreign:
     """Returns the weights in a file of Caffe, ssd_keras, ssd.pytorch, lufficc/SSD or torchvision.
 
     Args:
         path: The file.
         classes: Names in the order of the outputs, for a file that was trained on other classes
             than VOC's or COCO's.
+        scales: Whose default boxes it was trained with, for a file that does not say so itself.
 
     Raises:
         WeightsError: It is none of these, is damaged, holds anything but parameters, or `classes`
-            are not as many as it has.
+            are not as many as it has or one of them is there twice.
     """
     try:
         with path.open("rb") as stream:
@@ -83,14 +88,18 @@ def read_foreign(path: Path, *, classes: tuple[str, ...] = ()) -> Foreign:
     for name, tensor in found.tensors.items():
         if not torch.isfinite(tensor).all():
             raise WeightsError("holds NaN or infinity", file=path, position=name)
+    if count_levels(found.tensors):
+        return _detector(found, path, classes, scales)
+    if scales is not None:
+        raise WeightsError("is no SSD300 or SSD512, which alone have a choice of boxes", file=path)
     if "boxes4.weight" in found.tensors:
         return _ssd7(found, path, classes)
-    if count_levels(found.tensors):
-        return _detector(found, path, classes)
+    if classes:
+        raise WeightsError("is no detector, so that it has no classes to name", file=path)
     return _trunk(found, path)
 
 
-def _detector(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:
+def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales | None) -> Foreign:
     levels = count_levels(found.tensors)
     if levels not in _NETWORKS:
         raise WeightsError(
@@ -99,15 +108,16 @@ def _detector(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:
     tensors = _ours(found, dict(layers(levels)), path)
     num_classes = _outputs(tensors, path) - 1
     names, notes = _named(num_classes, classes, path)
+    scales, guesses = (asked, ()) if asked else _scales(found, levels, num_classes)
     traits = Traits(
         mean_rgb=found.origin.mean_rgb,
-        scales=_scales(found, levels, num_classes),
+        scales=scales,
         clip="corners" if found.clipped else found.origin.clip,
         # Caffe alone cuts them, which SSD300 does not feel.
         whole_scales=found.origin is CAFFE or levels == _LEVELS_300,
         clip_detections=found.origin.clip_detections,
     )
-    notes = (*found.notes, *notes)
+    notes = (*found.notes, *notes, *guesses)
     return Foreign(found.origin, _NETWORKS[levels], names, tensors, traits, notes)
 
 
@@ -123,18 +133,38 @@ def _ssd7(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:
 
 def _outputs(tensors: dict[str, Tensor], path: Path) -> int:
     """Returns how many classes a detector has, with the background."""
-    outputs, rest = divmod(tensors["logit_heads.0.weight"].shape[0], _FIRST_BOXES)
+    head = tensors["logit_heads.0.weight"]
+    outputs, rest = divmod(head.shape[0] if head.ndim else 0, _FIRST_BOXES)
     if rest or outputs < 2:
         raise WeightsError("has no SSD's count of outputs", file=path, position="logit_heads.0")
     return outputs
 
 
-def _scales(found: Found, levels: int, num_classes: int) -> Scales:
-    """Returns which table of default boxes the weights were trained with."""
+def usual_scales(origin: Origin, num_classes: int) -> Scales:
+    """Returns the table of default boxes that a publisher's own code has for so many classes.
+
+    Torchvision's is COCO's whatever it is trained on, and ssd.pytorch's for all but VOC's 20
+    (`ssd.py:32`). The others' is set by whoever trains; COCO's for COCO.
+    """
+    if origin is TORCHVISION or (origin is SSD_PYTORCH and num_classes != _NUM_VOC):
+        return "coco"
+    return "coco" if num_classes in _NUM_COCO else "voc"
+
+
+def _scales(found: Found, levels: int, num_classes: int) -> tuple[Scales, tuple[str, ...]]:
+    """Returns which table of default boxes the weights were trained with, and whether by guess."""
     if found.first_scale is not None:
-        return "coco" if found.first_scale < _LARGEST_COCO_SCALE[levels] else "voc"
-    # Torchvision has COCO's whatever it is trained on.
-    return "coco" if found.origin is TORCHVISION or num_classes in _NUM_COCO else "voc"
+        return "coco" if found.first_scale < _LARGEST_COCO_SCALE[levels] else "voc", ()
+    scales = usual_scales(found.origin, num_classes)
+    # Of ssd_keras's weights for VOC, those that had learnt from COCO before have COCO's boxes.
+    known = found.origin in (TORCHVISION, SSD_PYTORCH) or num_classes in _NUM_COCO
+    if known or (found.origin is LUFFICC and num_classes == _NUM_VOC):
+        return scales, ()
+    return scales, (
+        f"the file does not say whether its default boxes are VOC's or COCO's; {scales}'s are "
+        "taken, others are given by multibox convert --default-boxes (coco, if its training "
+        "began with COCO)",
+    )
 
 
 def _named(
@@ -147,27 +177,33 @@ def _named(
             file=path,
             remedy="Give --classes as many names, without the background, in the outputs' order",
         )
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise WeightsError(f"cannot have two classes {twice!r}", file=path)
     if classes:
         return classes, ()
     if count in BY_COUNT:
         return BY_COUNT[count], ()
     numbered = tuple(f"class {number}" for number in range(1, count + 1))
-    return numbered, (f"the file does not say what its {count} classes are; name them: --classes",)
+    return numbered, (
+        f"the file does not say what its {count} classes are; name them: multibox convert "
+        "--classes",
+    )
 
 
 def _trunk(found: Found, path: Path) -> Foreign:
     notes = found.notes
-    trunk = found.tensors
-    # What classifies is left behind.
-    trunk = {name: x for name, x in trunk.items() if name.partition(".")[0] in TRUNK}
-    if is_full(trunk):
-        trunk = reduced(trunk)
-        notes = (*notes, "fc6 and fc7 are every fourth output and third tap of the classifier's")
-    present = [name for name in TRUNK if f"{name}.weight" in trunk]
-    if not present:
+    if not any(f"{name}.weight" in found.tensors for name in _CONVOLUTIONS):
         some = ", ".join(itertools.islice(found.tensors, 3))
         raise WeightsError(f"holds no VGG-16 (but {some[:150]})", file=path)
-    names = {name: f"backbone.trunk.{name}.conv" for name in present}
+    # What classifies is left behind; other convolutions are another network's.
+    kept = ("conv", "features.", "fc6.", "fc7.")
+    trunk = {name: x for name, x in found.tensors.items() if name.startswith(kept)}
+    if is_full(trunk):
+        trunk = reduced(trunk, path)
+        notes = (*notes, "fc6 and fc7 are every fourth output and third tap of the classifier's")
+    classifier = [name for name in TRUNK[-2:] if f"{name}.weight" in trunk]
+    names = {name: f"backbone.trunk.{name}.conv" for name in (*_CONVOLUTIONS, *classifier)}
     tensors = _ours(found._replace(tensors=trunk), names, path)
     traits = Traits(mean_rgb=found.origin.mean_rgb)
     return Foreign(found.origin, TRUNK_ONLY, (), tensors, traits, notes)
@@ -198,6 +234,8 @@ def _ours(found: Found, names: dict[str, str], path: Path) -> dict[str, Tensor]:
         )
     if found.bgr:
         first = "backbone.trunk.conv1_1.conv.weight"
+        if ours[first].ndim != 4:
+            raise WeightsError("is no convolution", file=path, position="conv1_1.weight")
         ours[first] = ours[first].flip(1)
     return ours
 

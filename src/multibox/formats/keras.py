@@ -6,6 +6,7 @@ HDF5's own is undone, and a model's configuration is read as text, never built.
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from multibox.errors import WeightsError
 
-MAX_NUMBERS = 1 << 29
-"""Of all tensors together; SSD512 has 2^25."""
+MAX_NUMBERS = 1 << 28
+"""Of all tensors together; SSD512 has 2^25, a full VGG-16 2^27."""
 
 _MAX_OBJECTS = 10_000
 _MAX_DEPTH = 8
@@ -30,6 +31,8 @@ _KINDS = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
+# Keras numbers the names of what was built twice: `kernel_1:0`.
+_VARIABLE = re.compile(rf"(?:.*_(?=gamma))?({'|'.join(_KINDS)})(?:_\d+)?(?::\d+)?")
 _OWN_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
@@ -54,39 +57,53 @@ def read_keras(path: Path) -> KerasFile:
     Raises:
         WeightsError: It is damaged, or holds links, foreign filters or anything but numbers.
     """
-    tensors: dict[str, Tensor] = {}
-    numbers = 0
     try:
         with h5py.File(path, "r") as file:
             root = _group(file, "model_weights", path) if "model_weights" in file else file
-            for layer, name, dataset in _datasets(root, path):
-                kind = _KINDS.get(_kind(name))
-                if kind is None:
-                    continue
-                numbers += math.prod(dataset.shape)
-                if numbers > MAX_NUMBERS:
-                    raise WeightsError("claims too many numbers", file=path, position=name)
-                tensors[f"{layer}.{kind}"] = _tensor(dataset)
+            tensors = _tensors(root, path)
             config = file.attrs.get("model_config")
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise WeightsError(f"cannot be read as HDF5 ({error})", file=path) from None
-    boxes = _first_anchor_boxes(config)
-    scale = boxes.get("this_scale")
+    if not tensors:
+        raise WeightsError(
+            "holds no layers with kernels and biases",
+            file=path,
+            remedy="Save it as Keras 2 does: model.save_weights('weights.h5')",
+        )
+    boxes = _anchor_boxes(config)
+    scales = [layer.get("this_scale") for layer in boxes]
     return KerasFile(
         tensors,
-        float(scale) if isinstance(scale, int | float) else None,
-        boxes.get("clip_boxes") is True,
+        min((scale for scale in scales if isinstance(scale, float)), default=None),
+        any(layer.get("clip_boxes") is True for layer in boxes),
     )
 
 
-def _kind(name: str) -> str:
-    """Returns the kind of a variable: of `conv4_3_norm_gamma:0`, gamma."""
-    last = name.rpartition("/")[2].partition(":")[0]
-    return "gamma" if last.endswith("_gamma") else last
+def _tensors(root: h5py.Group, path: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    numbers = 0
+    for layer, name, dataset in _datasets(root, path):
+        variable = _VARIABLE.fullmatch(name.rpartition("/")[2])
+        if variable is None:
+            continue
+        key = f"{layer}.{_KINDS[variable[1]]}"
+        if key in tensors:
+            raise WeightsError(
+                "is a second tensor of its layer",
+                file=path,
+                position=name,
+                remedy="Of a model within a model (multi_gpu_model), save the inner one's weights",
+            )
+        numbers += math.prod(dataset.shape or ())
+        if numbers > MAX_NUMBERS:
+            raise WeightsError("claims too many numbers", file=path, position=name)
+        tensors[key] = _tensor(dataset)
+    return tensors
 
 
 def _tensor(dataset: h5py.Dataset) -> Tensor:
-    values = np.asarray(dataset[()], dtype=np.float32)
+    with np.errstate(all="ignore"):  # infinity is refused later, by name
+        values = np.asarray(dataset[()], dtype=np.float32)
     if values.ndim == 4:
         values = values.transpose(3, 2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(values))
@@ -122,7 +139,10 @@ def _datasets(root: h5py.Group, path: Path) -> Iterator[tuple[str, str, h5py.Dat
 def _group(parent: h5py.Group, key: str, path: Path) -> h5py.Group:
     if parent.get(key, getclass=True, getlink=True) is not h5py.HardLink:
         raise WeightsError("is a link, which is not followed", file=path, position=key)
-    return parent[key]
+    group = parent[key]
+    if not isinstance(group, h5py.Group):
+        raise WeightsError("is no group", file=path, position=key)
+    return group
 
 
 def _check_storage(dataset: h5py.Dataset, path: Path, name: str) -> None:
@@ -135,12 +155,12 @@ def _check_storage(dataset: h5py.Dataset, path: Path, name: str) -> None:
         raise WeightsError("is compressed by a foreign filter", file=path, position=name)
 
 
-def _first_anchor_boxes(config: object) -> dict[str, Any]:
-    """Returns the configuration of the first `AnchorBoxes` layer, empty where there is none."""
+def _anchor_boxes(config: object) -> list[dict[str, Any]]:
+    """Returns the configurations of the `AnchorBoxes` layers."""
     text = config.decode("utf-8", "replace") if isinstance(config, bytes) else config
     try:
         layers = json.loads(text)["config"]["layers"] if isinstance(text, str) else []
         found = [layer["config"] for layer in layers if layer["class_name"] == "AnchorBoxes"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return found[0] if found and isinstance(found[0], dict) else {}
+        return []
+    return [layer for layer in found if isinstance(layer, dict)]

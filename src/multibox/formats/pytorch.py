@@ -1,5 +1,6 @@
 """Reads the parameters in a `.pth` file, with the unpickler that knows tensors only."""
 
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from multibox.errors import WeightsError
 _WRAPPERS = ("model", "state_dict")
 # nn.DataParallel puts this before every name.
 _PARALLEL = "module."
+_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -30,13 +32,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Anything may go wrong in a damaged or hostile file; no code in it has run.
-        reason = str(error).strip().splitlines()
         raise WeightsError(
-            f"cannot be read as a PyTorch state dict ({reason[0] if reason else type(error)})",
+            f"cannot be read as a PyTorch state dict ({_reason(error)})",
             file=path,
             remedy="Only files of tensors are opened; save the model's state_dict() alone",
         ) from None
     return _tensors(loaded, path)
+
+
+def _reason(error: Exception) -> str:
+    """Returns what went wrong, of a message that is mostly advice to trust the file."""
+    said = r"(?:WeightsUnpickler error: |Trying to load )(.+?)(?:\. |\.?$)"
+    culprit = re.search(said, str(error), re.MULTILINE)
+    text = culprit[1] if culprit else str(error).strip().partition("\n")[0]
+    return text or type(error).__name__
 
 
 def _refuse_compressed(path: Path) -> None:
@@ -67,11 +76,16 @@ def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(
-                f"holds {type(value).__name__}, not a tensor", file=path, position=str(name)[:100]
+                f"holds {type(value).__name__}, not a tensor",
+                file=path,
+                position=str(name)[:100],
+                remedy="Save the model's state_dict() alone",
             )
-        if value.layout != torch.strided or value.dtype.is_complex or value.is_quantized:
-            raise WeightsError("is no plain tensor", file=path, position=name[:100])
+        plain = value.layout == torch.strided and value.device.type == "cpu"
+        if not plain or value.dtype not in _NUMBERS:
+            raise WeightsError("is no plain tensor of numbers", file=path, position=name[:100])
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise WeightsError("claims more numbers than it has", file=path, position=name[:100])
-        found[name.removeprefix(_PARALLEL)] = value.detach().to(torch.float32)
+        # A copy, because tensors of one file may share their numbers, which ours may not.
+        found[name.removeprefix(_PARALLEL)] = value.detach().to(torch.float32, copy=True)
     return found

@@ -97,7 +97,7 @@ def from_pytorch(state: dict[str, Tensor], path: Path) -> Found:
             state = {name.replace("scale_weight", "scale.weight"): x for name, x in state.items()}
             return Found(origin, _renamed(state, dict(names)))
     if "features.0.weight" in state:
-        return _torchvision_classifier(state)
+        return _torchvision_classifier(state, path)
     if "0.weight" in state:
         names = zip(trunk_names(""), TRUNK, strict=True)
         return Found(SSD_PYTORCH, _renamed(state, dict(names)))
@@ -109,7 +109,7 @@ def from_pytorch(state: dict[str, Tensor], path: Path) -> Found:
     )
 
 
-def _torchvision_classifier(state: dict[str, Tensor]) -> Found:
+def _torchvision_classifier(state: dict[str, Tensor], path: Path) -> Found:
     """Returns the trunk of a VGG-16 that classifies, or of one whose classifier is missing.
 
     The second is what torchvision itself starts SSD from (`VGG16_Weights.IMAGENET1K_FEATURES`):
@@ -121,7 +121,10 @@ def _torchvision_classifier(state: dict[str, Tensor]) -> Found:
         features = {name: x for name, x in state.items() if name.startswith("features.")}
         return Found(TORCHVISION, _renamed(features, names))
     names |= {"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc8"}
-    trunk = in_caffe_range(_renamed(state, names), CAFFE_MEAN)
+    try:
+        trunk = in_caffe_range(_renamed(state, names), CAFFE_MEAN)
+    except (KeyError, RuntimeError):
+        raise WeightsError("holds no VGG-16's conv1_1", file=path) from None
     note = "conv1_1 was scaled from torchvision's range of pixels to 0..255"
     return Found(TORCHVISION, trunk, notes=(note,))
 

@@ -6,9 +6,12 @@ places were not published, these are those that the ports agree on).
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from multibox.errors import WeightsError
 
 _KEPT_OUTPUTS = 4
 _KEPT_TAPS = 3
@@ -26,21 +29,28 @@ def is_full(trunk: Mapping[str, Tensor]) -> bool:
     return bias is not None and bias.numel() == _FULL_OUTPUTS
 
 
-def reduced(trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def reduced(trunk: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Returns the trunk with fc6 and fc7 sub-sampled to convolutions of 1,024 outputs.
 
     Args:
         trunk: By Caffe's names, of a full VGG-16, fc6 in any shape of its 4,096 x 25,088 numbers.
+        path: Their file, for the error.
+
+    Raises:
+        WeightsError: A part of fc6 or fc7 is missing, or has another count of numbers.
     """
     side = _POOLED_SIDE
-    six = trunk["fc6.weight"].reshape(_FULL_OUTPUTS, -1, side, side)
-    seven = trunk["fc7.weight"].reshape(_FULL_OUTPUTS, _FULL_OUTPUTS, 1, 1)
-    small = {
-        "fc6.weight": six[::_KEPT_OUTPUTS, :, ::_KEPT_TAPS, ::_KEPT_TAPS],
-        "fc7.weight": seven[::_KEPT_OUTPUTS, ::_KEPT_OUTPUTS],
-        "fc6.bias": trunk["fc6.bias"].flatten()[::_KEPT_OUTPUTS],
-        "fc7.bias": trunk["fc7.bias"].flatten()[::_KEPT_OUTPUTS],
-    }
+    try:
+        six = trunk["fc6.weight"].reshape(_FULL_OUTPUTS, -1, side, side)
+        seven = trunk["fc7.weight"].reshape(_FULL_OUTPUTS, _FULL_OUTPUTS, 1, 1)
+        small = {
+            "fc6.weight": six[::_KEPT_OUTPUTS, :, ::_KEPT_TAPS, ::_KEPT_TAPS],
+            "fc7.weight": seven[::_KEPT_OUTPUTS, ::_KEPT_OUTPUTS],
+            "fc6.bias": trunk["fc6.bias"].flatten()[::_KEPT_OUTPUTS],
+            "fc7.bias": trunk["fc7.bias"].flatten()[::_KEPT_OUTPUTS],
+        }
+    except (KeyError, RuntimeError) as error:
+        raise WeightsError(f"holds no VGG-16's fc6 and fc7 ({error})", file=path) from None
     return {**trunk, **{name: value.contiguous() for name, value in small.items()}}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from multibox.config import Config, differences
 from multibox.errors import ConfigError, StorageError
@@ -85,9 +86,11 @@ def new_file(path: Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    except OSError as error:
+    # A full disk is an error of their own to the writers of PyTorch and of safetensors.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
         raise StorageError(
-            f"cannot be written ({error.strerror})",
+            f"cannot be written ({reason})",
             file=path,
             remedy="Check that the folder is writable and the disk not full",
         ) from None

@@ -59,14 +59,14 @@ class Lite(nn.Module):
         super().__init__()
         # One wide, coarse step: maps of stride 2 would take a sixth of the time.
         self.stage4 = nn.Sequential(ConvNorm(3, 32, 7, stride=4), Bottleneck(32))
-        self.stage8 = _stage(32, 64, blocks=2)
-        self.stage16 = _stage(64, 128, blocks=2)
-        self.stage32 = _stage(128, 128, blocks=1)
+        self.stage8 = _stage(32, 96, blocks=2)
+        self.stage16 = _stage(96, 192, blocks=2)
+        self.stage32 = _stage(192, 128, blocks=1)
         self.stage64 = _stage(128, 128, blocks=1)
         self.stage100 = ConvNorm(128, 128, 3, padding=0)
         self.stage300 = ConvNorm(128, 128, 3, padding=0)
-        self.lateral = ConvNorm(128, 64, 1, relu=False)
-        self.channels = (64, 128, 128, 128, 128, 128)
+        self.lateral = ConvNorm(192, 96, 1, relu=False)
+        self.channels = (96, 192, 128, 128, 128, 128)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """Returns six maps of 38, 19, 10, 5, 3 and 1 cells."""
