@@ -56,10 +56,14 @@ def test_there_and_back_is_bit_equal(tmp_path: Path, network: str, target: str) 
         assert torch.equal(tensor, after.tensors[name]), name
 
 
-def test_pytorch_s_files_hold_exactly_their_own_names(tmp_path: Path) -> None:
-    ours = our_file(tmp_path / "ours", "ssd300-vgg16", ("cat",))
+@pytest.fixture(scope="module")
+def ssd300(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return our_file(tmp_path_factory.mktemp("ours") / "ours", "ssd300-vgg16", ("cat",))
+
+
+def test_pytorch_s_files_hold_exactly_their_own_names(tmp_path: Path, ssd300: Path) -> None:
     for target in PYTORCH:
-        convert(ours, tmp_path / target, target=target)
+        convert(ssd300, tmp_path / target, target=target)
         state = torch.load(tmp_path / target, weights_only=True)
         state = state["model"] if target == "lufficc" else state
         layers = {name.rpartition(".")[0] for name in state}
@@ -67,10 +71,9 @@ def test_pytorch_s_files_hold_exactly_their_own_names(tmp_path: Path) -> None:
         assert layers - {"backbone"} == expected
 
 
-def test_keras_finds_layers_by_the_attributes_it_reads(tmp_path: Path) -> None:
+def test_keras_finds_layers_by_the_attributes_it_reads(tmp_path: Path, ssd300: Path) -> None:
     """`load_weights(by_name=True)` goes by these (`keras/engine/saving.py`)."""
-    ours = our_file(tmp_path / "ours", "ssd300-vgg16", ("cat",))
-    convert(ours, tmp_path / "keras", target="keras")
+    convert(ssd300, tmp_path / "keras", target="keras")
     with h5py.File(tmp_path / "keras") as file:
         names = [name.decode() for name in file.attrs["layer_names"]]
         assert "fc7_mbox_conf" in names
@@ -79,13 +82,12 @@ def test_keras_finds_layers_by_the_attributes_it_reads(tmp_path: Path) -> None:
                 assert file[layer][variable.decode()].dtype == "float32"
 
 
-def test_differences_of_the_other_side_are_said(tmp_path: Path) -> None:
-    ours = our_file(tmp_path / "ours", "ssd300-vgg16", ("cat",))
-    lines = "\n".join(convert(ours, tmp_path / "a", target="torchvision"))
+def test_differences_of_the_other_side_are_said(tmp_path: Path, ssd300: Path) -> None:
+    lines = "\n".join(convert(ssd300, tmp_path / "a", target="torchvision"))
     assert "clips boxes before suppression" in lines
     assert "default boxes for voc" in lines
     assert "licence: CC0" in lines
-    assert "note" not in "\n".join(convert(ours, tmp_path / "b", target="keras"))
+    assert "note" not in "\n".join(convert(ssd300, tmp_path / "b", target="keras"))
 
 
 def test_what_they_do_not_have_is_refused(tmp_path: Path) -> None:
