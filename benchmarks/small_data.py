@@ -27,16 +27,18 @@ def main() -> None:
         command = [sys.executable, "-m", "multibox", "train", "ssd300-lite"]
         subprocess.run([*command, *map(str, arguments)], check=True)
         lines = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
-        seconds = sum(line["seconds"] for line in lines if line["kind"] == "train")
-        everything = sum(line["seconds"] for line in lines)
-        record = json.loads((run / f"evaluations/step-{options.steps:08d}.json").read_text())
+        for path in sorted((run / "evaluations").glob("step-*.json")):
+            record = json.loads(path.read_text())
+            before = [line for line in lines if line["step"] <= record["step"]]
+            seconds = sum(line["seconds"] for line in before if line["kind"] == "train")
+            everything = sum(line["seconds"] for line in before)
+            by_class = {name: round(value, 3) for name, value in record["voc07"]["AP"].items()}
+            print(
+                f"seed {seed}, step {record['step']}: mAP {record['voc07']['mAP']:.4f} {by_class}, "
+                f"{seconds:.0f} s of training, {everything:.0f} s with validation and checkpoints",
+                flush=True,
+            )
         found.append(record["voc07"]["mAP"])
-        by_class = {name: round(value, 3) for name, value in record["voc07"]["AP"].items()}
-        print(
-            f"seed {seed}: mAP {found[-1]:.4f} {by_class}, {seconds:.0f} s of training, "
-            f"{everything:.0f} s with validation and checkpoints",
-            flush=True,
-        )
     print(f"mean {statistics.mean(found):.4f} over {len(found)} seeds, lowest {min(found):.4f}")
 
 

@@ -10,7 +10,7 @@ from multibox.recipes import ssd300_lite
 from multibox.report import write_report
 from multibox.train import Request, train
 
-STEPS = 800
+STEPS = 650
 LICENCE = "Apache-2.0; trained on images that multibox draws"
 
 
@@ -31,7 +31,7 @@ def demo(out: Path, console: Console) -> Path:
         recipe,
         schedule=dataclasses.replace(recipe.schedule, steps=STEPS),
         run=dataclasses.replace(
-            recipe.run, log_every=25, validate_every=50, evaluate_every=200, checkpoint_every=200
+            recipe.run, log_every=25, validate_every=50, evaluate_every=325, checkpoint_every=325
         ),
     )
     request = Request("ssd300-lite", config, out / "data", out / "run", None, LICENCE)

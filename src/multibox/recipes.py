@@ -94,13 +94,13 @@ def ssd300_lite() -> Config:
         optimizer=OptimizerConfig(
             optimizer="adamw", lr=0.002, weight_decay=0.05, clip_norm=10.0, ema_decay=0.998
         ),
-        schedule=ScheduleConfig(steps=1_760, schedule="cosine", warmup_steps=100),
+        schedule=ScheduleConfig(steps=2_000, schedule="cosine", warmup_steps=100),
         run=RunConfig(
             batch_size=16,
             log_every=50,
-            validate_every=220,
-            evaluate_every=440,
-            checkpoint_every=220,
+            validate_every=250,
+            evaluate_every=500,
+            checkpoint_every=250,
         ),
     )
 
