@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from multibox.config import Config, OptimizerConfig
 from multibox.data.dataset import Dataset, require_objects
@@ -24,6 +25,7 @@ from multibox.ssd.default_boxes import (
     SSD512_COCO,
     SSD512_VOC,
     Level,
+    default_boxes,
 )
 from multibox.ssd.network import CAFFE, SSD, Scales, Traits, initialise, parameter_groups
 
@@ -106,6 +108,20 @@ def build_network(name: str, num_classes: int, traits: Traits | None = None) -> 
     # PyTorch's annotations do not know this form of `to`, which changes the network in place.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def default_box_tables(name: str) -> dict[Scales, Float[Tensor, "K 4"]]:
+    """Returns the default boxes that an architecture lets choose from, xyxy in the unit frame.
+
+    Raises:
+        ConfigError: There is no network of that name.
+    """
+    architecture = _architecture(name)
+    size, traits = architecture.image_size_px, architecture.traits
+    return {
+        scales: default_boxes(levels, size, traits.clip, whole_scales=traits.whole_scales)
+        for scales, levels in architecture.tables.items()
+    }
 
 
 def new_network(config: Config, num_classes: int) -> SSD:

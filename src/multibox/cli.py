@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from multibox.bench import Part, bench
+from multibox.check import check, print_checkup
 from multibox.config import Config
 from multibox.convert import Target, convert
 from multibox.demo import demo
@@ -60,6 +61,28 @@ class TrainArguments:
     """Train a detector: journal, validation, average precision, checkpoints."""
 
     recipe: _Recipe
+
+
+@dataclass(frozen=True)
+class CheckArguments:
+    """List what is wrong with a dataset before anything trains on it, and count what is in it."""
+
+    data: tyro.conf.Positional[Path]
+    """Folder of annotated images in VOC or COCO layout; never written to."""
+    splits: tuple[str, ...] = ()
+    """Splits, as train takes them; by default all there are."""
+    classes: tuple[str, ...] = ()
+    """The only names that objects may have; by default any."""
+    network: str | None = None
+    """Network whose default boxes are compared with the objects; by default SSD300 and SSD512."""
+    fix: Path | None = None
+    """Write a corrected copy in VOC layout to this new folder, and check that."""
+    strict: bool = False
+    """Warnings count: they, too, end in status 3."""
+    examples: int = 3
+    """How many findings of a kind are printed; --json has all."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +195,7 @@ class DemoArguments:
 
 _Verb = (
     Annotated[TrainArguments, tyro.conf.subcommand("train")]
+    | Annotated[CheckArguments, tyro.conf.subcommand("check")]
     | Annotated[EvaluateArguments, tyro.conf.subcommand("evaluate")]
     | Annotated[ReportArguments, tyro.conf.subcommand("report")]
     | Annotated[PredictArguments, tyro.conf.subcommand("predict")]
@@ -195,7 +219,7 @@ def parse(arguments: Sequence[str] | None = None) -> object:
         _Verb,
         prog="multibox",
         args=arguments,
-        description="SSD object detection: train, evaluate, report, predict, download.",
+        description="SSD object detection: check, train, evaluate, report, predict, download.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     return verb
@@ -229,6 +253,8 @@ def _run(verb: object, console: Console) -> int:
         case TrainArguments(recipe=r):
             train(Request(r.recipe, r.config, r.data, r.out, r.init, r.licence), console)
             console.print(f"Done: {r.out}. Summary: multibox report {r.out}", highlight=False)
+        case CheckArguments():
+            return _check(verb, console)
         case EvaluateArguments():
             return _evaluate(verb, console)
         case ReportArguments():
@@ -269,6 +295,23 @@ def _run(verb: object, console: Console) -> int:
             console.print("Summary page:", end=" ")
             print(page)  # noqa: T201  # the result
     return 0
+
+
+def _check(verb: CheckArguments, console: Console) -> int:
+    found = check(
+        verb.data,
+        console,
+        splits=verb.splits,
+        classes=verb.classes,
+        network=verb.network,
+        fix=verb.fix,
+    )
+    if verb.json:
+        print(json.dumps(found.as_json()))  # noqa: T201  # the result
+    else:
+        print_checkup(found, Console(), examples=max(1, verb.examples))
+    counting = found.count("fault") + verb.strict * found.count("warning")
+    return DataError.exit_code if counting else 0
 
 
 def _evaluate(verb: EvaluateArguments, console: Console) -> int:

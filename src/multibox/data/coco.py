@@ -115,6 +115,9 @@ def _read_split(split: _Split, numbers: dict[str, int], reading: Reading) -> lis
     names = _names(content["categories"], split.file)
     for number, name in names.items():
         numbers.setdefault(name, number)
+    repeated = len(names) - len(set(names.values()))
+    if repeated:
+        reading.notes["categories whose name another has were read as the same class"] += repeated
     scenes = _scenes(content["images"], split, reading)
     seen: set[int] = set()
     for place, record in enumerate(content["annotations"]):

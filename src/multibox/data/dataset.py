@@ -84,8 +84,12 @@ class Fault:
 
     def __str__(self) -> str:
         where = f"{self.file}, {self.position}" if self.position else f"{self.file}"
-        line = f"{where}: {self.reason}"
-        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+        return one_line(f"{where}: {self.reason}")
+
+
+def one_line(text: str) -> str:
+    """Returns a text in which what would leave its line, or alter a terminal, is escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 @dataclass(frozen=True)

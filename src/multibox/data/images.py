@@ -19,15 +19,17 @@ from jaxtyping import UInt8
 from multibox.errors import DataError
 
 MAX_PIXELS = 50_000_000
+MAX_BYTES = 1 << 28
+"""Of a file."""
+SUFFIXES = {".webp": 1, ".bmp": 2, ".png": 3, ".jpeg": 4, ".jpg": 5}
+"""Of the names of images that are found by their stems; of several the highest is taken."""
 
-_MAX_BYTES = 1 << 28
 # A progressive JPEG is decoded once per scan: thousands in a small file would take minutes.
 _MAX_SCANS = 100
 _HEAD_BYTES = 1 << 15
 # Cameras append a few bytes after the end marker.
 _TAIL_BYTES = 64 + 12
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-_SUFFIXES = {".webp": 1, ".bmp": 2, ".png": 3, ".jpeg": 4, ".jpg": 5}
 _INTACT = "Replace it by an intact copy"
 
 _Format = Literal["JPEG", "PNG", "BMP", "WebP"]
@@ -39,7 +41,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         DataError: If the file cannot be read, or as `decode_image` has it.
     """
-    return decode_image(read_bytes(path, limit=_MAX_BYTES), file=path)
+    return decode_image(read_bytes(path, limit=MAX_BYTES), file=path)
 
 
 def decode_image(data: bytes, *, file: Path) -> UInt8[np.ndarray, "H W 3"]:
@@ -100,7 +102,7 @@ def check_image(path: Path) -> tuple[int, int]:
     Raises:
         DataError: If the file cannot be read, is cut short, or as `image_size` has it.
     """
-    length = _regular_size(path, _MAX_BYTES)
+    length = _regular_size(path, MAX_BYTES)
     try:
         with path.open("rb") as stream:
             head = stream.read(_HEAD_BYTES)
@@ -111,7 +113,7 @@ def check_image(path: Path) -> tuple[int, int]:
     try:
         size = image_size(head, file=path)
     except DataError:
-        size = image_size(read_bytes(path, limit=_MAX_BYTES), file=path)
+        size = image_size(read_bytes(path, limit=MAX_BYTES), file=path)
     marker = _END_MARKERS.get(_format(head) or "")
     if marker is None or marker not in tail:
         read_image(path)
@@ -124,8 +126,8 @@ def find_images(folder: Path) -> dict[str, Path]:
         paths = sorted(folder.iterdir(), reverse=True)
     except OSError as error:
         raise _unreadable(folder, error) from error
-    ranked = sorted(paths, key=lambda path: _SUFFIXES.get(path.suffix.lower(), 0))
-    return {path.stem: path for path in ranked if path.suffix.lower() in _SUFFIXES}
+    ranked = sorted(paths, key=lambda path: SUFFIXES.get(path.suffix.lower(), 0))
+    return {path.stem: path for path in ranked if path.suffix.lower() in SUFFIXES}
 
 
 def read_bytes(path: Path, *, limit: int) -> bytes:

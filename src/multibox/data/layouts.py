@@ -5,7 +5,7 @@ from typing import Literal
 
 from multibox.data.coco import annotation_files, read_coco
 from multibox.data.dataset import Dataset
-from multibox.data.voc import has_layouts, read_voc
+from multibox.data.voc import has_layouts, read_voc, split_lists
 from multibox.errors import DataError
 
 
@@ -35,7 +35,23 @@ def read_dataset(
         return read_voc(root, splits, classes=classes, on_bad=on_bad, images=images)
     if annotation_files(root):
         return read_coco(root, splits, classes=classes, on_bad=on_bad, images=images)
-    raise DataError(
+    raise _unknown(root)
+
+
+def known_splits(root: Path) -> tuple[str, ...]:
+    """Returns the splits that a folder in VOC or COCO layout has.
+
+    Raises:
+        DataError: If the folder has neither layout.
+    """
+    names = split_lists(root) if has_layouts(root) else sorted(annotation_files(root))
+    if not names and not has_layouts(root):
+        raise _unknown(root)
+    return tuple(names)
+
+
+def _unknown(root: Path) -> DataError:
+    return DataError(
         "is not a folder in VOC or COCO layout",
         file=root,
         remedy="It has to hold ImageSets/Main and Annotations, or VOC<year> folders with these; or "

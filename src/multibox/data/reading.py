@@ -11,6 +11,16 @@ from multibox.data.images import check_image
 from multibox.errors import DataError
 
 
+class NoImagesError(DataError):
+    """No image of the splits can be used.
+
+    Attributes:
+        faults: Why.
+    """
+
+    faults: tuple[Fault, ...] = ()
+
+
 @dataclass
 class Reading:
     """The rules of one read, and what it has come upon so far.
@@ -96,13 +106,16 @@ class Reading:
             notes: To stand before the reading's own.
 
         Raises:
-            DataError: No image can be used, or `on_bad` is "fail" and there are faults.
+            NoImagesError: No image can be used.
+            DataError: `on_bad` is "fail" and there are faults.
         """
         if self.on_bad == "fail":
             refuse_faults(self.faults, self.root)
         if not scenes:
             reason = f"no image of {name} can be used"
-            raise DataError(reason, file=self.root, remedy="Check its files")
+            refusal = NoImagesError(reason, file=self.root, remedy="Check its files")
+            refusal.faults = tuple(self.faults)
+            raise refusal
         annotations = tuple(annotate(scene, classes) for scene in scenes)
         counted = (f"{count} {what}" for what, count in self.notes.items())
         return Dataset(name, classes, annotations, tuple(self.faults), (*notes, *counted))

@@ -20,7 +20,7 @@ from multibox.errors import DataError
 
 _LISTS = "ImageSets/Main"
 _LAYOUT = f"a folder that has {_LISTS} and Annotations"
-_MAX_LIST_BYTES = 1 << 28
+MAX_LIST_BYTES = 1 << 28
 _MAX_XML_BYTES = 1 << 20
 _SPLIT = re.compile(r"(?:([0-9]{4}):)?(\w[\w.-]*)")
 _YEAR_FOLDER = re.compile(r"VOC[0-9]{4}")
@@ -113,15 +113,61 @@ def _layouts_below(root: Path) -> dict[str, Path]:
     return {path.name: path for path in below if _is_layout(path)}
 
 
+def annotation_file(image: Path) -> Path:
+    """Returns the XML file of an image in a layout folder."""
+    return image.parent.parent / "Annotations" / f"{image.stem}.xml"
+
+
 def _is_layout(folder: Path) -> bool:
     return (folder / _LISTS).is_dir() and (folder / "Annotations").is_dir()
 
 
-def _known_splits(folders: dict[str, Path]) -> str:
-    """Returns twelve of the splits there are; the per-class lists of VOC, with a _, come last."""
+def split_lists(root: Path) -> dict[str, Path]:
+    """Returns the lists of a folder by split.
+
+    VOC's lists of a class in a split, such as `cat_train`, are left out: they repeat that split.
+
+    Raises:
+        DataError: If the folder holds layouts, but neither is one nor has years.
+    """
+    files = _split_lists(_layout_folders(root))
+    stems = {path.stem for path in files.values()}
+    return {
+        name: path
+        for name, path in files.items()
+        if not (any(path.stem.endswith(f"_{stem}") for stem in stems) and _is_flagged(path))
+    }
+
+
+def all_lists(root: Path) -> list[Path]:
+    """Returns all lists of a folder, those of a class in a split last.
+
+    Raises:
+        DataError: As `split_lists` has it.
+    """
+    return list(_split_lists(_layout_folders(root)).values())
+
+
+def _is_flagged(file: Path) -> bool:
+    """Whether a list says of its first image if it shows something."""
+    try:
+        words = read_bytes(file, limit=MAX_LIST_BYTES).partition(b"\n")[0].split()
+    except DataError:
+        return False
+    return len(words) == 2 and words[1] in (b"-1", b"0", b"1")
+
+
+def _split_lists(folders: dict[str, Path]) -> dict[str, Path]:
+    """Returns all lists whose split can be chosen; those with a _ in their name come last."""
     files = [(year, path) for year in folders for path in folders[year].glob(f"{_LISTS}/*.txt")]
-    names = [f"{year}:{path.stem}" if year else path.stem for year, path in files]
-    names.sort(key=lambda name: ("_" in name, name))
+    named = {f"{year}:{path.stem}" if year else path.stem: path for year, path in files}
+    names = sorted(filter(_SPLIT.fullmatch, named), key=lambda name: ("_" in name, name))
+    return {name: named[name] for name in names}
+
+
+def _known_splits(folders: dict[str, Path]) -> str:
+    """Returns twelve of the splits there are."""
+    names = list(_split_lists(folders))
     return ", ".join(names[:12]) or f"none: {_LISTS} has no list"
 
 
@@ -132,8 +178,8 @@ def _read_split(split: _Split, reading: Reading) -> list[Scene]:
         xml = split.folder / "Annotations" / f"{image_id}.xml"
         path = files.get(image_id, split.folder / "JPEGImages" / f"{image_id}.jpg")
         try:
-            tree = _parse(xml)
-            size = reading.frame(_declared_size(tree), path)
+            tree = parse_annotation(xml)
+            size = reading.frame(declared_size(tree), path)
             scenes.append(Scene(image_id, path, size, _objects(tree, xml, size, reading)))
         except DataError as error:
             reading.add_fault(error, xml)
@@ -143,7 +189,7 @@ def _read_split(split: _Split, reading: Reading) -> list[Scene]:
 def _read_ids(file: Path, reading: Reading) -> list[str]:
     """Returns the ids of a list: lines of an id, or of an id and -1 (left out), 0 or 1."""
     try:
-        lines = read_bytes(file, limit=_MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
+        lines = read_bytes(file, limit=MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"is not UTF-8: {error.reason}", file=file, remedy="Convert it") from error
     ids, known_faults = list[str](), len(reading.faults)
@@ -166,8 +212,12 @@ def _read_ids(file: Path, reading: Reading) -> list[str]:
     return ids
 
 
-def _parse(file: Path) -> Element:
-    """Returns an annotation's root; no DTD, so that no entity can grow or reach elsewhere."""
+def parse_annotation(file: Path) -> Element:
+    """Returns an annotation's root.
+
+    Raises:
+        DataError: It is not VOC's, or has a DTD, whose entities could grow or reach elsewhere.
+    """
     # The parser's own builder of trees is pure Python and takes twice the time.
     parser = DefusedXMLParser(target=TreeBuilder(), forbid_dtd=True)
     try:
@@ -182,8 +232,12 @@ def _parse(file: Path) -> Element:
     return tree
 
 
-def _declared_size(tree: Element) -> tuple[int, int]:
-    """Returns the (width, height) in an annotation; zeros where there is none."""
+def declared_size(tree: Element) -> tuple[int, int]:
+    """Returns the (width, height) in an annotation; zeros where there is none.
+
+    Raises:
+        DataError: It is no size; the reason alone is given.
+    """
     size = tree.find("size")
     return (0, 0) if size is None else (int(_number(size, "width")), int(_number(size, "height")))
 
@@ -192,13 +246,23 @@ def _objects(tree: Element, file: Path, frame: tuple[int, int], reading: Reading
     objects = []
     for number, element in enumerate(tree.findall("object"), start=1):
         try:
-            objects.append(reading.fitted(_object(element), frame))
+            objects.append(reading.fitted(parse_object(element), frame))
         except DataError as error:
-            reading.add_fault(error, file, f"object {number} ({element.findtext('name')!r})")
+            reading.add_fault(error, file, object_position(number, element))
     return objects
 
 
-def _object(element: Element) -> Object:
+def object_position(number: int, element: Element) -> str:
+    """Names an object by its number, counted from 1, and its class."""
+    return f"object {number} ({element.findtext('name')!r})"
+
+
+def parse_object(element: Element) -> Object:
+    """Returns an object as it is written.
+
+    Raises:
+        DataError: It has no name or box; the reason alone is given.
+    """
     bndbox = _child(element, "bndbox")
     flag = (element.findtext("difficult") or "0").strip()
     if flag not in ("0", "1"):
