@@ -107,7 +107,8 @@ def shared_images(datasets: Mapping[str, Dataset], pixels: Mapping[Path, bytes])
             if other != path:
                 reason = f"has the pixels of {other.name}"
                 found[Finding("duplicate-image", path, None, reason)] = None
-    for one, two in combinations(by_pixels, 2):
+    # The splits for training first, so that the other's image is named.
+    for one, two in combinations(sorted(by_pixels, key=lambda name: "train" not in roles(name)), 2):
         if not roles(one) or not roles(two) or roles(one) & roles(two):
             continue
         for digest, path in by_pixels[two].items():
