@@ -67,10 +67,14 @@ def _of_pair(
 ) -> list[Finding]:
     """Returns what the classes of one split for val or test have against those for training."""
     found, learned = [], total(training.values())
+    by_split = {name: total([other]) for name, other in training.items()}
     for label, (name, count) in enumerate(data.objects_per_class.items()):
         position = f"split {split}, class {name!r}"
-        lacking = [other for other in training if not total([training[other]])[name]]
-        lacking = [other for other in lacking if not roles(other) & roles(split)]
+        lacking = [
+            other
+            for other, counts in by_split.items()
+            if not counts[name] and not roles(other) & roles(split)
+        ]
         if count and not learned[name]:
             reason = f"has {count} objects, and none in {', '.join(training)}"
             found.append(Finding("class-not-trained", root, position, reason))

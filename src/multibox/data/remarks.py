@@ -91,21 +91,21 @@ def _of_objects(
     for place in np.flatnonzero(tiny).tolist():
         reason = f"its box {_written(objects[place])} is less than 2 pixels of 300 wide or high"
         found.append(Finding("tiny-box", file, positions[place], reason))
-    distances = np.abs(boxes[:, None] - boxes[None]).max(axis=2)
     large = sides.min(axis=1) >= _NEAR_SIDE_PX
-    near = (distances == 0) | ((distances <= _NEAR_PX) & large[:, None] & large[None])
-    for later, earlier in zip(*np.nonzero(np.tril(near, -1)), strict=True):
-        same_name = objects[later].name == objects[earlier].name
-        if distances[later, earlier] == 0:
-            kind = "duplicate-object" if same_name else "box-of-two-classes"
-        elif same_name:
-            kind = "nearly-duplicate-object"
-        else:
-            continue
-        reason = f"its box {_written(objects[later])} is that of {positions[earlier]}"
-        if kind == "nearly-duplicate-object":
-            reason = f"{reason} to within a pixel"
-        found.append(Finding(kind, file, positions[later], reason))
+    # Row by row, and the first that fits: thousands of objects must not fill the memory.
+    for later in range(1, len(objects)):
+        distances = np.abs(boxes[:later] - boxes[later]).max(axis=1)
+        near = (distances == 0) | ((distances <= _NEAR_PX) & large[later] & large[:later])
+        for earlier in np.flatnonzero(near).tolist():
+            same_name = objects[later].name == objects[earlier].name
+            if distances[earlier] and not same_name:
+                continue
+            kind, extent = "duplicate-object" if same_name else "box-of-two-classes", ""
+            if distances[earlier]:
+                kind, extent = "nearly-duplicate-object", " to within a pixel"
+            reason = f"its box {_written(objects[later])} is that of {positions[earlier]}{extent}"
+            found.append(Finding(kind, file, positions[later], reason))
+            break
     return found
 
 
