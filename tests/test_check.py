@@ -192,11 +192,13 @@ def test_years_stay_apart_and_class_lists_follow(tmp_path: Path) -> None:
         ids = [str(number) for number in range(first, first + 6)]
         planted.write_voc(root / f"VOC{year}", {"trainval": ids[:5], "test": ids[5:]})
     (root / "VOC2007" / "ImageSets" / "Main" / "cat_trainval.txt").write_text("1  1\n2 -1\n3  0\n")
+    (root / "VOC2007" / "ImageSets" / "Main" / "val.txt").write_text("1 -1\n")
     planted.gone(planted.image_of)(root / "VOC2007", "3")
     out = tmp_path / "fixed"
     assert check(root, QUIET, fix=out).count("fault") == 0
     lists = out / "VOC2007" / "ImageSets" / "Main"
     assert (lists / "cat_trainval.txt").read_text() == "1  1\n2 -1\n"
+    assert not (lists / "val.txt").exists()
     assert len(read_dataset(out, "2007:trainval+2012:trainval")) == 9
 
 

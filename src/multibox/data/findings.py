@@ -68,7 +68,7 @@ FAULTS = _kinds(
         "text-malformed": "Write a plain text",
         "name-empty": "Name the object's class",
         "difficult-malformed": "Write 0 or 1",
-        "size-differs": "Take the image that was annotated, or correct size and boxes",
+        "size-differs": "Take the image that was annotated; --fix corrects what is safe",
         "no-size": "Write the image's size",
         "size-too-large": "Write the image's size",
         "duplicate-id": "Give each its own id",

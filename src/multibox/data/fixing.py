@@ -15,7 +15,7 @@ from multibox.data.dataset import Annotation, Dataset, Fault
 from multibox.data.images import find_images, read_bytes
 from multibox.data.layouts import known_splits, read_dataset
 from multibox.data.reading import NoImagesError
-from multibox.data.voc import MAX_LIST_BYTES, all_lists, has_layouts, parse_annotation
+from multibox.data.voc import MAX_LIST_BYTES, all_lists, has_layouts, parse_annotation, split_lists
 from multibox.errors import ConfigError, DataError, StorageError
 
 RECORD = "fixes.json"
@@ -46,9 +46,8 @@ class _Copy(NamedTuple):
         (self.folder / "Annotations" / f"{image_id}.xml").write_bytes(xml)
 
     def write_list(self, split: str, content: bytes) -> None:
-        """Adds a list of images, unless nothing is left of it."""
-        if content.strip():
-            (self.folder / "ImageSets" / "Main" / f"{split}.txt").write_bytes(content)
+        """Adds a list of images."""
+        (self.folder / "ImageSets" / "Main" / f"{split}.txt").write_bytes(content)
 
     def leave_out(self, error: DataError, file: Path, position: str | None = None) -> None:
         """Notes what is not copied."""
@@ -101,12 +100,12 @@ def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
     target.mkdir()
     changes = list[Change]()
     if has_layouts(root):
-        lists = all_lists(root)
+        lists, main = all_lists(root), set(split_lists(root).values())
         folders = list(dict.fromkeys(file.parents[2] for file in lists))
         for folder in folders:
             below = target if folder == root else target / folder.name
             of_folder = [file for file in lists if file.parents[2] == folder]
-            _write_voc(folder, of_folder, _Copy(below, classes, changes))
+            _write_voc(folder, of_folder, main, _Copy(below, classes, changes))
     else:
         _write_coco(root, _Copy(target, classes, changes))
     if not any(target.rglob("ImageSets/Main/*.txt")):
@@ -116,7 +115,8 @@ def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
     return changes
 
 
-def _write_voc(folder: Path, lists: list[Path], copy: _Copy) -> None:
+def _write_voc(folder: Path, lists: list[Path], main: set[Path], copy: _Copy) -> None:
+    """Writes a layout folder; the lists that are not `main` are those of a class in a split."""
     copy.make()
     images = find_images(folder / "JPEGImages")
     kept: dict[str, bool] = {}
@@ -141,7 +141,9 @@ def _write_voc(folder: Path, lists: list[Path], copy: _Copy) -> None:
                 copy.leave_out(DataError("is listed already"), file, f"line {number}")
             elif kept[image_id]:
                 left[image_id] = line
-        if len(left) == sum(bool(line.strip()) for line in lines):
+        if file in main and all(line.split()[-1] == "-1" for line in left.values()):
+            copy.leave_out(DataError("lists no image that can be used"), file)
+        elif len(left) == sum(bool(line.strip()) for line in lines):
             copy.write_list(file.stem, file.read_bytes())
         else:
             copy.write_list(file.stem, "".join(f"{line}\n" for line in left.values()).encode())
@@ -184,7 +186,10 @@ def _write_coco(root: Path, copy: _Copy) -> None:
             image_id = _free_name(item.image_id, split, taken)
             if _write_coco_image(item, dataset, image_id, copy):
                 ids.append(image_id)
-        copy.write_list(_plain_name(split), "".join(f"{name}\n" for name in ids).encode())
+        if ids:
+            copy.write_list(_plain_name(split), "".join(f"{name}\n" for name in ids).encode())
+        else:
+            copy.leave_out(DataError("lists no image that can be used"), root, f"split {split}")
 
 
 def _note_faults(faults: tuple[Fault, ...], copy: _Copy) -> None:

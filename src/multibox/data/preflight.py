@@ -115,8 +115,12 @@ def _read(root: Path, split: str, classes: tuple[str, ...]) -> tuple[Dataset | N
 
 def _look_at_all(paths: list[Path], workers: int) -> Iterator[tuple[Path, _Look]]:
     # Decoding and hashing free the interpreter's lock.
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         yield from zip(paths, pool.map(_look, paths), strict=True)
+    finally:
+        # Who interrupts does not wait for the rest.
+        pool.shutdown(cancel_futures=True)
 
 
 def _look(path: Path) -> _Look:
