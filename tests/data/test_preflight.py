@@ -214,16 +214,20 @@ def test_the_same_fault_in_two_splits_is_one(tmp_path: Path) -> None:
         (["c at"], "class-similar"),
         (["CAT "], "class-similar"),
         (["cats"], "class-similar"),
+        (["actt"], "class-few-objects"),
+        (["ca2", "cat3"], "class-few-objects"),
+        (["+", "-"], "class-few-objects"),
         (["background"], "class-background"),
         (["rhinoceros"], "class-few-objects"),
     ],
 )
 def test_odd_classes(tmp_path: Path, names: list[str], expected: str) -> None:
     root = small_voc(tmp_path)
-    extra = [planted.thing(name, planted.box(3, 3, 20, 60)) for name in names]
+    boxes = [planted.box(3 + 9 * place, 3, 20 + 9 * place, 60) for place in range(len(names))]
+    extra = [planted.thing(name, bndbox) for name, bndbox in zip(names, boxes, strict=True)]
     planted.second(*extra)(root, "2")
     found = kinds(look(root))
-    assert found[expected] == 1
+    assert found[expected] == (len(names) if expected == "class-few-objects" else 1)
     assert found.keys() <= {expected, "class-few-objects", "class-not-tested"}
     assert not training_refuses(root)
 

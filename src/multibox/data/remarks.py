@@ -120,7 +120,12 @@ def remarks_of_names(counts: Counter[str], root: Path) -> list[Finding]:
         if name.lower() in _BACKGROUND:
             found.append(Finding("class-background", root, f"class {name!r}", "has objects"))
         for other, others in counts.items():
-            if (others, other) <= (count, name):
+            # Whoever numbers classes, or names them + and -, means them.
+            if (
+                (others, other) <= (count, name)
+                or not _plain(name)
+                or _differ_in_digits(name, other)
+            ):
                 continue
             alike = _plain(name) == _plain(other)
             rare = count <= _RARE * others and max(len(name), len(other)) >= 4
@@ -133,6 +138,11 @@ def remarks_of_names(counts: Counter[str], root: Path) -> list[Finding]:
 def _plain(name: str) -> str:
     """Returns a name without what people write differently."""
     return "".join(char for char in name.casefold() if char.isalnum())
+
+
+def _differ_in_digits(a: str, b: str) -> bool:
+    """Whether two names have different digits."""
+    return list(filter(str.isdigit, a)) != list(filter(str.isdigit, b))
 
 
 def _one_letter_apart(a: str, b: str) -> bool:
