@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHECKED = [
     f"multibox.{module.name}"
     for module in pkgutil.iter_modules([str(ROOT / "src" / "multibox")])
-    if module.name not in ("cli", "__main__")
+    if module.name not in ("arguments", "cli", "__main__")
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 

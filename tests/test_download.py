@@ -16,7 +16,8 @@ import pytest
 from rich.console import Console
 from unreliable_server import IMPATIENT, Request, Server, make_identity, serve
 
-from multibox.cli import main, parse
+from multibox.arguments import parse
+from multibox.cli import main
 from multibox.data.drawn import draw_dataset
 from multibox.data.voc import read_voc
 from multibox.download import SOURCES, Source, download
