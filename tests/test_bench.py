@@ -19,7 +19,7 @@ PARTS: dict[Part, list[str]] = {
     "step": ["network alone", "step", "matching and loss alone"],
     "detect": ["few candidates", "all candidates"],
     "evaluate": ["files to average precision", "average precision alone"],
-    "predict": ["network alone", "predict"],
+    "predict": ["network alone", "predict", "all detections"],
 }
 
 

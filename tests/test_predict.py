@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,15 @@ from multibox.config import Config
 from multibox.data.images import read_image
 from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.errors import WeightsError
-from multibox.model import Weights, describe, find_weights, load_network, read_weights
+from multibox.model import (
+    Weights,
+    describe,
+    find_weights,
+    in_precision,
+    load_network,
+    read_weights,
+    stored_in,
+)
 from multibox.predict import predict
 from multibox.runtime.checkpoint import Checkpoint, save
 from multibox.ssd.network import Traits
@@ -180,3 +189,25 @@ def test_what_is_drawn_is_where_the_box_is() -> None:
     draw_truth(image, np.array([[1.0, 1.0, 30.0, 30.0]]), np.array([1]))
     changed = np.nonzero((image != before).any(axis=2))
     assert changed[0].max() <= 33
+
+
+def test_a_threshold_leaves_the_better_detections_as_they_are(run: Path, picture: Path) -> None:
+    detector, pixels = Detector.open(run), read_image(picture)
+    everything = detector.detect(pixels)
+    scores = everything.scores
+    # One that is a score itself: "at least" includes it.
+    for threshold in (0.0, 0.005, 0.02, float(scores[len(scores) // 2]), float(scores[0]), 1.0):
+        found = detector.detect(pixels, score_threshold=threshold)
+        kept = scores >= threshold
+        for field, whole in zip(found, everything, strict=True):
+            assert torch.equal(field, whole[kept])
+
+
+@pytest.mark.parametrize("name", ["ssd300-lite", "ssd300-vgg16", "ssd300-vgg16-bn", "ssd7"])
+def test_kernels_kept_in_bf16_give_the_same_bits(name: str) -> None:
+    network = new_network(Config(network=name), 2).eval()
+    height, width = network.image_size_px
+    image = torch.arange(3 * height * width).remainder(251).view(1, 3, height, width).byte()
+    kept = stored_in(torch.bfloat16, copy.deepcopy(network))
+    with torch.inference_mode(), in_precision(torch.bfloat16, torch.device("cpu")):
+        assert all(map(torch.equal, kept(image), network(image)))

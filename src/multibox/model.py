@@ -11,7 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from multibox.build import NETWORKS, build_network
 from multibox.config import Precision
@@ -226,6 +226,18 @@ def load_network(weights: Weights, device: torch.device) -> SSD:
         reason = f"does not fit {weights.network} ({str(error).splitlines()[-1].strip()})"
         raise WeightsError(reason, file=weights.path) from None
     return network.to(device).eval()
+
+
+def stored_in(precision: torch.dtype, network: SSD) -> SSD:
+    """Returns a network whose kernels are kept in the type that it computes in, for predictions.
+
+    The results are the same: `in_precision` would convert them anew for every image, which takes
+    a twentieth of SSD300's time.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(precision)
+    return network
 
 
 def in_precision(precision: torch.dtype, device: torch.device) -> torch.autocast:

@@ -20,7 +20,14 @@ from multibox.data.images import read_image
 from multibox.data.pixels import render
 from multibox.drawing import draw_detections, write_picture
 from multibox.errors import MultiboxError, StorageError
-from multibox.model import arithmetic, find_weights, in_precision, load_network, read_weights
+from multibox.model import (
+    arithmetic,
+    find_weights,
+    in_precision,
+    load_network,
+    read_weights,
+    stored_in,
+)
 from multibox.runtime.distributed import pick_device
 from multibox.runtime.folder import write_json
 from multibox.ssd.network import SSD
@@ -81,8 +88,9 @@ class Detector:
         """
         weights = read_weights(find_weights(Path(path), which))
         place = pick_device(device)
-        network = load_network(weights, place)
-        return cls(network, weights.classes, arithmetic("auto", place), weights.notes)
+        precision = arithmetic("auto", place)
+        network = stored_in(precision, load_network(weights, place))
+        return cls(network, weights.classes, precision, weights.notes)
 
     def __call__(
         self, image: Path | str | UInt8[np.ndarray, "H W 3"], *, score_threshold: float = 0.5
@@ -97,8 +105,7 @@ class Detector:
             DataError: The file is missing, damaged or no image.
         """
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
-        found = self.detect(pixels)
-        return self.name(_above(found, score_threshold), pixels)
+        return self.name(self.detect(pixels, score_threshold=score_threshold), pixels)
 
     def name(self, detections: Detections, pixels: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
         """Returns detections with their classes' names, in the pixels of their image."""
@@ -115,8 +122,15 @@ class Detector:
         ]
 
     @torch.inference_mode()
-    def detect(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Detections:
-        """Returns all detections in RGB pixels, in the unit frame, on the CPU."""
+    def detect(
+        self, pixels: UInt8[np.ndarray, "H W 3"], *, score_threshold: float = 0.0
+    ) -> Detections:
+        """Returns the detections in RGB pixels, in the unit frame, on the CPU.
+
+        Args:
+            pixels: The image.
+            score_threshold: Detections of a lower score are left out, and cost nothing.
+        """
         network = self._network
         device = network.default_boxes.device
         height, width = pixels.shape[:2]
@@ -124,7 +138,7 @@ class Detector:
         images = torch.from_numpy(resized).permute(2, 0, 1).unsqueeze(0).to(device)
         with in_precision(self._precision, device):
             output = network(images)
-        (found,) = network.detect(output)
+        (found,) = network.detect(output, score_threshold=score_threshold)
         return Detections(*(field.cpu() for field in found))
 
 
@@ -155,7 +169,7 @@ def predict(
         except MultiboxError as error:
             refusals.append(error)
             continue
-        found = _above(detector.detect(pixels), score_threshold)
+        found = detector.detect(pixels, score_threshold=score_threshold)
         height, width = pixels.shape[:2]
         named = [detection._asdict() for detection in detector.name(found, pixels)]
         record = {"image": str(path), "width": width, "height": height, "detections": named}
@@ -163,11 +177,6 @@ def predict(
         draw_detections(pixels, found, detector.classes, score_threshold=score_threshold)
         write_picture(out / f"{name}.jpg", pixels)
     return refusals
-
-
-def _above(detections: Detections, score_threshold: float) -> Detections:
-    kept = detections.scores >= score_threshold
-    return Detections(*(field[kept] for field in detections))
 
 
 def _names(images: Sequence[Path]) -> list[str]:

@@ -18,7 +18,7 @@ NEGATIVES_PER_POSITIVE = 3
 
 
 def hard_negatives(
-    background_losses: Float[Tensor, "B K"], classes: Int64[Tensor, "B K"]
+    losses: Float[Tensor, "B K"], classes: Int64[Tensor, "B K"]
 ) -> Bool[Tensor, "B K"]:
     """Returns the unmatched default boxes that count: the least background-like of each image.
 
@@ -26,12 +26,12 @@ def hard_negatives(
     holds for all unmatched boxes (`bbox_util.cpp:928-960`).
 
     Args:
-        background_losses: -ln of the background's probability.
+        losses: The cross-entropy; where unmatched, -ln of the background's probability.
         classes: 0 where unmatched.
     """
     positive = classes > 0
     count = positive.sum(dim=1, keepdim=True) * NEGATIVES_PER_POSITIVE
-    ranked = background_losses.masked_fill(positive, -torch.inf)
+    ranked = losses.masked_fill(positive, -torch.inf)
     order = ranked.argsort(dim=1, descending=True, stable=True)
     first = torch.arange(order.shape[1], device=order.device) < count
     return torch.zeros_like(positive).scatter_(1, order, first).logical_and_(~positive)
@@ -47,11 +47,11 @@ def multibox_loss(output: Output, matches: Matches, num_positives: Float[Tensor,
     """
     logits, classes = output.logits.float(), matches.classes
     positive = classes > 0
-    normaliser = logits.logsumexp(dim=2)
-    with torch.no_grad():
-        selected = hard_negatives(normaliser - logits[..., 0], classes) | positive
-    target = logits.gather(2, classes.unsqueeze(2)).squeeze(2)
-    confidence = ((normaliser - target) * selected).sum()
+    # Of an unmatched box it is -ln of the background's probability.
+    losses = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none")
+    losses = losses.view_as(classes)
+    selected = hard_negatives(losses.detach(), classes) | positive
+    confidence = (losses * selected).sum()
     distance = F.smooth_l1_loss(output.offsets.float(), matches.offsets, reduction="none")
     localization = (distance * positive.unsqueeze(2)).sum()
     return Losses(confidence / num_positives, localization / num_positives)

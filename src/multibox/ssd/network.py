@@ -121,9 +121,17 @@ class SSD(nn.Module):
         logits = [head(x) for head, x in zip(self.logit_heads, maps, strict=True)]
         return Output(_by_box(offsets, 4), _by_box(logits, self.num_classes + 1))
 
-    def detect(self, output: Output) -> list[Detections]:
-        """Returns the detections of each image in an output of this network (see `detect`)."""
+    def detect(self, output: Output, *, score_threshold: float = 0.0) -> list[Detections]:
+        """Returns the detections of each image in an output of this network (see `detect`).
+
+        Args:
+            output: This network's.
+            score_threshold: Detections of a lower score are left out; others are as without it,
+                because only better ones decide about them.
+        """
         settings = DetectionSettings(clip=self.traits.clip_detections)
+        below = torch.nextafter(torch.tensor(score_threshold), torch.tensor(-1.0)).item()
+        settings = settings._replace(score_threshold=max(settings.score_threshold, below))
         return detect(output, self.default_boxes, settings, self.variances)
 
 
