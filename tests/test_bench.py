@@ -18,7 +18,7 @@ PARTS: dict[Part, list[str]] = {
     "data": ["decode alone", "one core", "one worker", "two workers"],
     "step": ["network alone", "step", "matching and loss alone"],
     "detect": ["few candidates", "all candidates"],
-    "evaluate": ["files to average precision", "average precision alone"],
+    "evaluate": ["files to all metrics", "VOC's alone", "COCO's alone"],
     "predict": ["network alone", "predict", "all detections"],
 }
 

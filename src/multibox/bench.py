@@ -24,6 +24,8 @@ from multibox.data.images import read_image
 from multibox.data.layouts import read_dataset
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
 from multibox.errors import DataError
+from multibox.evaluate import score
+from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import read_results, write_results
 from multibox.evaluation.voc import ClassDetections, ClassObjects, evaluate_voc
 from multibox.learner import Learner
@@ -273,15 +275,12 @@ def _evaluate() -> list[Figure]:
 
         def whole() -> None:
             read = read_results(Path(folder), split="test", classes=names, image_ids=ids)
-            evaluate_voc(read.detections, objects, "voc07")
+            score(read.detections, objects)
 
         works = [
-            Work("files to average precision", whole, _TEST_IMAGES),
-            Work(
-                "average precision alone",
-                lambda: evaluate_voc(detections, objects, "voc07"),
-                _TEST_IMAGES,
-            ),
+            Work("files to all metrics", whole, _TEST_IMAGES),
+            Work("VOC's alone", lambda: evaluate_voc(detections, objects, "voc07"), _TEST_IMAGES),
+            Work("COCO's alone", lambda: evaluate_coco(detections, objects), _TEST_IMAGES),
         ]
         return _timed(works, torch.device("cpu"))
 

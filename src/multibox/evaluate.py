@@ -18,7 +18,7 @@ from multibox.data.pipeline import PlainExamples, batches, without_difficult
 from multibox.errors import ConfigError
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import by_class_in_pixels, file_split, read_results
-from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, evaluate_voc
+from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, average, voc_curves
 from multibox.model import arithmetic, find_weights, in_precision, load_network, read_weights
 from multibox.runtime.distributed import Processes, gather, join, total
 from multibox.runtime.folder import read_run
@@ -138,8 +138,8 @@ def score(
     detections: Mapping[str, ClassDetections], objects: Mapping[str, ClassObjects]
 ) -> dict[str, Any]:
     """Returns all metrics as JSON: `voc07` and `voc12` with mAP and AP, `coco`, and the curves."""
-    voc07 = evaluate_voc(detections, objects, "voc07")
-    voc12 = evaluate_voc(detections, objects, "voc12")
+    curves = voc_curves(detections, objects)
+    voc07, voc12 = average(curves, "voc07"), average(curves, "voc12")
     coco = evaluate_coco(detections, objects)
     return {
         "voc07": {"mAP": _number(voc07.mean), "AP": _numbers(voc07.by_class)},
@@ -153,7 +153,7 @@ def score(
             "AP_large": _number(coco.large),
             "AP_by_class": _numbers(coco.by_class),
         },
-        "curves": {name: _thinned(curve) for name, curve in voc07.curves.items()},
+        "curves": {name: _thinned(curve) for name, curve in curves.items()},
     }
 
 

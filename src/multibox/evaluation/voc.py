@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from multibox.errors import DataError
+from multibox.evaluation.pairs import of_the_same_image
 
 VocMetric = Literal["voc07", "voc12"]
 
@@ -104,12 +105,27 @@ def evaluate_voc(
     Raises:
         DataError: There are detections of a class that is not among the objects'.
     """
+    return average(voc_curves(detections, objects), metric)
+
+
+def voc_curves(
+    detections: Mapping[str, ClassDetections], objects: Mapping[str, ClassObjects]
+) -> dict[str, Curve]:
+    """Returns the curve of every class in `objects`, which both editions have in common.
+
+    Raises:
+        DataError: There are detections of a class that is not among the objects'.
+    """
     require_ground_truth(detections, objects)
-    average_precision = average_precision_11_point if metric == "voc07" else average_precision_area
-    curves = {
+    return {
         name: precision_recall(detections.get(name, NO_DETECTIONS), objects[name])
         for name in objects
     }
+
+
+def average(curves: dict[str, Curve], metric: VocMetric) -> VocResult:
+    """Returns the average precisions of curves."""
+    average_precision = average_precision_11_point if metric == "voc07" else average_precision_area
     by_class = {name: average_precision(curve) for name, curve in curves.items()}
     mean = mean_average_precision(by_class)
     return VocResult(metric=metric, mean=mean, by_class=by_class, curves=curves)
@@ -205,20 +221,14 @@ def _nearest_objects(
 
     A detection whose image has no object has the overlap 0 and the index -1.
     """
-    by_image = np.argsort(objects.images, kind="stable")
-    images = objects.images[by_image]
-    start = np.searchsorted(images, detections.images)
-    num_pairs = np.searchsorted(images, detections.images, side="right") - start
-    paired = np.flatnonzero(num_pairs)
-    overlaps, nearest = np.zeros(len(num_pairs)), np.full(len(num_pairs), -1)
-    if not len(paired):
+    detection, index = of_the_same_image(detections.images, objects.images)
+    overlaps, nearest = np.zeros(len(detections.images)), np.full(len(detections.images), -1)
+    if not len(detection):
         return overlaps, nearest
-    start, num_pairs = start[paired], num_pairs[paired]
-    first_pair = np.cumsum(num_pairs) - num_pairs
-    # Of every pair: the detection's place in `paired`, and the object.
-    place = np.repeat(np.arange(len(paired)), num_pairs)
-    index = by_image[np.arange(len(place)) + np.repeat(start - first_pair, num_pairs)]
-    overlap = _overlaps(detections.boxes_px[paired[place]], objects.boxes_px[index])
+    first_pair = np.flatnonzero(np.diff(detection, prepend=-1))
+    paired = detection[first_pair]
+    place = np.repeat(np.arange(len(paired)), np.diff(first_pair, append=len(detection)))
+    overlap = _overlaps(detections.boxes_px[detection], objects.boxes_px[index])
     best = np.maximum.reduceat(overlap, first_pair)
     ties = np.flatnonzero(overlap == best[place])
     _, first = np.unique(place[ties], return_index=True)

@@ -1,0 +1,32 @@
+"""Which detections and objects can meet: those of the same image."""
+
+import numpy as np
+from jaxtyping import Int64
+
+
+def of_the_same_image(
+    images: Int64[np.ndarray, " N"], object_images: Int64[np.ndarray, " G"]
+) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]:
+    """Returns the detection and the object of every pair, by detection, then by object.
+
+    Args:
+        images: Of the detections.
+        object_images: Of the objects.
+    """
+    by_image = np.argsort(object_images, kind="stable")
+    sorted_images = object_images[by_image]
+    start = np.searchsorted(sorted_images, images)
+    count = np.searchsorted(sorted_images, images, side="right") - start
+    detection = np.repeat(np.arange(len(images)), count)
+    first = np.cumsum(count) - count
+    return detection, by_image[np.arange(len(detection)) + np.repeat(start - first, count)]
+
+
+def place_among_equals(values: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
+    """Returns how many equal values come before each."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    new = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
+    places = np.empty(len(values), np.int64)
+    places[order] = np.arange(len(values)) - np.repeat(new, np.diff(new, append=len(values)))
+    return places
