@@ -27,6 +27,8 @@ PARTS: dict[Part, list[str]] = {
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(build.NETWORKS, "tiny", TINY)
     monkeypatch.setattr(timing, "RUNS", 1)
+    # What the exporter costs is paid in `formats/test_onnx.py` alone.
+    monkeypatch.setattr(timing, "PACKAGES", ("no_such_package",))
     monkeypatch.setattr(timing, "_SAMPLES", 32)
     monkeypatch.setattr(timing, "_TEST_IMAGES", 20)
     monkeypatch.setattr(timing, "_DETECTIONS", 2_000)

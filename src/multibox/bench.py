@@ -3,6 +3,7 @@
 All figures are medians of interleaved runs in one process, after one run that is not counted.
 """
 
+import importlib.util
 import math
 import statistics
 import tempfile
@@ -28,6 +29,7 @@ from multibox.evaluate import score
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import read_results, write_results
 from multibox.evaluation.voc import ClassDetections, ClassObjects, evaluate_voc
+from multibox.formats.onnx import PACKAGES, write_onnx
 from multibox.learner import Learner
 from multibox.model import arithmetic, in_precision, stored_in
 from multibox.predict import Detector
@@ -303,7 +305,25 @@ def _predict(config: Config, photographs: Dataset, device: torch.device) -> list
         Work("network alone", bare, 1),
         Work("predict", lambda: detector(pixels), 1, "network alone"),
         Work("all detections", lambda: detector.detect(pixels), 1, "network alone"),
+        *_exported(config, image),
     ]
+
+
+def _exported(config: Config, image: Tensor) -> list[Work]:
+    """The network and its decoding in ONNX Runtime, which has no bf16 on a CPU; if installed."""
+    if any(importlib.util.find_spec(name) is None for name in (*PACKAGES, "onnxruntime")):
+        return []
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory(prefix="multibox-") as folder:
+        path = Path(folder) / "network.onnx"
+        write_onnx(path, new_network(config, _CLASSES).eval(), {})
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    pixels = image.permute(0, 2, 3, 1).cpu().numpy()
+    name = "ONNX Runtime on the CPU, fp32"
+    return [Work(name, lambda: session.run(None, {"images": pixels}), 1, "network alone")]
 
 
 def _leave_candidates(network: SSD, logits: Tensor) -> None:

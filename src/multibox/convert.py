@@ -1,4 +1,4 @@
-"""The verb `convert`: weights of any known format become multibox's own, or another's."""
+"""The verb `convert`: weights of any known format become multibox's own, another's, or ONNX."""
 
 from pathlib import Path
 from typing import Literal
@@ -8,13 +8,14 @@ import torch
 
 from multibox.errors import WeightsError
 from multibox.formats.foreign import TRUNK_ONLY, usual_scales
+from multibox.formats.onnx import write_onnx
 from multibox.formats.origins import LUFFICC, SSD_KERAS, SSD_PYTORCH, TORCHVISION, Origin
 from multibox.formats.writing import LEVELS, write_keras, write_pytorch
 from multibox.model import Weights, find_weights, header_of, load_network, read_weights
 from multibox.runtime.folder import new_file
 from multibox.ssd.network import Scales
 
-Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "keras"]
+Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "keras", "onnx"]
 
 _ORIGINS: dict[Target, Origin] = {
     "torchvision": TORCHVISION,
@@ -49,6 +50,7 @@ def convert(
 
     Raises:
         WeightsError: The source cannot be used, or is nothing that the target has.
+        ConfigError: A package for the target is not installed.
         StorageError: The new file exists, or cannot be written.
     """
     weights = read_weights(find_weights(source, which), classes=classes, scales=scales)
@@ -59,6 +61,11 @@ def convert(
         header = header_of(weights)
         with new_file(out) as temporary:
             safetensors.torch.save_file(weights.tensors, temporary, metadata=header)
+        return lines
+    if target == "onnx":
+        network, header = load_network(weights, torch.device("cpu")), header_of(weights)
+        with new_file(out) as temporary:
+            write_onnx(temporary, network, header)
         return lines
     known = (*LEVELS, "ssd7") if target == "keras" else tuple(LEVELS)
     if weights.network not in known:

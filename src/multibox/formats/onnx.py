@@ -1,0 +1,96 @@
+"""Writes a detector for runtimes that know no PyTorch: one ONNX file, complete in itself.
+
+    images (B, H, W, 3) uint8 RGB  ->  boxes (B, K, 4), scores (B, K, C)
+
+Pixels are normalised and boxes decoded inside: xyxy in the unit frame of the input, beside the
+softmax scores of the classes without the background. Suppression is left to the user; its
+thresholds are in the metadata, beside names, licence and the rest of what weights carry.
+"""
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from multibox.errors import ConfigError
+from multibox.ssd.coding import decode
+from multibox.ssd.detect import DetectionSettings
+from multibox.ssd.network import SSD
+
+PACKAGES = ("onnx", "onnxscript")
+"""What writing takes: `pip install 'multibox[onnx]'`."""
+
+
+class _Exported(nn.Module):
+    def __init__(self, network: SSD) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, images: UInt8[Tensor, "B H W 3"]
+    ) -> tuple[Float[Tensor, "B K 4"], Float[Tensor, "B K C"]]:
+        network = self.network
+        output = network(images.permute(0, 3, 1, 2))
+        boxes = decode(output.offsets, network.default_boxes, network.variances)
+        if network.traits.clip_detections:
+            boxes = boxes.clamp(0, 1)
+        return boxes, output.logits.softmax(dim=2)[..., 1:]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps back what the exporter says of itself, e.g. that torchvision is not there."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def write_onnx(path: Path, network: SSD, header: Mapping[str, str]) -> None:
+    """Writes a network with its default boxes; the number of images is the user's.
+
+    Args:
+        path: The new file.
+        network: Ready to predict, on the CPU.
+        header: Of its weights file; goes into the metadata.
+
+    Raises:
+        ConfigError: The packages that this takes are not installed.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"writing ONNX takes {' and '.join(missing)}, not installed here",
+            remedy="pip install 'multibox[onnx]'",
+        )
+    height, width = network.image_size_px
+    # Two images, because the exporter takes a single one for a constant.
+    images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    with _silence():
+        program = torch.onnx.export(
+            _Exported(network),
+            (images,),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["boxes", "scores"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+        )
+    assert program is not None  # as `dynamo` has it
+    model = program.model_proto
+    settings = DetectionSettings(clip=network.traits.clip_detections)
+    for key, value in {**header, "suppression": json.dumps(settings._asdict())}.items():
+        model.metadata_props.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
