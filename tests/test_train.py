@@ -252,6 +252,30 @@ def test_workers_and_checkpoints_may_change_on_resume(
     assert digests(out) == digests(finished)
 
 
+def test_a_run_on_resident_images_goes_on_with_the_same_bits(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not with the other pipeline's pixels."""
+    config = replace(CONFIG, run=replace(CONFIG.run, pipeline="cuda", workers=0))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert "decoded 10 of 10 images" in run(data, whole, config)
+    with monkeypatch.context() as patch:
+        cut_after(patch, 7)
+        with pytest.raises(PowerCutError):
+            run(data, cut, config)
+    with pytest.raises(ConfigError, match="--pipeline: cuda, now cpu"):
+        run(data, cut)
+    run(data, cut, replace(config, run=replace(config.run, workers=2)))
+    assert digests(cut) == digests(whole)
+    assert steps_of(whole, "train") == steps_of(finished, "train")
+    ours, theirs = (
+        [line["loss"] for line in journal(out) if line["kind"] == "train"]
+        for out in (whole, finished)
+    )
+    assert ours != theirs
+    assert ours == pytest.approx(theirs, rel=0.02)
+
+
 def test_a_folder_in_use_is_refused(data: Path, tmp_path: Path) -> None:
     with RunLock(tmp_path / "run"), pytest.raises(StorageError, match="is in use by process"):
         run(data, tmp_path / "run")

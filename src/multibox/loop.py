@@ -18,6 +18,7 @@ from multibox.build import build_network
 from multibox.config import Config
 from multibox.data.dataset import Dataset
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
+from multibox.data.resident import ResidentExamples, load, resident_batches
 from multibox.errors import NonFiniteError
 from multibox.evaluate import Setting, validation_loss
 from multibox.learner import Learner, NonFinite
@@ -98,6 +99,7 @@ class Loop:
         self._step = 0
         self._state = _State(lr=config.optimizer.lr)
         self._rollbacks: list[dict[str, Any]] = []
+        self._resident: ResidentExamples | None = None
 
     def run(self) -> None:
         """Makes all steps that are left.
@@ -168,8 +170,28 @@ class Loop:
             rank=self._processes.rank,
             world_size=self._processes.world_size,
         )
+        if config.run.pipeline == "cuda":
+            self._resident = self._resident or self._load(examples)
+            return resident_batches(self._resident, numbers, workers=around.workers)
         cuda = self._processes.device.type == "cuda"
         return batches(examples, numbers, workers=around.workers, pin_memory=cuda)
+
+    def _load(self, examples: TrainingExamples) -> ResidentExamples:
+        """Decodes all training images into the device's memory, and says how far that is."""
+        around = self._around
+
+        def progress(done: int, total: int) -> None:
+            if done * 10 // total > (done - 1) * 10 // total:
+                around.console.print(f"decoded {done} of {total} images", highlight=False)
+
+        with self._display.busy("decoding"):
+            return load(
+                examples,
+                self._processes.device,
+                batch_size=self._config.run.batch_size // self._processes.world_size,
+                workers=around.workers,
+                progress=progress,
+            )
 
     def _after_step(self) -> None:
         """Does what is due after a step; all that writes the journal precedes the checkpoint."""

@@ -6,10 +6,10 @@ a sample, so workers hold no state, and any step's batch can be made at any time
 """
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from multibox.config import AugmentationConfig
 from multibox.data.dataset import Annotation
-from multibox.data.geometry import draw_geometry, whole_image
+from multibox.data.geometry import Geometry, draw_geometry, whole_image
 from multibox.data.images import read_image
-from multibox.data.pixels import draw_colour, render
+from multibox.data.pixels import Colour, draw_colour, render
 from multibox.errors import DataError, MultiboxError
 from multibox.rng import stream
 from multibox.structures import Batch, Targets
+
+T = TypeVar("T")
 
 
 class Example(NamedTuple):
@@ -47,6 +49,24 @@ class Example(NamedTuple):
     place: int
 
 
+class Decision(NamedTuple):
+    """What a sample is made of, decided without looking at any pixel.
+
+    Attributes:
+        place: The image's place in the dataset.
+        geometry: Where its pixels come from.
+        colour: Its distortion.
+        boxes: xyxy in the unit frame of the output.
+        kept: The places of these boxes among the image's objects.
+    """
+
+    place: int
+    geometry: Geometry
+    colour: Colour
+    boxes: Float32[np.ndarray, "M 4"]
+    kept: Int64[np.ndarray, " M"]
+
+
 @dataclass(frozen=True)
 class TrainingExamples(Dataset[Example | MultiboxError]):
     """The endless line of augmented samples.
@@ -63,8 +83,8 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
     augmentation: AugmentationConfig
     seed: int
 
-    def __getitem__(self, sample: int) -> Example | MultiboxError:
-        """Returns a sample, or why there is none (workers must not lose the error's type)."""
+    def decide(self, sample: int) -> Decision:
+        """Returns all that chance has to say of a sample."""
         epoch, place = divmod(sample, len(self.annotations))
         index = int(_permutation(self.seed, epoch, len(self.annotations))[place])
         annotation = self.annotations[index]
@@ -72,14 +92,19 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
         geometry, boxes, kept = draw_geometry(
             rng, annotation.boxes, annotation.width_px, annotation.height_px, self.augmentation
         )
-        colour = draw_colour(rng, self.augmentation)
+        return Decision(index, geometry, draw_colour(rng, self.augmentation), boxes, kept)
+
+    def __getitem__(self, sample: int) -> Example | MultiboxError:
+        """Returns a sample, or why there is none (workers must not lose the error's type)."""
+        place, geometry, colour, boxes, kept = self.decide(sample)
+        annotation = self.annotations[place]
         try:
-            pixels = _read(annotation)
+            pixels = read_pixels(annotation)
         except MultiboxError as error:
             return error
         image = render(pixels, geometry, colour, self.image_size_px)
         labels, difficult = annotation.labels[kept], annotation.difficult[kept]
-        return Example(image, boxes, labels, difficult, sample, index)
+        return Example(image, boxes, labels, difficult, sample, place)
 
 
 @dataclass(frozen=True)
@@ -98,7 +123,7 @@ class PlainExamples(Dataset[Example | MultiboxError]):
         """Returns a sample, or why there is none."""
         annotation = self.annotations[sample]
         try:
-            pixels = _read(annotation)
+            pixels = read_pixels(annotation)
         except MultiboxError as error:
             return error
         whole = whole_image(annotation.width_px, annotation.height_px)
@@ -113,7 +138,12 @@ def _permutation(seed: int, epoch: int, size: int) -> Int64[np.ndarray, " size"]
     return stream(seed, "order", epoch).permutation(size)
 
 
-def _read(annotation: Annotation) -> UInt8[np.ndarray, "H W 3"]:
+def read_pixels(annotation: Annotation) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns an image's RGB pixels.
+
+    Raises:
+        DataError: It cannot be read, or is not of the size that its annotation was read with.
+    """
     pixels = read_image(annotation.image_path)
     height, width = pixels.shape[:2]
     if (width, height) != (annotation.width_px, annotation.height_px):
@@ -178,14 +208,31 @@ def batches(
 ) -> Iterator[Batch]:
     """Yields the batches of lists of sample numbers.
 
-    Args:
-        examples: Makes a sample of its number.
-        numbers: The numbers of each batch.
-        workers: Processes that work ahead; 0: this one, on demand.
-        pin_memory: Put the batches where a GPU copies them from without waiting.
-
     Raises:
         DataError: An image cannot be read.
+    """
+    return work_ahead(examples, collate, numbers, workers=workers, pin_memory=pin_memory)
+
+
+def work_ahead(
+    examples: Dataset[Any],
+    join: Callable[[Sequence[Any]], T | MultiboxError],
+    numbers: Iterable[list[int]],
+    *,
+    workers: int,
+    pin_memory: bool,
+) -> Iterator[T]:
+    """Yields what becomes of lists of sample numbers.
+
+    Args:
+        examples: Makes a sample of its number.
+        join: Makes one of the samples of a list.
+        numbers: The numbers of each list.
+        workers: Processes that work ahead; 0: this one, on demand.
+        pin_memory: Put tensors where a GPU copies them from without waiting.
+
+    Raises:
+        MultiboxError: What `join` returned.
     """
     # Several images are in work at once instead of one image on several cores.
     cv2.setNumThreads(1)
@@ -193,7 +240,7 @@ def batches(
         cast(Any, examples),
         batch_sampler=numbers,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=join,
         pin_memory=pin_memory,
         generator=torch.Generator(),
         worker_init_fn=_begin_worker,
