@@ -15,7 +15,13 @@ from multibox.config import Config, RunConfig
 from multibox.data.drawn import draw_dataset
 
 PARTS: dict[Part, list[str]] = {
-    "data": ["decode alone", "one core", "one worker", "two workers"],
+    "data": [
+        "decode alone",
+        "one core",
+        "one worker",
+        "two workers",
+        "two workers and the device",
+    ],
     "step": ["network alone", "step", "matching and loss alone"],
     "detect": ["few candidates", "all candidates"],
     "evaluate": ["files to average precision", "average precision alone"],

@@ -6,7 +6,7 @@ All figures are medians of interleaved runs in one process, after one run that i
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,6 +21,7 @@ from multibox.data.drawn import draw_dataset
 from multibox.data.images import read_image
 from multibox.data.layouts import read_dataset
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
+from multibox.data.resident import load, resident_batches
 from multibox.errors import DataError
 from multibox.evaluation.results import read_results, write_results
 from multibox.evaluation.voc import ClassDetections, ClassObjects, evaluate_voc
@@ -106,7 +107,9 @@ def bench(part: Part, config: Config, *, data: Path | None, device: str) -> list
         if not len(photographs):
             raise DataError("has no image to prepare", file=data)
         works = (
-            _data(config, photographs) if part == "data" else _predict(config, photographs, place)
+            _data(config, photographs, place)
+            if part == "data"
+            else _predict(config, photographs, place)
         )
         return _timed(works, place)
 
@@ -142,8 +145,8 @@ def _photographs(config: Config, data: Path | None, folder: Path) -> Dataset:
     return read_dataset(folder / "drawn", "trainval")
 
 
-def _data(config: Config, photographs: Dataset) -> list[Work]:
-    """JPEG to augmented input on one core, beside decoding alone; then in worker processes."""
+def _data(config: Config, photographs: Dataset, device: torch.device) -> list[Work]:
+    """JPEG to augmented input: on one core, beside decoding alone; in workers; on the device."""
     cv2.setNumThreads(1)
     size = new_network(config, _CLASSES).image_size_px
     examples = TrainingExamples(photographs.annotations, size, config.augmentation, 0)
@@ -158,19 +161,31 @@ def _data(config: Config, photographs: Dataset) -> list[Work]:
         for number in range(_SAMPLES):
             examples[number]
 
-    def load(workers: int) -> Callable[[], None]:
+    def numbers(samples: int) -> Iterator[list[int]]:
+        return training_numbers(range(samples // 16), batch_size=16, rank=0, world_size=1)
+
+    def in_workers(workers: int) -> Callable[[], None]:
         def work() -> None:
-            numbers = training_numbers(range(_SAMPLES // 16), batch_size=16, rank=0, world_size=1)
-            for _ in batches(examples, numbers, workers=workers, pin_memory=False):
+            for _ in batches(examples, numbers(_SAMPLES), workers=workers, pin_memory=False):
                 pass
 
         return work
 
+    resident = load(examples, device, batch_size=16, workers=2, progress=lambda *_: None)
+
+    # A CPU is slow at this, and has another pipeline.
+    rendered = _SAMPLES if device.type == "cuda" else 16
+
+    def on_device() -> None:
+        for _ in resident_batches(resident, numbers(rendered), workers=2):
+            pass
+
     return [
         Work("decode alone", decode, _SAMPLES),
         Work("one core", prepare, _SAMPLES, "decode alone"),
-        Work("one worker", load(1), _SAMPLES),
-        Work("two workers", load(2), _SAMPLES, "one worker"),
+        Work("one worker", in_workers(1), _SAMPLES),
+        Work("two workers", in_workers(2), _SAMPLES, "one worker"),
+        Work("two workers and the device", on_device, rendered, "two workers"),
     ]
 
 
