@@ -26,7 +26,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int, Int64, UInt8
+from jaxtyping import Bool, Float32, Int, Int64, Integer, UInt8
 from torch import Tensor
 
 from multibox.data.geometry import Geometry
@@ -242,7 +242,7 @@ def _colours(
 ) -> Float32[Tensor, "B 3 H W"]:
     """Returns the distorted colours, less the mean colour."""
     before, hue, saturation, after = plans.levels.to(torch.int32)
-    levels = _look_up(before, seen.to(torch.int32))
+    levels = _look_up(before, seen)
     if tables is not None:
         packed = (levels[..., 0] << 16) | (levels[..., 1] << 8) | levels[..., 2]
         hsv = tables.to_hsv.index_select(0, packed.flatten()).reshape(packed.shape)
@@ -253,11 +253,13 @@ def _colours(
         levels = torch.stack([packed >> 16, (packed >> 8) & 255, packed & 255], dim=1)
     else:
         levels = levels.permute(0, 3, 1, 2)
-    return _look_up(after.to(torch.float32), levels) - _mean(seen.device)
+    # A table for each image and channel, which knows the channel's mean.
+    centred = after.unsqueeze(1) - _mean(seen.device).reshape(3, 1)
+    return _look_up(centred.flatten(0, 1), levels.flatten(0, 1)).reshape(levels.shape)
 
 
-def _look_up(table: Tensor, values: Int[Tensor, "B ..."]) -> Tensor:
-    """Returns the entries of a (B, 256) table that an integer in 0..255 means in each image."""
+def _look_up(table: Tensor, values: Integer[Tensor, "n ..."]) -> Tensor:
+    """Returns the entries of a (n, 256) table that the integers, 0..255, mean in each row."""
     row = 256 * torch.arange(len(table), dtype=torch.int32, device=table.device)
     places = values + row.reshape(-1, *[1] * (values.dim() - 1))
     return table.flatten().index_select(0, places.flatten()).reshape(values.shape)
