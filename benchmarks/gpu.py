@@ -10,29 +10,26 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
-import simplejpeg
 import torch
+from photographs import CLASSES, HEIGHT_PX, WIDTH_PX, draw_photographs
 
 from multibox.bench import Part, bench
 from multibox.build import new_network
 from multibox.config import Config
-from multibox.data.batched import join_plans, plan, render
+from multibox.data.batched import render
 from multibox.data.layouts import read_dataset
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
+from multibox.data.plans import join_plans, plan
 from multibox.data.resident import ResidentExamples, load, resident_batches
 from multibox.learner import Learner
 from multibox.recipes import RECIPES
-from multibox.rng import stream
 from multibox.runtime.distributed import Processes, pick_device
 from multibox.structures import Batch
 
@@ -40,8 +37,6 @@ FORWARD_GFLOP = {"ssd300-vgg16": 62.7}
 """Of an image, with multiplication and addition counted as two; a step takes three times that."""
 PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121}
 """Of dense bf16 by the makers' data sheets; the first name that is part of the device's counts."""
-CLASSES = 20
-WIDTH_PX, HEIGHT_PX = 500, 375
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -245,43 +240,6 @@ def table(found: dict[str, Any]) -> str:
             ms, rate = f"{1000 * row['seconds']:.1f}", f"{row['images_per_second']:.1f}"
             lines.append(f"| {part} | {row['name']} | {ms} | {rate} |")
     return "\n".join(lines) + "\n"
-
-
-def draw_photographs(folder: Path, count: int) -> None:
-    """Draws a dataset in VOC's layout: light and texture at all scales, and some objects."""
-    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(_cores()) as pool:
-        list(pool.map(partial(_draw_photograph, folder), range(count), chunksize=16))
-    names = "".join(f"{number:06d}\n" for number in range(count))
-    (folder / "ImageSets" / "Main" / "trainval.txt").write_text(names)
-
-
-def _draw_photograph(folder: Path, number: int) -> None:
-    rng = stream(0, "photographs", number)
-    size, image = (WIDTH_PX, HEIGHT_PX), np.full((HEIGHT_PX, WIDTH_PX, 3), 110, np.float32)
-    for cells in (2, 4, 8, 16, 32, 64, 128, 256):
-        noise = rng.standard_normal((cells, cells, 3), np.float32)
-        # Half the contrast at twice the detail, and mostly without a colour, as in photographs.
-        noise = noise.mean(axis=2, keepdims=True) * 1.5 + noise * 0.5
-        image += 60 / np.sqrt(cells) * cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC)
-    objects = []
-    for _ in range(int(rng.integers(1, 5))):
-        width, height = (int(side) for side in rng.integers(40, 300, 2))
-        left, top = int(rng.integers(1, WIDTH_PX - width)), int(rng.integers(1, HEIGHT_PX - height))
-        name, colour = f"class{rng.integers(CLASSES)}", rng.uniform(-70, 70, 3)
-        image[top : top + height, left : left + width] += colour.astype(np.float32)
-        objects.append(
-            f"<object><name>{name}</name><difficult>0</difficult><bndbox>"
-            f"<xmin>{left}</xmin><ymin>{top}</ymin>"
-            f"<xmax>{left + width}</xmax><ymax>{top + height}</ymax></bndbox></object>"
-        )
-    jpeg = simplejpeg.encode_jpeg(np.clip(image, 0, 255).astype(np.uint8), 92)
-    (folder / "JPEGImages" / f"{number:06d}.jpg").write_bytes(jpeg)
-    (folder / "Annotations" / f"{number:06d}.xml").write_text(
-        f"<annotation><size><width>{WIDTH_PX}</width><height>{HEIGHT_PX}</height>"
-        f"<depth>3</depth></size>{''.join(objects)}</annotation>"
-    )
 
 
 def _say(what: str, start: float) -> None:

@@ -12,12 +12,13 @@ from oracles import caffe_augmentation as caffe
 
 from multibox.config import AugmentationConfig
 from multibox.data import resident
-from multibox.data.batched import ColourTables, Plan, colour_tables, join_plans, plan, render
+from multibox.data.batched import ColourTables, colour_tables, render
 from multibox.data.drawn import draw_dataset
 from multibox.data.geometry import INTERPOLATIONS, Geometry, draw_geometry, whole_image
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
 from multibox.data.pixels import MEAN_COLOUR, Colour, distort, draw_colour
 from multibox.data.pixels import render as render_on_cpu
+from multibox.data.plans import Plan, join_plans, plan
 from multibox.data.resident import load, resident_batches
 from multibox.data.taps import UNIT, find_taps
 from multibox.data.voc import read_voc

@@ -18,16 +18,9 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multibox.data.batched import (
-    ColourTables,
-    Plan,
-    Plans,
-    colour_tables,
-    join_plans,
-    plan,
-    render,
-)
+from multibox.data.batched import ColourTables, colour_tables, render
 from multibox.data.pipeline import Example, TrainingExamples, collate, read_pixels, work_ahead
+from multibox.data.plans import Plan, Plans, join_plans, plan
 from multibox.errors import ConfigError, MultiboxError
 from multibox.structures import Batch
 
