@@ -35,7 +35,7 @@ from multibox.structures import Batch
 
 FORWARD_GFLOP = {"ssd300-vgg16": 62.7}
 """Of an image, with multiplication and addition counted as two; a step takes three times that."""
-PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121}
+PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362}
 """Of dense bf16 by the makers' data sheets; the first name that is part of the device's counts."""
 
 
@@ -71,7 +71,8 @@ def _cores() -> int:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Returns all figures."""
     device = pick_device(options.device)
-    config = RECIPES[options.recipe]()
+    recipe = RECIPES[options.recipe]()
+    config = replace(recipe, data=replace(recipe.data, train_split="trainval"))
     start = time.monotonic()
     draw_photographs(folder, options.images)
     _say(f"{options.images} photographs drawn", start)
