@@ -60,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(verb: object, console: Console) -> int:
     match verb:
         case TrainArguments(recipe=r):
-            train(Request(r.recipe, r.config, r.data, r.out, r.init, r.licence), console)
+            request = Request(
+                r.recipe, r.config, r.data, r.out, r.init, r.licence, r.decoded_cache_gib
+            )
+            train(request, console)
             console.print(f"Done: {r.out}. Summary: multibox report {r.out}", highlight=False)
         case CheckArguments():
             return _check(verb, console)

@@ -132,12 +132,13 @@ def _draw_patch(rng: np.random.Generator, boxes: Float[np.ndarray, "M 4"]) -> _B
     patches = _draw_candidates(rng, len(SAMPLER_MIN_IOUS) * SAMPLER_TRIALS)
     ious = _largest_iou(patches, boxes).reshape(len(SAMPLER_MIN_IOUS), SAMPLER_TRIALS)
     success = ious >= _MIN_IOUS
-    successful = np.flatnonzero(success.any(axis=1))
-    choice = rng.integers(1 + len(successful))
+    firsts = success.argmax(axis=1).tolist()
+    successful = [pair for pair in enumerate(firsts) if success[pair]]
+    choice = int(rng.integers(1 + len(successful)))
     if choice == len(successful):
         return _WHOLE
-    sampler = successful[choice]
-    x0, y0, x1, y1 = patches[:, sampler * SAMPLER_TRIALS + success[sampler].argmax()].tolist()
+    sampler, trial = successful[choice]
+    x0, y0, x1, y1 = patches[:, sampler * SAMPLER_TRIALS + trial].tolist()
     return x0, y0, x1, y1
 
 
@@ -147,13 +148,18 @@ def _draw_candidates(rng: np.random.Generator, count: int) -> Float[np.ndarray, 
     The area is scale^2 and the ratio relative to the canvas', not in pixels. A ratio for which
     the patch would not fit is set to the last one that does.
     """
-    scale = rng.uniform(*PATCH_SCALES, count)
+    drawn = rng.random((4, count))
+    scale, ratio = (
+        low + (high - low) * row
+        for (low, high), row in zip((PATCH_SCALES, PATCH_RATIOS), drawn, strict=False)
+    )
     area = scale**2
-    ratio = np.minimum(np.maximum(rng.uniform(*PATCH_RATIOS, count), area), 1 / area)
-    root = np.sqrt(ratio)
+    root = np.sqrt(np.minimum(np.maximum(ratio, area), 1 / area))
     size = np.minimum((scale * root, scale / root), 1)
-    low = rng.random((2, count)) * (1 - size)
-    return np.concatenate([low, low + size])
+    patches = np.empty((4, count))
+    np.multiply(drawn[2:], 1 - size, out=patches[:2])
+    np.add(patches[:2], size, out=patches[2:])
+    return patches
 
 
 def _largest_iou(
@@ -163,11 +169,13 @@ def _largest_iou(
 
     `boxes.pairwise_iou` in NumPy, so that no worker enters torch for it; float32 as in Caffe.
     """
-    x0, y0, x1, y1 = patches.astype(np.float32)
-    bx0, by0, bx1, by1 = boxes.T.astype(np.float32, order="C")[:, :, None]
-    intersection = np.maximum(np.minimum(x1, bx1) - np.maximum(x0, bx0), 0)
-    intersection *= np.maximum(np.minimum(y1, by1) - np.maximum(y0, by0), 0)
-    union = (x1 - x0) * (y1 - y0) + (bx1 - bx0) * (by1 - by0) - intersection
+    # Low and high corners, along x and y, boxes, patches.
+    low, high = patches.astype(np.float32).reshape(2, 2, 1, -1)
+    box_low, box_high = boxes.T.astype(np.float32, order="C").reshape(2, 2, -1, 1)
+    shared = np.maximum(np.minimum(high, box_high) - np.maximum(low, box_low), 0)
+    intersection = shared[0] * shared[1]
+    size, box_size = high - low, box_high - box_low
+    union = size[0] * size[1] + box_size[0] * box_size[1] - intersection
     best: Float[np.ndarray, " T"] = (intersection / union).max(axis=0)
     return best
 

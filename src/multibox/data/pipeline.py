@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from multibox.config import AugmentationConfig
 from multibox.data.dataset import Annotation
+from multibox.data.decoded import DecodedImages
 from multibox.data.geometry import Geometry, draw_geometry, whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import Colour, draw_colour, render
@@ -85,12 +86,14 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
         image_size_px: (height, width) of the network input.
         augmentation: The chain's settings.
         seed: The run's.
+        decoded: Images that need not be decoded, if there are any; samples are the same.
     """
 
     annotations: Sequence[Annotation]
     image_size_px: tuple[int, int]
     augmentation: AugmentationConfig
     seed: int
+    decoded: DecodedImages | None = None
 
     def decide(self, sample: int) -> Decision:
         """Returns all that chance has to say of a sample."""
@@ -107,10 +110,12 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
         """Returns a sample, or why there is none (workers must not lose the error's type)."""
         place, geometry, colour, boxes, kept = self.decide(sample)
         annotation = self.annotations[place]
-        try:
-            pixels = read_pixels(annotation)
-        except MultiboxError as error:
-            return error
+        pixels = self.decoded.read(place, annotation) if self.decoded else None
+        if pixels is None:
+            try:
+                pixels = read_pixels(annotation)
+            except MultiboxError as error:
+                return error
         image = render(pixels, geometry, colour, self.image_size_px)
         labels, difficult = annotation.labels[kept], annotation.difficult[kept]
         return Example(image, boxes, labels, difficult, sample, place)
@@ -346,7 +351,7 @@ def _one_ahead(items: Iterator[Batch]) -> Iterator[Batch]:
 def work_ahead(
     examples: Dataset[Any],
     join: Callable[[Sequence[Any]], T | MultiboxError],
-    numbers: Iterable[list[int]],
+    numbers: Iterable[list[Any]],
     *,
     workers: int,
     pin_memory: bool,
