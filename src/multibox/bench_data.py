@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import re
 import time
+from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,8 @@ from multibox.config import Config
 from multibox.data.dataset import Annotation, Dataset
 from multibox.data.decoded import decode_into
 from multibox.data.layouts import read_dataset
-from multibox.data.pipeline import TrainingExamples, batches, keep_memory, training_numbers
+from multibox.data.pipeline import TrainingExamples, batches, training_numbers
+from multibox.data.workers import keep_memory
 from multibox.errors import DataError
 from multibox.rng import stream
 from multibox.timing import Measured, Work
@@ -135,8 +137,8 @@ def _decode(encoded: list[UInt8[np.ndarray, " _"]]) -> None:
 
 
 def _prepare(examples: TrainingExamples) -> None:
-    for number in range(SAMPLES):
-        examples[number]
+    for first in range(0, SAMPLES, _BATCH):
+        deque(examples.make(range(first, first + _BATCH)), maxlen=0)
 
 
 def _decode_twice(encoded: list[UInt8[np.ndarray, " _"]]) -> Measured:

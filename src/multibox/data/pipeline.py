@@ -5,58 +5,30 @@ the dataset under the augmentation drawn from the stream (seed, "augment", n). N
 a sample, so workers hold no state, and any step's batch can be made at any time, anywhere.
 """
 
-import ctypes
 import math
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from multiprocessing import RawArray
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from jaxtyping import Float32, Int64, UInt8
+from torch.utils.data import Dataset
 
 from multibox.config import AugmentationConfig
+from multibox.data.collate import NO_PIXELS, Example, Labels, collate, label
 from multibox.data.dataset import Annotation
 from multibox.data.decoded import DecodedImages
 from multibox.data.geometry import Geometry, draw_geometry, whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import Colour, draw_colour, render
+from multibox.data.workers import AHEAD, one_ahead, work_ahead
 from multibox.errors import DataError, MultiboxError
 from multibox.rng import stream
 from multibox.structures import Batch, Targets
-
-T = TypeVar("T")
-
-# glibc's `malloc.h`.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-
-class Example(NamedTuple):
-    """One image as the network sees it; shape letters as in `structures`.
-
-    Attributes:
-        image: RGB.
-        boxes: xyxy in the unit frame of `image`.
-        labels: 0..C-1.
-        difficult: Whether evaluation ignores the object.
-        sample: The sample's number.
-        place: The image's place in the dataset.
-    """
-
-    image: UInt8[np.ndarray, "H W 3"]
-    boxes: Float32[np.ndarray, "M 4"]
-    labels: Int64[np.ndarray, " M"]
-    difficult: Bool[np.ndarray, " M"]
-    sample: int
-    place: int
 
 
 class Decision(NamedTuple):
@@ -108,7 +80,19 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
 
     def __getitem__(self, sample: int) -> Example | MultiboxError:
         """Returns a sample, or why there is none (workers must not lose the error's type)."""
-        place, geometry, colour, boxes, kept = self.decide(sample)
+        return self._make(sample, self.decide(sample))
+
+    def make(self, samples: Sequence[int]) -> Iterator[Example | MultiboxError]:
+        """Yields some samples, or why one is not there.
+
+        They are decided in one go: between two images, the code that does it is no longer in the
+        processor's cache, and takes twice as long.
+        """
+        decisions = [self.decide(sample) for sample in samples]
+        yield from map(self._make, samples, decisions)
+
+    def _make(self, sample: int, decision: Decision) -> Example | MultiboxError:
+        place, geometry, colour, boxes, kept = decision
         annotation = self.annotations[place]
         pixels = self.decoded.read(place, annotation) if self.decoded else None
         if pixels is None:
@@ -146,6 +130,10 @@ class PlainExamples(Dataset[Example | MultiboxError]):
             image, annotation.boxes, annotation.labels, annotation.difficult, sample, sample
         )
 
+    def make(self, samples: Sequence[int]) -> Iterator[Example | MultiboxError]:
+        """Yields some samples, or why one is not there."""
+        yield from map(self.__getitem__, samples)
+
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, size: int) -> Int64[np.ndarray, " size"]:
@@ -168,60 +156,6 @@ def read_pixels(annotation: Annotation) -> UInt8[np.ndarray, "H W 3"]:
             remedy="The file changed after the run began; restore it",
         )
     return pixels
-
-
-class _Labels(NamedTuple):
-    """A batch but for its pixels: the fields of `Batch` and `Targets`, as arrays."""
-
-    boxes: Float32[np.ndarray, "B M 4"]
-    labels: Int64[np.ndarray, "B M"]
-    difficult: Bool[np.ndarray, "B M"]
-    valid: Bool[np.ndarray, "B M"]
-    samples: Int64[np.ndarray, " B"]
-    indices: Int64[np.ndarray, " B"]
-
-    def around(self, images: UInt8[Tensor, "B H W 3"], *, pin_memory: bool = False) -> Batch:
-        """Returns the batch of these labels and some images."""
-        tensors = [torch.from_numpy(field) for field in self]
-        if pin_memory:
-            tensors = [tensor.pin_memory() for tensor in tensors]
-        boxes, labels, difficult, valid, samples, indices = tensors
-        # Interleaved pixels, seen as (B, 3, H, W), are what PyTorch calls channels_last: no copy.
-        targets = Targets(boxes, labels, difficult, valid)
-        return Batch(images.permute(0, 3, 1, 2), targets, samples, indices)
-
-
-def collate(examples: Sequence[Example | MultiboxError]) -> Batch | MultiboxError:
-    """Returns the batch of some examples, or the first error among them."""
-    labels = _labels(examples)
-    if isinstance(labels, MultiboxError):
-        return labels
-    images = [example.image for example in examples if isinstance(example, Example)]
-    return labels.around(torch.from_numpy(np.stack(images)))
-
-
-def _labels(examples: Sequence[Example | MultiboxError]) -> _Labels | MultiboxError:
-    sound: list[Example] = []
-    for example in examples:
-        if isinstance(example, MultiboxError):
-            return example
-        sound.append(example)
-    size, most = len(sound), max(len(example.labels) for example in sound)
-    found = _Labels(
-        np.zeros((size, most, 4), np.float32),
-        np.zeros((size, most), np.int64),
-        np.zeros((size, most), np.bool_),
-        np.zeros((size, most), np.bool_),
-        np.array([example.sample for example in sound], np.int64),
-        np.array([example.place for example in sound], np.int64),
-    )
-    for row, example in enumerate(sound):
-        count = len(example.labels)
-        found.boxes[row, :count] = example.boxes
-        found.labels[row, :count] = example.labels
-        found.difficult[row, :count] = example.difficult
-        found.valid[row, :count] = True
-    return found
 
 
 def training_numbers(
@@ -259,20 +193,26 @@ def batches(
     if workers == 0:
         return work_ahead(examples, collate, numbers, workers=0, pin_memory=pin_memory)
     made = _shared_batches(examples, numbers, workers, pin_memory)
-    return _one_ahead(made) if pin_memory else made
+    return one_ahead(made) if pin_memory else made
 
 
 class _Order(NamedTuple):
-    """Asks a worker for a sample: its number, and where in the shared memory its pixels go."""
+    """Asks a worker for a batch: its samples' numbers, and the place in memory for their pixels."""
 
     slot: int
-    row: int
-    number: int
+    numbers: list[int]
+
+
+class _Delivery(NamedTuple):
+    """What a worker answers."""
+
+    slot: int
+    labels: Labels
 
 
 @dataclass(frozen=True)
-class _Delivering(Dataset[tuple[int, Example] | MultiboxError]):
-    """Samples whose pixels are left in memory that the processes share.
+class _Delivering(Dataset[_Delivery | MultiboxError]):
+    """Batches whose pixels are left in memory that the processes share.
 
     The same pages serve again and again. Tensors sent from process to process would have new ones
     for each batch, whose provision costs a worker a tenth of its time, and files to pass on.
@@ -292,18 +232,18 @@ class _Delivering(Dataset[tuple[int, Example] | MultiboxError]):
         size = math.prod(self.slot)
         return np.frombuffer(self.memory, np.uint8, size, slot * size).reshape(self.slot)
 
-    def __getitem__(self, order: _Order) -> tuple[int, Example] | MultiboxError:
-        """Returns a sample without its pixels, and the slot that holds them."""
-        example = self.examples[order.number]
-        if isinstance(example, MultiboxError):
-            return example
-        self.pixels(order.slot)[order.row] = example.image
-        return order.slot, example._replace(image=_NO_PIXELS)
-
-
-_NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
-_AHEAD = 2
-"""Batches that each worker makes ahead."""
+    def __getitem__(self, order: _Order) -> _Delivery | MultiboxError:
+        """Returns a batch's labels and leaves its pixels in the slot, or returns an error."""
+        found: list[Example | MultiboxError] = []
+        for row, example in zip(
+            self.pixels(order.slot), self.examples.make(order.numbers), strict=False
+        ):
+            if isinstance(example, MultiboxError):
+                return example
+            row[...] = example.image
+            found.append(example._replace(image=NO_PIXELS))
+        labels = label(found)
+        return labels if isinstance(labels, MultiboxError) else _Delivery(order.slot, labels)
 
 
 def _shared_batches(
@@ -317,93 +257,19 @@ def _shared_batches(
     if first is None:
         return
     # As many batches are under way as the workers make ahead, and one is being copied here.
-    slots = _AHEAD * workers + 1
+    slots = AHEAD * workers + 1
     slot = (len(first), *examples.image_size_px, 3)
     delivering = _Delivering(examples, RawArray("B", slots * math.prod(slot)), slot)
-    orders = (
-        [_Order(place % slots, row, number) for row, number in enumerate(batch)]
-        for place, batch in enumerate(chain([first], queue))
-    )
-    delivered = work_ahead(delivering, _sign, orders, workers=workers, pin_memory=False)
-    for place, labels in delivered:
+    orders = ([_Order(place % slots, batch)] for place, batch in enumerate(chain([first], queue)))
+    for place, labels in work_ahead(delivering, _only, orders, workers=workers, pin_memory=False):
         pixels = torch.from_numpy(delivering.pixels(place)[: len(labels.samples)])
         images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pin_memory).copy_(pixels)
         yield labels.around(images, pin_memory=pin_memory)
 
 
-def _sign(items: Sequence[tuple[int, Example] | MultiboxError]) -> Any:
-    """Returns the slot of a batch and its labels, or the first error."""
-    labels = _labels([item if isinstance(item, MultiboxError) else item[1] for item in items])
-    if isinstance(labels, MultiboxError):
-        return labels
-    return cast(tuple[int, Example], items[0])[0], labels
-
-
-def _one_ahead(items: Iterator[Batch]) -> Iterator[Batch]:
-    """Yields the same items, each of them made while the one before is in use."""
-    with ThreadPoolExecutor(1) as thread:
-        pending = thread.submit(next, items, None)
-        while (item := pending.result()) is not None:
-            pending = thread.submit(next, items, None)
-            yield item
-
-
-def work_ahead(
-    examples: Dataset[Any],
-    join: Callable[[Sequence[Any]], T | MultiboxError],
-    numbers: Iterable[list[Any]],
-    *,
-    workers: int,
-    pin_memory: bool,
-) -> Iterator[T]:
-    """Yields what becomes of lists of sample numbers.
-
-    Args:
-        examples: Makes a sample of its number.
-        join: Makes one of the samples of a list.
-        numbers: The numbers of each list.
-        workers: Processes that work ahead; 0: this one, on demand.
-        pin_memory: Put tensors where a GPU copies them from without waiting.
-
-    Raises:
-        MultiboxError: What `join` returned.
-    """
-    # Several images are in work at once instead of one image on several cores.
-    cv2.setNumThreads(1)
-    loader = DataLoader(
-        cast(Any, examples),
-        batch_sampler=numbers,
-        num_workers=workers,
-        prefetch_factor=_AHEAD if workers else None,
-        collate_fn=join,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
-        worker_init_fn=_begin_worker,
-    )
-    for batch in loader:
-        if isinstance(batch, MultiboxError):
-            raise batch
-        yield batch
-
-
-def _begin_worker(_: int) -> None:
-    """Leaves it to the training process to notice Ctrl-C, and lets it end this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    keep_memory()
-
-
-def keep_memory() -> None:
-    """Has glibc keep up to 64 MiB that this process frees, for its next images.
-
-    Otherwise it returns an image's pages to the kernel at once and asks for them anew for the
-    next one, which takes half as long as decoding does. Other libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+def _only(items: Sequence[_Delivery | MultiboxError]) -> _Delivery | MultiboxError:
+    (item,) = items
+    return item
 
 
 def without_difficult(targets: Targets) -> Targets:

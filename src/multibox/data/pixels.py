@@ -151,7 +151,8 @@ def _resize(
     if interpolation == cv2.INTER_LANCZOS4:
         # OpenCV has vector code for this one in float32 only: twice as fast, to one level the same.
         resized = cv2.resize(image.astype(np.float32), size, interpolation=interpolation)
-        return np.asarray(np.clip(np.rint(resized), 0, 255), dtype=np.uint8)
+        np.clip(np.rint(resized, out=resized), 0, 255, out=resized)
+        return np.asarray(resized, dtype=np.uint8)
     return np.asarray(cv2.resize(image, size, interpolation=interpolation))
 
 
