@@ -103,6 +103,17 @@ def test_the_journal_has_every_line_once(finished: Path) -> None:
     assert kept[-2:] == ["step-00000010", "step-00000012"]
 
 
+def test_a_run_with_decoded_images_has_the_same_bits_and_leaves_none(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    out, said = tmp_path / "decoded", io.StringIO()
+    request = Request("tiny", CONFIG, data, out, None, "none", decoded_cache_gib=0.5)
+    train(request, Console(file=said, width=200))
+    assert "Decoding 10 of 10 images" in said.getvalue()
+    assert digests(out) == digests(finished)
+    assert {path.name for path in out.iterdir()} == {path.name for path in finished.iterdir()}
+
+
 def test_a_run_on_coco_s_layout_has_the_same_bits(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ between two steps is in `_State` and in the learner, and both are in every check
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.console import Console
 from multibox.build import build_network
 from multibox.config import Config
 from multibox.data.dataset import Dataset
+from multibox.data.decoded import DecodedImages
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
 from multibox.data.resident import ResidentExamples, load, resident_batches
 from multibox.errors import NonFiniteError
@@ -46,6 +47,7 @@ class Surroundings(NamedTuple):
         processes: This process among the others.
         console: For the first process's messages.
         workers: Processes that prepare images, for each process of the run.
+        decode: Returns the training images that need not be decoded, if there are any.
         metadata: Goes into every file of weights.
     """
 
@@ -55,6 +57,7 @@ class Surroundings(NamedTuple):
     processes: Processes
     console: Console
     workers: int
+    decode: Callable[[], DecodedImages | None]
     metadata: dict[str, str]
 
 
@@ -100,6 +103,7 @@ class Loop:
         self._state = _State(lr=config.optimizer.lr)
         self._rollbacks: list[dict[str, Any]] = []
         self._resident: ResidentExamples | None = None
+        self._decoded: DecodedImages | None = None
 
     def run(self) -> None:
         """Makes all steps that are left.
@@ -112,6 +116,8 @@ class Loop:
         self._resume()
         run, steps = self._config.run, self._config.schedule.steps
         first = self._processes.is_first
+        if self._step < steps:
+            self._decoded = self._around.decode()
         with ExitStack() as stack:
             self._signals = stack.enter_context(Signals())
             logbook = Logbook(self._around.folder, self._state.journal, silent=not first)
@@ -163,6 +169,7 @@ class Loop:
             self._judged.image_size_px,
             config.augmentation,
             config.run.seed,
+            self._decoded,
         )
         numbers = training_numbers(
             range(self._step, config.schedule.steps),

@@ -5,48 +5,30 @@ the dataset under the augmentation drawn from the stream (seed, "augment", n). N
 a sample, so workers hold no state, and any step's batch can be made at any time, anywhere.
 """
 
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar, cast
+from itertools import chain
+from multiprocessing import RawArray
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
-from torch.utils.data import DataLoader, Dataset
+from jaxtyping import Float32, Int64, UInt8
+from torch.utils.data import Dataset
 
 from multibox.config import AugmentationConfig
+from multibox.data.collate import NO_PIXELS, Example, Labels, collate, label
 from multibox.data.dataset import Annotation
+from multibox.data.decoded import DecodedImages
 from multibox.data.geometry import Geometry, draw_geometry, whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import Colour, draw_colour, render
+from multibox.data.workers import AHEAD, one_ahead, work_ahead
 from multibox.errors import DataError, MultiboxError
 from multibox.rng import stream
 from multibox.structures import Batch, Targets
-
-T = TypeVar("T")
-
-
-class Example(NamedTuple):
-    """One image as the network sees it; shape letters as in `structures`.
-
-    Attributes:
-        image: RGB.
-        boxes: xyxy in the unit frame of `image`.
-        labels: 0..C-1.
-        difficult: Whether evaluation ignores the object.
-        sample: The sample's number.
-        place: The image's place in the dataset.
-    """
-
-    image: UInt8[np.ndarray, "H W 3"]
-    boxes: Float32[np.ndarray, "M 4"]
-    labels: Int64[np.ndarray, " M"]
-    difficult: Bool[np.ndarray, " M"]
-    sample: int
-    place: int
 
 
 class Decision(NamedTuple):
@@ -76,12 +58,14 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
         image_size_px: (height, width) of the network input.
         augmentation: The chain's settings.
         seed: The run's.
+        decoded: Images that need not be decoded, if there are any; samples are the same.
     """
 
     annotations: Sequence[Annotation]
     image_size_px: tuple[int, int]
     augmentation: AugmentationConfig
     seed: int
+    decoded: DecodedImages | None = None
 
     def decide(self, sample: int) -> Decision:
         """Returns all that chance has to say of a sample."""
@@ -96,12 +80,26 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
 
     def __getitem__(self, sample: int) -> Example | MultiboxError:
         """Returns a sample, or why there is none (workers must not lose the error's type)."""
-        place, geometry, colour, boxes, kept = self.decide(sample)
+        return self._make(sample, self.decide(sample))
+
+    def make(self, samples: Sequence[int]) -> Iterator[Example | MultiboxError]:
+        """Yields some samples, or why one is not there.
+
+        They are decided in one go: between two images, the code that does it is no longer in the
+        processor's cache, and takes twice as long.
+        """
+        decisions = [self.decide(sample) for sample in samples]
+        yield from map(self._make, samples, decisions)
+
+    def _make(self, sample: int, decision: Decision) -> Example | MultiboxError:
+        place, geometry, colour, boxes, kept = decision
         annotation = self.annotations[place]
-        try:
-            pixels = read_pixels(annotation)
-        except MultiboxError as error:
-            return error
+        pixels = self.decoded.read(place, annotation) if self.decoded else None
+        if pixels is None:
+            try:
+                pixels = read_pixels(annotation)
+            except MultiboxError as error:
+                return error
         image = render(pixels, geometry, colour, self.image_size_px)
         labels, difficult = annotation.labels[kept], annotation.difficult[kept]
         return Example(image, boxes, labels, difficult, sample, place)
@@ -132,6 +130,10 @@ class PlainExamples(Dataset[Example | MultiboxError]):
             image, annotation.boxes, annotation.labels, annotation.difficult, sample, sample
         )
 
+    def make(self, samples: Sequence[int]) -> Iterator[Example | MultiboxError]:
+        """Yields some samples, or why one is not there."""
+        yield from map(self.__getitem__, samples)
+
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, size: int) -> Int64[np.ndarray, " size"]:
@@ -156,35 +158,6 @@ def read_pixels(annotation: Annotation) -> UInt8[np.ndarray, "H W 3"]:
     return pixels
 
 
-def collate(examples: Sequence[Example | MultiboxError]) -> Batch | MultiboxError:
-    """Returns the batch of some examples, or the first error among them."""
-    sound: list[Example] = []
-    for example in examples:
-        if isinstance(example, MultiboxError):
-            return example
-        sound.append(example)
-    most = max(len(example.labels) for example in sound)
-    size = len(sound)
-    boxes = torch.zeros(size, most, 4)
-    labels = torch.zeros(size, most, dtype=torch.int64)
-    difficult = torch.zeros(size, most, dtype=torch.bool)
-    valid = torch.zeros(size, most, dtype=torch.bool)
-    for row, example in enumerate(sound):
-        count = len(example.labels)
-        boxes[row, :count] = torch.from_numpy(example.boxes)
-        labels[row, :count] = torch.from_numpy(example.labels)
-        difficult[row, :count] = torch.from_numpy(example.difficult)
-        valid[row, :count] = True
-    # Interleaved pixels, seen as (B, 3, H, W), are what PyTorch calls channels_last: no copy.
-    images = torch.from_numpy(np.stack([example.image for example in sound])).permute(0, 3, 1, 2)
-    return Batch(
-        images,
-        Targets(boxes, labels, difficult, valid),
-        torch.tensor([example.sample for example in sound]),
-        torch.tensor([example.place for example in sound]),
-    )
-
-
 def training_numbers(
     steps: range, *, batch_size: int, rank: int, world_size: int
 ) -> Iterator[list[int]]:
@@ -200,62 +173,103 @@ def training_numbers(
 
 
 def batches(
-    examples: Dataset[Example | MultiboxError],
+    examples: TrainingExamples | PlainExamples,
     numbers: Iterable[list[int]],
     *,
     workers: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    """Yields the batches of lists of sample numbers.
-
-    Raises:
-        DataError: An image cannot be read.
-    """
-    return work_ahead(examples, collate, numbers, workers=workers, pin_memory=pin_memory)
-
-
-def work_ahead(
-    examples: Dataset[Any],
-    join: Callable[[Sequence[Any]], T | MultiboxError],
-    numbers: Iterable[list[int]],
-    *,
-    workers: int,
-    pin_memory: bool,
-) -> Iterator[T]:
-    """Yields what becomes of lists of sample numbers.
+    """Yields the batches of lists of sample numbers, none longer than the first.
 
     Args:
         examples: Makes a sample of its number.
-        join: Makes one of the samples of a list.
-        numbers: The numbers of each list.
+        numbers: The numbers of each batch.
         workers: Processes that work ahead; 0: this one, on demand.
         pin_memory: Put tensors where a GPU copies them from without waiting.
 
     Raises:
-        MultiboxError: What `join` returned.
+        DataError: An image cannot be read.
     """
-    # Several images are in work at once instead of one image on several cores.
-    cv2.setNumThreads(1)
-    loader = DataLoader(
-        cast(Any, examples),
-        batch_sampler=numbers,
-        num_workers=workers,
-        collate_fn=join,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
-        worker_init_fn=_begin_worker,
-    )
-    for batch in loader:
-        if isinstance(batch, MultiboxError):
-            raise batch
-        yield batch
+    if workers == 0:
+        return work_ahead(examples, collate, numbers, workers=0, pin_memory=pin_memory)
+    made = _shared_batches(examples, numbers, workers, pin_memory)
+    return one_ahead(made) if pin_memory else made
 
 
-def _begin_worker(_: int) -> None:
-    """Leaves it to the training process to notice Ctrl-C, and lets it end this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+class _Order(NamedTuple):
+    """Asks a worker for a batch: its samples' numbers, and the place in memory for their pixels."""
+
+    slot: int
+    numbers: list[int]
+
+
+class _Delivery(NamedTuple):
+    """What a worker answers."""
+
+    slot: int
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class _Delivering(Dataset[_Delivery | MultiboxError]):
+    """Batches whose pixels are left in memory that the processes share.
+
+    The same pages serve again and again. Tensors sent from process to process would have new ones
+    for each batch, whose provision costs a worker a tenth of its time, and files to pass on.
+
+    Attributes:
+        examples: Makes the samples.
+        memory: The slots, one behind the other.
+        slot: The shape of a slot: (B, H, W, 3).
+    """
+
+    examples: TrainingExamples | PlainExamples
+    memory: Any
+    slot: tuple[int, int, int, int]
+
+    def pixels(self, slot: int) -> UInt8[np.ndarray, "B H W 3"]:
+        """Returns the pixels in a slot."""
+        size = math.prod(self.slot)
+        return np.frombuffer(self.memory, np.uint8, size, slot * size).reshape(self.slot)
+
+    def __getitem__(self, order: _Order) -> _Delivery | MultiboxError:
+        """Returns a batch's labels and leaves its pixels in the slot, or returns an error."""
+        found: list[Example | MultiboxError] = []
+        for row, example in zip(
+            self.pixels(order.slot), self.examples.make(order.numbers), strict=False
+        ):
+            if isinstance(example, MultiboxError):
+                return example
+            row[...] = example.image
+            found.append(example._replace(image=NO_PIXELS))
+        labels = label(found)
+        return labels if isinstance(labels, MultiboxError) else _Delivery(order.slot, labels)
+
+
+def _shared_batches(
+    examples: TrainingExamples | PlainExamples,
+    numbers: Iterable[list[int]],
+    workers: int,
+    pin_memory: bool,
+) -> Iterator[Batch]:
+    queue = iter(numbers)
+    first = next(queue, None)
+    if first is None:
+        return
+    # As many batches are under way as the workers make ahead, and one is being copied here.
+    slots = AHEAD * workers + 1
+    slot = (len(first), *examples.image_size_px, 3)
+    delivering = _Delivering(examples, RawArray("B", slots * math.prod(slot)), slot)
+    orders = ([_Order(place % slots, batch)] for place, batch in enumerate(chain([first], queue)))
+    for place, labels in work_ahead(delivering, _only, orders, workers=workers, pin_memory=False):
+        pixels = torch.from_numpy(delivering.pixels(place)[: len(labels.samples)])
+        images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pin_memory).copy_(pixels)
+        yield labels.around(images, pin_memory=pin_memory)
+
+
+def _only(items: Sequence[_Delivery | MultiboxError]) -> _Delivery | MultiboxError:
+    (item,) = items
+    return item
 
 
 def without_difficult(targets: Targets) -> Targets:

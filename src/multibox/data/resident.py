@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from multibox.data.batched import ColourTables, colour_tables, render
-from multibox.data.pipeline import Example, TrainingExamples, collate, read_pixels, work_ahead
+from multibox.data.collate import Example, collate
+from multibox.data.pipeline import TrainingExamples, read_pixels
 from multibox.data.plans import Plan, Plans, join_plans, plan
+from multibox.data.workers import work_ahead
 from multibox.errors import ConfigError, MultiboxError
 from multibox.structures import Batch
 
@@ -85,7 +87,8 @@ def load(
     pixels = torch.empty(int(firsts[-1]), 3, dtype=torch.uint8, device=device)
 
     def fill(place: int) -> None:
-        image = torch.from_numpy(read_pixels(annotations[place]))
+        stored = examples.decoded.read(place, annotations[place]) if examples.decoded else None
+        image = torch.from_numpy(read_pixels(annotations[place]) if stored is None else stored)
         pixels[firsts[place] : firsts[place + 1]] = image.reshape(-1, 3)
 
     # Decoding and copying free the interpreter's lock.
