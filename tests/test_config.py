@@ -74,6 +74,7 @@ CHANGED = Config(
         keep_checkpoints=5,
         workers=0,
         device="cpu",
+        pipeline="cuda",
     ),
 )
 WITHOUT_SECTION = ["network", "default_boxes"]

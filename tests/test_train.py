@@ -103,6 +103,17 @@ def test_the_journal_has_every_line_once(finished: Path) -> None:
     assert kept[-2:] == ["step-00000010", "step-00000012"]
 
 
+def test_a_run_with_decoded_images_has_the_same_bits_and_leaves_none(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    out, said = tmp_path / "decoded", io.StringIO()
+    request = Request("tiny", CONFIG, data, out, None, "none", decoded_cache_gib=0.5)
+    train(request, Console(file=said, width=200))
+    assert "Decoding 10 of 10 images" in said.getvalue()
+    assert digests(out) == digests(finished)
+    assert {path.name for path in out.iterdir()} == {path.name for path in finished.iterdir()}
+
+
 def test_a_run_on_coco_s_layout_has_the_same_bits(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -250,6 +261,30 @@ def test_workers_and_checkpoints_may_change_on_resume(
             run(data, out)
     run(data, out, replace(CONFIG, run=replace(CONFIG.run, workers=2, checkpoint_every=1)))
     assert digests(out) == digests(finished)
+
+
+def test_a_run_on_resident_images_goes_on_with_the_same_bits(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not with the other pipeline's pixels."""
+    config = replace(CONFIG, run=replace(CONFIG.run, pipeline="cuda", workers=0))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert "decoded 10 of 10 images" in run(data, whole, config)
+    with monkeypatch.context() as patch:
+        cut_after(patch, 7)
+        with pytest.raises(PowerCutError):
+            run(data, cut, config)
+    with pytest.raises(ConfigError, match="--pipeline: cuda, now cpu"):
+        run(data, cut)
+    run(data, cut, replace(config, run=replace(config.run, workers=2)))
+    assert digests(cut) == digests(whole)
+    assert steps_of(whole, "train") == steps_of(finished, "train")
+    ours, theirs = (
+        [line["loss"] for line in journal(out) if line["kind"] == "train"]
+        for out in (whole, finished)
+    )
+    assert ours != theirs
+    assert ours == pytest.approx(theirs, rel=0.02)
 
 
 def test_a_folder_in_use_is_refused(data: Path, tmp_path: Path) -> None:

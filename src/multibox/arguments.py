@@ -29,6 +29,9 @@ class RecipeArguments:
     """Run or weights file of any known format to start from, instead of random weights."""
     licence: str = NO_LICENCE
     """What the weights may be used for; goes into every file of weights."""
+    decoded_cache_gib: float = 0.0
+    """Disk below --out, in GiB, for decoded training images until the run ends: width x height x 3
+    bytes each. Worth it where memory holds them, too; samples are the same."""
 
 
 if TYPE_CHECKING:

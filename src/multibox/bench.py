@@ -1,30 +1,20 @@
-"""The verb `bench`: what each part costs on this machine, beside what bounds it from below.
-
-All figures are medians of interleaved runs in one process, after one run that is not counted.
-"""
+"""The verb `bench`: what each part costs on this machine, beside what bounds it from below."""
 
 import importlib.util
 import math
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from multibox.bench_data import find_photographs, prepare_images
 from multibox.build import new_network
 from multibox.config import Config
 from multibox.data.dataset import Dataset
-from multibox.data.drawn import draw_dataset
 from multibox.data.images import read_image
-from multibox.data.layouts import read_dataset
-from multibox.data.pipeline import TrainingExamples, batches, training_numbers
-from multibox.errors import DataError
 from multibox.evaluate import score
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import read_results, write_results
@@ -39,55 +29,15 @@ from multibox.ssd.loss import multibox_loss
 from multibox.ssd.matching import match
 from multibox.ssd.network import SSD
 from multibox.structures import Batch, Output, Targets
+from multibox.timing import Figure, Work, timed
 
 Part = Literal["data", "step", "detect", "evaluate", "predict"]
 
-RUNS = 5
 _OBJECTS = 20
 _CLASSES = 20
-_SAMPLES = 192
 _CANDIDATES = 160
 # VOC2007's test split, with the detections that SSD300 makes of it.
 _TEST_IMAGES, _DETECTIONS = 4_952, 985_000
-
-
-class Figure(NamedTuple):
-    """What some work took.
-
-    Attributes:
-        name: The work.
-        seconds: The median.
-        images: How many it was done for.
-        ratio: Its rate over that of the figure which it is to be compared with.
-        beside: The name of that figure.
-    """
-
-    name: str
-    seconds: float
-    images: int
-    ratio: float | None = None
-    beside: str | None = None
-
-    @property
-    def per_second(self) -> float:
-        """Images per second."""
-        return self.images / self.seconds
-
-
-class Work(NamedTuple):
-    """Something to be timed.
-
-    Attributes:
-        name: For people.
-        run: Does it.
-        images: How many it is done for.
-        beside: The name of the work to compare it with.
-    """
-
-    name: str
-    run: Callable[[], object]
-    images: int
-    beside: str | None = None
 
 
 def bench(part: Part, config: Config, *, data: Path | None, device: str) -> list[Figure]:
@@ -106,80 +56,15 @@ def bench(part: Part, config: Config, *, data: Path | None, device: str) -> list
     if part == "evaluate":
         return _evaluate()
     if part == "detect":
-        return _timed(_detect(config, place), place)
+        return timed(_detect(config, place), place)
     if part == "step":
-        return _timed(_step(config, place), place)
+        return timed(_step(config, place), place)
     with tempfile.TemporaryDirectory(prefix="multibox-") as folder:
-        photographs = _photographs(config, data, Path(folder))
-        if not len(photographs):
-            raise DataError("has no image to prepare", file=data)
-        works = (
-            _data(config, photographs) if part == "data" else _predict(config, photographs, place)
-        )
-        return _timed(works, place)
-
-
-def _timed(works: Sequence[Work], device: torch.device) -> list[Figure]:
-    """Runs all works in turn, again and again."""
-    times: dict[str, list[float]] = {work.name: [] for work in works}
-    for run in range(RUNS + 1):
-        for work in works:
-            start = time.perf_counter()
-            work.run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if run:
-                times[work.name].append(time.perf_counter() - start)
-    rates = {work.name: work.images / statistics.median(times[work.name]) for work in works}
-    return [
-        Figure(
-            work.name,
-            statistics.median(times[work.name]),
-            work.images,
-            rates[work.name] / rates[work.beside] if work.beside else None,
-            work.beside,
-        )
-        for work in works
-    ]
-
-
-def _photographs(config: Config, data: Path | None, folder: Path) -> Dataset:
-    if data is not None:
-        return read_dataset(data, config.data.train_split, on_bad=config.data.on_bad)
-    draw_dataset(folder / "drawn", train_images=48, test_images=1)
-    return read_dataset(folder / "drawn", "trainval")
-
-
-def _data(config: Config, photographs: Dataset) -> list[Work]:
-    """JPEG to augmented input on one core, beside decoding alone; then in worker processes."""
-    cv2.setNumThreads(1)
-    size = new_network(config, _CLASSES).image_size_px
-    examples = TrainingExamples(photographs.annotations, size, config.augmentation, 0)
-    paths = [annotation.image_path for annotation in photographs.annotations]
-    encoded = [np.frombuffer(path.read_bytes(), np.uint8) for path in paths]
-
-    def decode() -> None:
-        for number in range(_SAMPLES):
-            cv2.imdecode(encoded[number % len(encoded)], cv2.IMREAD_COLOR)
-
-    def prepare() -> None:
-        for number in range(_SAMPLES):
-            examples[number]
-
-    def load(workers: int) -> Callable[[], None]:
-        def work() -> None:
-            numbers = training_numbers(range(_SAMPLES // 16), batch_size=16, rank=0, world_size=1)
-            for _ in batches(examples, numbers, workers=workers, pin_memory=False):
-                pass
-
-        return work
-
-    return [
-        Work("decode alone", decode, _SAMPLES),
-        Work("one core", prepare, _SAMPLES, "decode alone"),
-        Work("one worker", load(1), _SAMPLES),
-        Work("two workers", load(2), _SAMPLES, "one worker"),
-    ]
+        photographs = find_photographs(config, data, Path(folder))
+        if part == "predict":
+            return timed(_predict(config, photographs, place), place)
+        size = new_network(config, _CLASSES).image_size_px
+        return timed(prepare_images(config, photographs, size, Path(folder), place), place)
 
 
 def random_batch(size: int, image_size_px: tuple[int, int]) -> Batch:
@@ -284,7 +169,7 @@ def _evaluate() -> list[Figure]:
             Work("VOC's alone", lambda: evaluate_voc(detections, objects, "voc07"), _TEST_IMAGES),
             Work("COCO's alone", lambda: evaluate_coco(detections, objects), _TEST_IMAGES),
         ]
-        return _timed(works, torch.device("cpu"))
+        return timed(works, torch.device("cpu"))
 
 
 def _predict(config: Config, photographs: Dataset, device: torch.device) -> list[Work]:

@@ -60,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(verb: object, console: Console) -> int:
     match verb:
         case TrainArguments(recipe=r):
-            train(Request(r.recipe, r.config, r.data, r.out, r.init, r.licence), console)
+            request = Request(
+                r.recipe, r.config, r.data, r.out, r.init, r.licence, r.decoded_cache_gib
+            )
+            train(request, console)
             console.print(f"Done: {r.out}. Summary: multibox report {r.out}", highlight=False)
         case CheckArguments():
             return _check(verb, console)
@@ -169,11 +172,12 @@ def _bench(verb: BenchArguments) -> None:
         rows = [figure._asdict() | {"images_per_second": figure.per_second} for figure in figures]
         print(json.dumps({"part": verb.part, "recipe": verb.recipe, "figures": rows}))  # noqa: T201
         return
-    table = Table("work", "ms", "images/s", "rate beside")
+    table = Table("work", "ms", "images/s", "rate beside", "MiB a worker")
     for figure in figures:
         beside = "" if figure.ratio is None else f"{figure.ratio:.2f} of {figure.beside}"
         ms, rate = f"{1000 * figure.seconds:.1f}", f"{figure.per_second:.1f}"
-        table.add_row(figure.name, ms, rate, beside)
+        memory = "" if figure.worker_mib is None else f"{figure.worker_mib:.0f}"
+        table.add_row(figure.name, ms, rate, beside, memory)
     Console().print(table)
 
 

@@ -212,6 +212,10 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs; auto: a GPU where there is one."""
 
+    pipeline: Literal["cpu", "cuda"] = "cpu"
+    """Where images are cropped, resized and distorted: in --workers, or where the network runs,
+    whose memory then holds all training images. Boxes are the same, pixels but for rounding."""
+
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a seed lies in 0..2^63")
         for field in (

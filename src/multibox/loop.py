@@ -6,7 +6,7 @@ between two steps is in `_State` and in the learner, and both are in every check
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,9 @@ from rich.console import Console
 from multibox.build import build_network
 from multibox.config import Config
 from multibox.data.dataset import Dataset
+from multibox.data.decoded import DecodedImages
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
+from multibox.data.resident import ResidentExamples, load, resident_batches
 from multibox.errors import NonFiniteError
 from multibox.evaluate import Setting, validation_loss
 from multibox.learner import Learner, NonFinite
@@ -45,6 +47,7 @@ class Surroundings(NamedTuple):
         processes: This process among the others.
         console: For the first process's messages.
         workers: Processes that prepare images, for each process of the run.
+        decode: Returns the training images that need not be decoded, if there are any.
         metadata: Goes into every file of weights.
     """
 
@@ -54,6 +57,7 @@ class Surroundings(NamedTuple):
     processes: Processes
     console: Console
     workers: int
+    decode: Callable[[], DecodedImages | None]
     metadata: dict[str, str]
 
 
@@ -98,6 +102,8 @@ class Loop:
         self._step = 0
         self._state = _State(lr=config.optimizer.lr)
         self._rollbacks: list[dict[str, Any]] = []
+        self._resident: ResidentExamples | None = None
+        self._decoded: DecodedImages | None = None
 
     def run(self) -> None:
         """Makes all steps that are left.
@@ -110,6 +116,8 @@ class Loop:
         self._resume()
         run, steps = self._config.run, self._config.schedule.steps
         first = self._processes.is_first
+        if self._step < steps:
+            self._decoded = self._around.decode()
         with ExitStack() as stack:
             self._signals = stack.enter_context(Signals())
             logbook = Logbook(self._around.folder, self._state.journal, silent=not first)
@@ -161,6 +169,7 @@ class Loop:
             self._judged.image_size_px,
             config.augmentation,
             config.run.seed,
+            self._decoded,
         )
         numbers = training_numbers(
             range(self._step, config.schedule.steps),
@@ -168,8 +177,28 @@ class Loop:
             rank=self._processes.rank,
             world_size=self._processes.world_size,
         )
+        if config.run.pipeline == "cuda":
+            self._resident = self._resident or self._load(examples)
+            return resident_batches(self._resident, numbers, workers=around.workers)
         cuda = self._processes.device.type == "cuda"
         return batches(examples, numbers, workers=around.workers, pin_memory=cuda)
+
+    def _load(self, examples: TrainingExamples) -> ResidentExamples:
+        """Decodes all training images into the device's memory, and says how far that is."""
+        around = self._around
+
+        def progress(done: int, total: int) -> None:
+            if done * 10 // total > (done - 1) * 10 // total:
+                around.console.print(f"decoded {done} of {total} images", highlight=False)
+
+        with self._display.busy("decoding"):
+            return load(
+                examples,
+                self._processes.device,
+                batch_size=self._config.run.batch_size // self._processes.world_size,
+                workers=around.workers,
+                progress=progress,
+            )
 
     def _after_step(self) -> None:
         """Does what is due after a step; all that writes the journal precedes the checkpoint."""

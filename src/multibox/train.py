@@ -12,6 +12,8 @@ from rich.console import Console
 from multibox.build import new_network, read_datasets
 from multibox.config import Config
 from multibox.data.dataset import Dataset
+from multibox.data.decoded import NAME as DECODED
+from multibox.data.decoded import DecodedImages, decode_into, find_decoded
 from multibox.errors import ConfigError
 from multibox.learner import Learner
 from multibox.loop import Loop, Surroundings
@@ -36,6 +38,7 @@ class Request(NamedTuple):
         out: The run's folder.
         init: A run or weights file to start from, if any.
         licence: What the weights may be used for, in the owner's words.
+        decoded_cache_gib: How much of the disk decoded images may take, in GiB.
     """
 
     recipe: str
@@ -44,6 +47,7 @@ class Request(NamedTuple):
     out: Path
     init: Path | None
     licence: str
+    decoded_cache_gib: float = 0.0
 
 
 def train(request: Request, console: Console) -> None:
@@ -85,9 +89,12 @@ def train(request: Request, console: Console) -> None:
             processes=processes,
             console=console,
             workers=_workers(config, processes),
+            decode=lambda: _decode(request, train_set, processes, console),
             metadata=describe(network, config.network, train_set.classes, request.licence),
         )
         Loop(config, Learner(network, config, processes), surroundings).run()
+        if processes.is_first:
+            (request.out / DECODED).unlink(missing_ok=True)
 
 
 def _check_shares(config: Config, processes: Processes) -> None:
@@ -153,6 +160,28 @@ def _facts(network: SSD, train_set: Dataset, test_set: Dataset) -> dict[str, Any
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "default_boxes": network.default_boxes.shape[0],
     }
+
+
+def _decode(
+    request: Request, dataset: Dataset, processes: Processes, console: Console
+) -> DecodedImages | None:
+    """Returns the images that need not be decoded; the first process writes, the others read."""
+    if not 0 <= request.decoded_cache_gib < float("inf"):
+        raise ConfigError(
+            f"decoded_cache_gib is {request.decoded_cache_gib}, but it is finite and not negative",
+            remedy="Change --decoded-cache-gib",
+        )
+    limit, found = int(request.decoded_cache_gib * 2**30), None
+    if limit and processes.is_first:
+
+        def say(line: str) -> None:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+        found = decode_into(request.out, dataset, limit_bytes=limit, say=say)
+    wait_for_all(processes)
+    if limit and not processes.is_first:
+        found = find_decoded(request.out, dataset, limit_bytes=limit)
+    return found
 
 
 def _workers(config: Config, processes: Processes) -> int:

@@ -100,7 +100,7 @@ def test_crops_are_truncated_to_pixels_as_in_caffe():
     for patch in geometry._draw_candidates(rng, 500).T:
         width, height, left, top = (int(v) for v in rng.integers(5, 700, 4))
         canvas_px = (-left, -top, width - left, height - top)
-        x0, y0, x1, y1 = geometry._crop_px(patch, canvas_px)
+        x0, y0, x1, y1 = geometry._crop_px(tuple(patch.tolist()), canvas_px)
         expected = caffe.crop_rectangle(patch.tolist(), width, height)
         assert (x0 + left, y0 + top, x1 - x0, y1 - y0) == expected
 

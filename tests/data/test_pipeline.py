@@ -1,3 +1,5 @@
+import threading
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from multibox.data.pipeline import (
     without_difficult,
 )
 from multibox.data.voc import read_voc
+from multibox.data.workers import one_ahead
 from multibox.errors import DataError
 from multibox.structures import Batch
 
@@ -47,6 +50,51 @@ def test_workers_and_the_first_step_alter_nothing(folder: Path, workers: int) ->
     for one, other in zip(alone[2:], together, strict=True):
         for a, b in zip(tensors(one), tensors(other), strict=True):
             assert torch.equal(a, b)
+
+
+def test_batches_of_workers_stay_as_they_are_when_later_ones_are_made(folder: Path) -> None:
+    """Although workers use the same memory again: here four times over, for both of them."""
+    numbers = training_numbers(range(21), batch_size=4, rank=0, world_size=1)
+    loaded = batches(examples(folder), numbers, workers=2, pin_memory=False)
+    kept = [(batch, batch.images.clone()) for batch in loaded]
+    assert all(torch.equal(batch.images, copy) for batch, copy in kept)
+    addresses = {batch.images.data_ptr() for batch, _ in kept}
+    assert len(addresses) == len(kept)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_last_batch_may_be_smaller(folder: Path, workers: int) -> None:
+    plain = PlainExamples(read_voc(folder, "trainval").annotations, (48, 64))
+    loaded = batches(plain, [[0, 1, 2, 3], [4, 5, 6]], workers=workers, pin_memory=False)
+    assert [batch.images.shape[0] for batch in loaded] == [4, 3]
+    assert list(batches(plain, [], workers=workers, pin_memory=False)) == []
+
+
+def test_samples_are_the_same_one_by_one_and_many_at_once(folder: Path) -> None:
+    line = examples(folder)
+    for number, made in enumerate(line.make(range(6))):
+        alone = line[number]
+        assert made[4:] == alone[4:]
+        for a, b in zip(made[:4], alone[:4], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_one_item_is_made_while_the_one_before_is_in_use() -> None:
+    made = [threading.Event() for _ in range(4)]
+
+    def items() -> Iterator[int]:
+        for number, event in enumerate(made):
+            event.set()
+            yield number
+        raise DataError("was the last")
+
+    ahead = one_ahead(items())
+    for number in range(4):
+        assert next(ahead) == number
+        assert made[min(number + 1, 3)].wait(timeout=10)
+        assert not any(event.is_set() for event in made[number + 2 :])
+    with pytest.raises(DataError, match="was the last"):
+        next(ahead)
 
 
 def test_every_epoch_shows_every_image_once_in_another_order(folder: Path) -> None:

@@ -241,6 +241,17 @@ def test_hue_stays_at_zero_but_goes_round_above():
     np.testing.assert_array_equal(up[0, :, 0], [23, 13])
 
 
+def test_every_level_becomes_what_caffe_makes_of_it():
+    """Without rounding errors: the products and sums are rounded once, halves to even."""
+    levels = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
+    rng = stream(0, "levels")
+    for _ in range(300):
+        colour = Colour(
+            rng.uniform(-32, 32), rng.uniform(0.5, 1.5), contrast_last=bool(rng.random() < 0.5)
+        )
+        np.testing.assert_array_equal(distort(levels, colour), caffe.distort(levels, *colour))
+
+
 def test_every_operation_saturates_before_the_next():
     level = np.full((1, 1, 3), 240, np.uint8)
     assert distort(level, Colour(brightness=32.0, contrast=0.5)).max() == 128  # not 136

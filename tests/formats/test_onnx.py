@@ -69,7 +69,7 @@ def test_the_runtime_finds_what_the_network_finds(exported: Path, size: int) -> 
 def test_the_runtime_is_timed_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(build.NETWORKS, "tiny", TINY)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    monkeypatch.setattr("multibox.bench.RUNS", 1)
+    monkeypatch.setattr("multibox.timing.RUNS", 1)
     figures = bench("predict", Config(network="tiny"), data=None, device="cpu")
     assert figures[-1].name == "ONNX Runtime on the CPU, fp32"
     assert figures[-1].ratio is not None

@@ -22,6 +22,7 @@ from multibox.config import AugmentationConfig
 # is the 0 here.
 SAMPLER_MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 SAMPLER_TRIALS = 50
+_MIN_IOUS = np.array(SAMPLER_MIN_IOUS)[:, None]
 PATCH_SCALES = (0.3, 1.0)
 PATCH_RATIOS = (0.5, 2.0)
 
@@ -37,7 +38,9 @@ INTERPOLATIONS = (
 # Caffe takes a largest ratio this close to 1 for no expansion (`data_transformer.cpp:503-536`).
 _RATIO_TOLERANCE = 0.01
 
-_WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
+_WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+_Box = tuple[float, float, float, float]
 
 
 class Geometry(NamedTuple):
@@ -80,25 +83,28 @@ def draw_geometry(
         The geometry; xyxy boxes in the unit frame of the output, clipped to it and never empty;
         their ascending places in `boxes`. N may be 0 even where M is not.
     """
-    exact = boxes.astype(np.float64)
-    kept = np.arange(len(boxes))
+    # Plain floats: for the few objects of an image they take a fraction of what arrays would.
+    objects: list[tuple[int, _Box]] = list(enumerate(map(tuple, boxes.tolist())))
     canvas_px = _draw_canvas(rng, width_px, height_px, config)
     if canvas_px != (0, 0, width_px, height_px):
-        frame = np.array(canvas_px) / (width_px, height_px, width_px, height_px)
-        exact, inside = _project(exact, frame)
-        kept = kept[inside]
-    patch = _draw_patch(rng, exact) if config.crop else _WHOLE
-    exact, inside = _project(exact, patch)
-    kept = kept[inside]
+        left, top, right, bottom = canvas_px
+        frame = (left / width_px, top / height_px, right / width_px, bottom / height_px)
+        objects = _project(objects, frame)
+    patch = _WHOLE
+    if config.crop and objects:
+        patch = _draw_patch(rng, np.array([box for _, box in objects]))
+    objects = _project(objects, patch)
     geometry = Geometry(
         _crop_px(patch, canvas_px),
         INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))],
         mirror=bool(rng.random() < config.mirror_probability),
     )
+    exact = [box for _, box in objects]
     if geometry.mirror:
-        exact[:, [0, 2]] = 1 - exact[:, [2, 0]]
+        exact = [(1 - x1, y0, 1 - x0, y1) for x0, y0, x1, y1 in exact]
+    kept = np.array([place for place, _ in objects], np.int64)
     # A box may be so thin that float32 has no numbers between its sides: that one is empty, too.
-    mapped = exact.astype(np.float32)
+    mapped = np.array(exact, np.float32).reshape(-1, 4)
     solid = (mapped[:, 2:] > mapped[:, :2]).all(axis=1)
     return geometry, mapped[solid], kept[solid]
 
@@ -117,25 +123,23 @@ def _draw_canvas(
     return -left, -top, canvas_width - left, canvas_height - top
 
 
-def _draw_patch(
-    rng: np.random.Generator, boxes: Float[np.ndarray, "M 4"]
-) -> Float[np.ndarray, " 4"]:
+def _draw_patch(rng: np.random.Generator, boxes: Float[np.ndarray, "M 4"]) -> _Box:
     """Returns one of the patches that the seven samplers found (`sampler.cpp:21-84, 141-165`).
 
     A sampler keeps its first success in 50 trials. Here all trials of all samplers are drawn at
-    once: those behind the first success are independent of it and do no harm.
+    once: those behind the first success are independent of it and do no harm. M is at least 1.
     """
-    if len(boxes) == 0:
-        return _WHOLE
     patches = _draw_candidates(rng, len(SAMPLER_MIN_IOUS) * SAMPLER_TRIALS)
     ious = _largest_iou(patches, boxes).reshape(len(SAMPLER_MIN_IOUS), SAMPLER_TRIALS)
-    success = ious >= np.array(SAMPLER_MIN_IOUS)[:, None]
-    successful = np.flatnonzero(success.any(axis=1))
-    choice = rng.integers(1 + len(successful))
+    success = ious >= _MIN_IOUS
+    firsts = success.argmax(axis=1).tolist()
+    successful = [pair for pair in enumerate(firsts) if success[pair]]
+    choice = int(rng.integers(1 + len(successful)))
     if choice == len(successful):
         return _WHOLE
-    sampler = successful[choice]
-    return patches[:, sampler * SAMPLER_TRIALS + success[sampler].argmax()]
+    sampler, trial = successful[choice]
+    x0, y0, x1, y1 = patches[:, sampler * SAMPLER_TRIALS + trial].tolist()
+    return x0, y0, x1, y1
 
 
 def _draw_candidates(rng: np.random.Generator, count: int) -> Float[np.ndarray, "4 count"]:
@@ -144,13 +148,18 @@ def _draw_candidates(rng: np.random.Generator, count: int) -> Float[np.ndarray, 
     The area is scale^2 and the ratio relative to the canvas', not in pixels. A ratio for which
     the patch would not fit is set to the last one that does.
     """
-    scale = rng.uniform(*PATCH_SCALES, count)
+    drawn = rng.random((4, count))
+    scale, ratio = (
+        low + (high - low) * row
+        for (low, high), row in zip((PATCH_SCALES, PATCH_RATIOS), drawn, strict=False)
+    )
     area = scale**2
-    ratio = np.minimum(np.maximum(rng.uniform(*PATCH_RATIOS, count), area), 1 / area)
-    root = np.sqrt(ratio)
+    root = np.sqrt(np.minimum(np.maximum(ratio, area), 1 / area))
     size = np.minimum((scale * root, scale / root), 1)
-    low = rng.random((2, count)) * (1 - size)
-    return np.concatenate([low, low + size])
+    patches = np.empty((4, count))
+    np.multiply(drawn[2:], 1 - size, out=patches[:2])
+    np.add(patches[:2], size, out=patches[2:])
+    return patches
 
 
 def _largest_iou(
@@ -160,35 +169,37 @@ def _largest_iou(
 
     `boxes.pairwise_iou` in NumPy, so that no worker enters torch for it; float32 as in Caffe.
     """
-    x0, y0, x1, y1 = patches.astype(np.float32)
-    bx0, by0, bx1, by1 = boxes.T.astype(np.float32, order="C")[:, :, None]
-    intersection = np.maximum(np.minimum(x1, bx1) - np.maximum(x0, bx0), 0)
-    intersection *= np.maximum(np.minimum(y1, by1) - np.maximum(y0, by0), 0)
-    union = (x1 - x0) * (y1 - y0) + (bx1 - bx0) * (by1 - by0) - intersection
+    # Low and high corners, along x and y, boxes, patches.
+    low, high = patches.astype(np.float32).reshape(2, 2, 1, -1)
+    box_low, box_high = boxes.T.astype(np.float32, order="C").reshape(2, 2, -1, 1)
+    shared = np.maximum(np.minimum(high, box_high) - np.maximum(low, box_low), 0)
+    intersection = shared[0] * shared[1]
+    size, box_size = high - low, box_high - box_low
+    union = size[0] * size[1] + box_size[0] * box_size[1] - intersection
     best: Float[np.ndarray, " T"] = (intersection / union).max(axis=0)
     return best
 
 
-def _project(
-    boxes: Float[np.ndarray, "M 4"], frame: Float[np.ndarray, " 4"]
-) -> tuple[Float[np.ndarray, "N 4"], Int[np.ndarray, " N"]]:
-    """Returns the boxes that a frame keeps, in the frame's unit, and their places.
+def _project(objects: list[tuple[int, _Box]], frame: _Box) -> list[tuple[int, _Box]]:
+    """Returns the boxes that a frame keeps, in the frame's unit, each with its place.
 
     Kept are those with their centre inside or on the frame's border and an area above 0 once
     clipped to it (`bbox_util.cpp:227-246, 333-345`, `data_transformer.cpp:284-341`).
     """
-    low, high = frame[:2], frame[2:]
-    corners = boxes.reshape(-1, 2, 2)
-    centre = (corners[:, 0] + corners[:, 1]) / 2
-    clipped = np.minimum(np.maximum((corners - low) / (high - low), 0), 1)
-    solid = clipped[:, 1] > clipped[:, 0]
-    kept = np.flatnonzero(((centre >= low) & (centre <= high) & solid).all(axis=1))
-    return clipped[kept].reshape(-1, 4), kept
+    left, top, right, bottom = frame
+    width, height = right - left, bottom - top
+    kept = []
+    for place, (x0, y0, x1, y1) in objects:
+        if not (left <= (x0 + x1) / 2 <= right and top <= (y0 + y1) / 2 <= bottom):
+            continue
+        low_x, high_x = max((x0 - left) / width, 0.0), min((x1 - left) / width, 1.0)
+        low_y, high_y = max((y0 - top) / height, 0.0), min((y1 - top) / height, 1.0)
+        if low_x < high_x and low_y < high_y:
+            kept.append((place, (low_x, low_y, high_x, high_y)))
+    return kept
 
 
-def _crop_px(
-    patch: Float[np.ndarray, " 4"], canvas_px: tuple[int, int, int, int]
-) -> tuple[int, int, int, int]:
+def _crop_px(patch: _Box, canvas_px: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     """Returns the patch in pixels of the image, truncated (`data_transformer.cpp:801-821`).
 
     Boxes are projected with the patch as it was drawn, so that they are up to a pixel off: Caffe's
@@ -196,6 +207,6 @@ def _crop_px(
     """
     left, top, right, bottom = canvas_px
     width, height = right - left, bottom - top
-    px0, py0, px1, py1 = (patch * (width, height, width, height)).tolist()
+    px0, py0, px1, py1 = patch[0] * width, patch[1] * height, patch[2] * width, patch[3] * height
     x0, y0 = left + int(px0), top + int(py0)
     return x0, y0, x0 + max(1, int(px1 - px0)), y0 + max(1, int(py1 - py0))

@@ -5,46 +5,48 @@ the dataset under the augmentation drawn from the stream (seed, "augment", n). N
 a sample, so workers hold no state, and any step's batch can be made at any time, anywhere.
 """
 
-import signal
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from itertools import chain
+from multiprocessing import RawArray
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
-from torch.utils.data import DataLoader, Dataset
+from jaxtyping import Float32, Int64, UInt8
+from torch.utils.data import Dataset
 
 from multibox.config import AugmentationConfig
+from multibox.data.collate import NO_PIXELS, Example, Labels, collate, label
 from multibox.data.dataset import Annotation
-from multibox.data.geometry import draw_geometry, whole_image
+from multibox.data.decoded import DecodedImages
+from multibox.data.geometry import Geometry, draw_geometry, whole_image
 from multibox.data.images import read_image
-from multibox.data.pixels import draw_colour, render
+from multibox.data.pixels import Colour, draw_colour, render
+from multibox.data.workers import AHEAD, one_ahead, work_ahead
 from multibox.errors import DataError, MultiboxError
 from multibox.rng import stream
 from multibox.structures import Batch, Targets
 
 
-class Example(NamedTuple):
-    """One image as the network sees it; shape letters as in `structures`.
+class Decision(NamedTuple):
+    """What a sample is made of, decided without looking at any pixel.
 
     Attributes:
-        image: RGB.
-        boxes: xyxy in the unit frame of `image`.
-        labels: 0..C-1.
-        difficult: Whether evaluation ignores the object.
-        sample: The sample's number.
         place: The image's place in the dataset.
+        geometry: Where its pixels come from.
+        colour: Its distortion.
+        boxes: xyxy in the unit frame of the output.
+        kept: The places of these boxes among the image's objects.
     """
 
-    image: UInt8[np.ndarray, "H W 3"]
-    boxes: Float32[np.ndarray, "M 4"]
-    labels: Int64[np.ndarray, " M"]
-    difficult: Bool[np.ndarray, " M"]
-    sample: int
     place: int
+    geometry: Geometry
+    colour: Colour
+    boxes: Float32[np.ndarray, "M 4"]
+    kept: Int64[np.ndarray, " M"]
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,17 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
         image_size_px: (height, width) of the network input.
         augmentation: The chain's settings.
         seed: The run's.
+        decoded: Images that need not be decoded, if there are any; samples are the same.
     """
 
     annotations: Sequence[Annotation]
     image_size_px: tuple[int, int]
     augmentation: AugmentationConfig
     seed: int
+    decoded: DecodedImages | None = None
 
-    def __getitem__(self, sample: int) -> Example | MultiboxError:
-        """Returns a sample, or why there is none (workers must not lose the error's type)."""
+    def decide(self, sample: int) -> Decision:
+        """Returns all that chance has to say of a sample."""
         epoch, place = divmod(sample, len(self.annotations))
         index = int(_permutation(self.seed, epoch, len(self.annotations))[place])
         annotation = self.annotations[index]
@@ -72,14 +76,33 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
         geometry, boxes, kept = draw_geometry(
             rng, annotation.boxes, annotation.width_px, annotation.height_px, self.augmentation
         )
-        colour = draw_colour(rng, self.augmentation)
-        try:
-            pixels = _read(annotation)
-        except MultiboxError as error:
-            return error
+        return Decision(index, geometry, draw_colour(rng, self.augmentation), boxes, kept)
+
+    def __getitem__(self, sample: int) -> Example | MultiboxError:
+        """Returns a sample, or why there is none (workers must not lose the error's type)."""
+        return self._make(sample, self.decide(sample))
+
+    def make(self, samples: Sequence[int]) -> Iterator[Example | MultiboxError]:
+        """Yields some samples, or why one is not there.
+
+        They are decided in one go: between two images, the code that does it is no longer in the
+        processor's cache, and takes twice as long.
+        """
+        decisions = [self.decide(sample) for sample in samples]
+        yield from map(self._make, samples, decisions)
+
+    def _make(self, sample: int, decision: Decision) -> Example | MultiboxError:
+        place, geometry, colour, boxes, kept = decision
+        annotation = self.annotations[place]
+        pixels = self.decoded.read(place, annotation) if self.decoded else None
+        if pixels is None:
+            try:
+                pixels = read_pixels(annotation)
+            except MultiboxError as error:
+                return error
         image = render(pixels, geometry, colour, self.image_size_px)
         labels, difficult = annotation.labels[kept], annotation.difficult[kept]
-        return Example(image, boxes, labels, difficult, sample, index)
+        return Example(image, boxes, labels, difficult, sample, place)
 
 
 @dataclass(frozen=True)
@@ -98,7 +121,7 @@ class PlainExamples(Dataset[Example | MultiboxError]):
         """Returns a sample, or why there is none."""
         annotation = self.annotations[sample]
         try:
-            pixels = _read(annotation)
+            pixels = read_pixels(annotation)
         except MultiboxError as error:
             return error
         whole = whole_image(annotation.width_px, annotation.height_px)
@@ -107,13 +130,22 @@ class PlainExamples(Dataset[Example | MultiboxError]):
             image, annotation.boxes, annotation.labels, annotation.difficult, sample, sample
         )
 
+    def make(self, samples: Sequence[int]) -> Iterator[Example | MultiboxError]:
+        """Yields some samples, or why one is not there."""
+        yield from map(self.__getitem__, samples)
+
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, size: int) -> Int64[np.ndarray, " size"]:
     return stream(seed, "order", epoch).permutation(size)
 
 
-def _read(annotation: Annotation) -> UInt8[np.ndarray, "H W 3"]:
+def read_pixels(annotation: Annotation) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns an image's RGB pixels.
+
+    Raises:
+        DataError: It cannot be read, or is not of the size that its annotation was read with.
+    """
     pixels = read_image(annotation.image_path)
     height, width = pixels.shape[:2]
     if (width, height) != (annotation.width_px, annotation.height_px):
@@ -124,35 +156,6 @@ def _read(annotation: Annotation) -> UInt8[np.ndarray, "H W 3"]:
             remedy="The file changed after the run began; restore it",
         )
     return pixels
-
-
-def collate(examples: Sequence[Example | MultiboxError]) -> Batch | MultiboxError:
-    """Returns the batch of some examples, or the first error among them."""
-    sound: list[Example] = []
-    for example in examples:
-        if isinstance(example, MultiboxError):
-            return example
-        sound.append(example)
-    most = max(len(example.labels) for example in sound)
-    size = len(sound)
-    boxes = torch.zeros(size, most, 4)
-    labels = torch.zeros(size, most, dtype=torch.int64)
-    difficult = torch.zeros(size, most, dtype=torch.bool)
-    valid = torch.zeros(size, most, dtype=torch.bool)
-    for row, example in enumerate(sound):
-        count = len(example.labels)
-        boxes[row, :count] = torch.from_numpy(example.boxes)
-        labels[row, :count] = torch.from_numpy(example.labels)
-        difficult[row, :count] = torch.from_numpy(example.difficult)
-        valid[row, :count] = True
-    # Interleaved pixels, seen as (B, 3, H, W), are what PyTorch calls channels_last: no copy.
-    images = torch.from_numpy(np.stack([example.image for example in sound])).permute(0, 3, 1, 2)
-    return Batch(
-        images,
-        Targets(boxes, labels, difficult, valid),
-        torch.tensor([example.sample for example in sound]),
-        torch.tensor([example.place for example in sound]),
-    )
 
 
 def training_numbers(
@@ -170,45 +173,103 @@ def training_numbers(
 
 
 def batches(
-    examples: Dataset[Example | MultiboxError],
+    examples: TrainingExamples | PlainExamples,
     numbers: Iterable[list[int]],
     *,
     workers: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    """Yields the batches of lists of sample numbers.
+    """Yields the batches of lists of sample numbers, none longer than the first.
 
     Args:
         examples: Makes a sample of its number.
         numbers: The numbers of each batch.
         workers: Processes that work ahead; 0: this one, on demand.
-        pin_memory: Put the batches where a GPU copies them from without waiting.
+        pin_memory: Put tensors where a GPU copies them from without waiting.
 
     Raises:
         DataError: An image cannot be read.
     """
-    # Several images are in work at once instead of one image on several cores.
-    cv2.setNumThreads(1)
-    loader = DataLoader(
-        cast(Any, examples),
-        batch_sampler=numbers,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
-        worker_init_fn=_begin_worker,
-    )
-    for batch in loader:
-        if isinstance(batch, MultiboxError):
-            raise batch
-        yield batch
+    if workers == 0:
+        return work_ahead(examples, collate, numbers, workers=0, pin_memory=pin_memory)
+    made = _shared_batches(examples, numbers, workers, pin_memory)
+    return one_ahead(made) if pin_memory else made
 
 
-def _begin_worker(_: int) -> None:
-    """Leaves it to the training process to notice Ctrl-C, and lets it end this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+class _Order(NamedTuple):
+    """Asks a worker for a batch: its samples' numbers, and the place in memory for their pixels."""
+
+    slot: int
+    numbers: list[int]
+
+
+class _Delivery(NamedTuple):
+    """What a worker answers."""
+
+    slot: int
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class _Delivering(Dataset[_Delivery | MultiboxError]):
+    """Batches whose pixels are left in memory that the processes share.
+
+    The same pages serve again and again. Tensors sent from process to process would have new ones
+    for each batch, whose provision costs a worker a tenth of its time, and files to pass on.
+
+    Attributes:
+        examples: Makes the samples.
+        memory: The slots, one behind the other.
+        slot: The shape of a slot: (B, H, W, 3).
+    """
+
+    examples: TrainingExamples | PlainExamples
+    memory: Any
+    slot: tuple[int, int, int, int]
+
+    def pixels(self, slot: int) -> UInt8[np.ndarray, "B H W 3"]:
+        """Returns the pixels in a slot."""
+        size = math.prod(self.slot)
+        return np.frombuffer(self.memory, np.uint8, size, slot * size).reshape(self.slot)
+
+    def __getitem__(self, order: _Order) -> _Delivery | MultiboxError:
+        """Returns a batch's labels and leaves its pixels in the slot, or returns an error."""
+        found: list[Example | MultiboxError] = []
+        for row, example in zip(
+            self.pixels(order.slot), self.examples.make(order.numbers), strict=False
+        ):
+            if isinstance(example, MultiboxError):
+                return example
+            row[...] = example.image
+            found.append(example._replace(image=NO_PIXELS))
+        labels = label(found)
+        return labels if isinstance(labels, MultiboxError) else _Delivery(order.slot, labels)
+
+
+def _shared_batches(
+    examples: TrainingExamples | PlainExamples,
+    numbers: Iterable[list[int]],
+    workers: int,
+    pin_memory: bool,
+) -> Iterator[Batch]:
+    queue = iter(numbers)
+    first = next(queue, None)
+    if first is None:
+        return
+    # As many batches are under way as the workers make ahead, and one is being copied here.
+    slots = AHEAD * workers + 1
+    slot = (len(first), *examples.image_size_px, 3)
+    delivering = _Delivering(examples, RawArray("B", slots * math.prod(slot)), slot)
+    orders = ([_Order(place % slots, batch)] for place, batch in enumerate(chain([first], queue)))
+    for place, labels in work_ahead(delivering, _only, orders, workers=workers, pin_memory=False):
+        pixels = torch.from_numpy(delivering.pixels(place)[: len(labels.samples)])
+        images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pin_memory).copy_(pixels)
+        yield labels.around(images, pin_memory=pin_memory)
+
+
+def _only(items: Sequence[_Delivery | MultiboxError]) -> _Delivery | MultiboxError:
+    (item,) = items
+    return item
 
 
 def without_difficult(targets: Targets) -> Targets:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from multibox.config import AugmentationConfig
 from multibox.data.geometry import Geometry
@@ -31,8 +31,6 @@ BRIGHTNESS_DELTA = 32.0
 CONTRAST_FACTORS = (0.5, 1.5)
 SATURATION_FACTORS = (0.5, 1.5)
 HUE_DELTA = 18.0
-
-_LEVELS = np.arange(256, dtype=np.uint8)
 
 # How far LANCZOS4, the widest of the interpolations, reaches for its taps.
 _REACH_PX = 4
@@ -116,33 +114,34 @@ def distort(image: UInt8[np.ndarray, "H W 3"], colour: Colour) -> UInt8[np.ndarr
     Every operation rounds to uint8 and saturates, the hue too: below 0 it stays 0, but up to 197
     it goes round, since the conversion to RGB takes 180 for 0.
     """
-    brightness, contrast = _table(delta=colour.brightness), _table(factor=colour.contrast)
-    before, after = brightness, _LEVELS
+    factor, delta = colour.contrast, colour.brightness
+    image = _convert(image, (1.0, 1.0, 1.0), (delta, delta, delta))
+    if not colour.contrast_last:
+        image = _convert(image, (factor, factor, factor))
+    if colour.saturation != 1 or colour.hue != 0:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv = _convert(hsv, (1.0, colour.saturation, 1.0), (colour.hue, 0.0, 0.0))
+        image = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
     if colour.contrast_last:
-        after = contrast
-    else:
-        before = contrast[brightness]
-    if colour.saturation == 1 and colour.hue == 0:
-        return _look_up(image, after[before])
-    hsv = cv2.cvtColor(_look_up(image, before), cv2.COLOR_RGB2HSV)
-    tables = (_table(delta=colour.hue), _table(factor=colour.saturation), _LEVELS)
-    hsv = cv2.LUT(hsv, np.stack(tables, axis=-1)[None])
-    return _look_up(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), after)
+        image = _convert(image, (factor, factor, factor))
+    return image
 
 
-def _table(*, factor: float = 1.0, delta: float = 0.0) -> UInt8[np.ndarray, " 256"]:
-    """Returns factor * level + delta for each level, as OpenCV's `convertTo` computes it."""
-    return _saturate(_LEVELS * np.float32(factor) + np.float32(delta))
-
-
-def _saturate(values: Float32[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    return np.asarray(np.clip(np.rint(values), 0, 255), dtype=np.uint8)
-
-
-def _look_up(
-    image: UInt8[np.ndarray, "H W 3"], table: UInt8[np.ndarray, " 256"]
+def _convert(
+    image: UInt8[np.ndarray, "H W 3"],
+    factors: tuple[float, float, float],
+    deltas: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> UInt8[np.ndarray, "H W 3"]:
-    return image if np.array_equal(table, _LEVELS) else np.asarray(cv2.LUT(image, table))
+    """Returns factor * level + delta of each channel, as OpenCV's `convertTo` computes it.
+
+    By OpenCV's fastest way to the same numbers, several times faster than its tables.
+    """
+    if factors == (1, 1, 1) and deltas == (0, 0, 0):
+        return image
+    matrix = np.zeros((3, 4), np.float32)
+    np.fill_diagonal(matrix, factors)
+    matrix[:, 3] = deltas
+    return np.asarray(cv2.transform(image, matrix))
 
 
 def _resize(
@@ -151,7 +150,9 @@ def _resize(
     """Returns the image resized to (width, height)."""
     if interpolation == cv2.INTER_LANCZOS4:
         # OpenCV has vector code for this one in float32 only: twice as fast, to one level the same.
-        return _saturate(cv2.resize(image.astype(np.float32), size, interpolation=interpolation))
+        resized = cv2.resize(image.astype(np.float32), size, interpolation=interpolation)
+        np.clip(np.rint(resized, out=resized), 0, 255, out=resized)
+        return np.asarray(resized, dtype=np.uint8)
     return np.asarray(cv2.resize(image, size, interpolation=interpolation))
 
 
