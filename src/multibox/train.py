@@ -12,8 +12,7 @@ from rich.console import Console
 from multibox.build import new_network, read_datasets
 from multibox.config import Config
 from multibox.data.dataset import Dataset
-from multibox.data.decoded import NAME as DECODED
-from multibox.data.decoded import DecodedImages, decode_into, find_decoded
+from multibox.data.decoded import DecodedImages, decode_into, find_decoded, remove_decoded
 from multibox.errors import ConfigError
 from multibox.learner import Learner
 from multibox.loop import Loop, Surroundings
@@ -94,7 +93,7 @@ def train(request: Request, console: Console) -> None:
         )
         Loop(config, Learner(network, config, processes), surroundings).run()
         if processes.is_first:
-            (request.out / DECODED).unlink(missing_ok=True)
+            remove_decoded(request.out)
 
 
 def _check_shares(config: Config, processes: Processes) -> None:

@@ -36,6 +36,7 @@ from multibox.errors import DataError
 
 NAME = "decoded-images"
 """Of the file, in the run's folder."""
+_PARTIAL = f".{NAME}.partial"
 
 # Its last bytes: the length of the index, and the form of the file.
 _END = struct.Struct("<Q16s")
@@ -108,20 +109,18 @@ def decode_into(
     found = find_decoded(folder, dataset, limit_bytes=limit_bytes)
     if found is not None or not count:
         return found
-    partial = path.with_name(f".{NAME}.partial")
     size = _starts(dataset.annotations[:count])[-1]
     say(f"Decoding {count} of {len(dataset)} images into {path} ({size / 1e9:.1f} GB)")
     try:
-        path.unlink(missing_ok=True)
+        remove_decoded(folder)
         if size > shutil.disk_usage(folder).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        try:
-            _write(partial, dataset, count)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        _write(folder / _PARTIAL, dataset, count)
+        (folder / _PARTIAL).replace(path)
     except OSError as error:
         say(f"{path} cannot be written ({error.strerror}): images are decoded each time instead")
+    finally:
+        (folder / _PARTIAL).unlink(missing_ok=True)
     return find_decoded(folder, dataset, limit_bytes=limit_bytes)
 
 
@@ -149,6 +148,12 @@ def find_decoded(folder: Path, dataset: Dataset, *, limit_bytes: int) -> Decoded
         return DecodedImages(path, entries)
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def remove_decoded(folder: Path) -> None:
+    """Removes what a run may have left of decoded images."""
+    for name in (NAME, _PARTIAL):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _write(path: Path, dataset: Dataset, count: int) -> None:

@@ -235,9 +235,8 @@ class _Delivering(Dataset[_Delivery | MultiboxError]):
     def __getitem__(self, order: _Order) -> _Delivery | MultiboxError:
         """Returns a batch's labels and leaves its pixels in the slot, or returns an error."""
         found: list[Example | MultiboxError] = []
-        for row, example in zip(
-            self.pixels(order.slot), self.examples.make(order.numbers), strict=False
-        ):
+        rows = self.pixels(order.slot)[: len(order.numbers)]
+        for row, example in zip(rows, self.examples.make(order.numbers), strict=True):
             if isinstance(example, MultiboxError):
                 return example
             row[...] = example.image

@@ -80,9 +80,7 @@ class Plans(NamedTuple):
     def to(self, device: torch.device) -> "Plans":
         """Returns the same plans on a device."""
         seen_px, *tensors = self
-        return Plans(
-            seen_px, *(t if t is None else t.to(device, non_blocking=True) for t in tensors)
-        )
+        return Plans(seen_px, *(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 def plan(

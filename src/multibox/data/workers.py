@@ -80,9 +80,14 @@ def keep_memory() -> None:
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yields the same items, each of them made while the one before is in use."""
-    with ThreadPoolExecutor(1) as thread:
-        pending = thread.submit(next, items, None)
-        while (item := pending.result()) is not None:
+    """Yields the same items, each but the first made while the one before is in use."""
+    # Another thread would otherwise wake the first GPU, whichever this process uses.
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    start = None if device is None else lambda: torch.cuda.set_device(device)
+    with ThreadPoolExecutor(1, initializer=start) as thread:
+        # Here, for it starts the workers, whose end PyTorch only watches from the main thread.
+        item = next(items, None)
+        while item is not None:
             pending = thread.submit(next, items, None)
             yield item
+            item = pending.result()
