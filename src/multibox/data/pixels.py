@@ -138,9 +138,8 @@ def _convert(
     """
     if factors == (1, 1, 1) and deltas == (0, 0, 0):
         return image
-    matrix = np.zeros((3, 4), np.float32)
-    np.fill_diagonal(matrix, factors)
-    matrix[:, 3] = deltas
+    (a, b, c), (x, y, z) = factors, deltas
+    matrix = np.array([[a, 0, 0, x], [0, b, 0, y], [0, 0, c, z]], np.float32)
     return np.asarray(cv2.transform(image, matrix))
 
 
@@ -204,16 +203,13 @@ def _edge(candidates: Iterable[int], extent: int, size: int) -> int:
     where they agree best. Thus the window is resized by a ratio of whole numbers of pixels, as
     `cv2.resize` wants it, and is yet the same as the part of a resized crop.
     """
-
-    def error(candidate: int) -> int:
-        remainder = candidate * extent % size
-        return min(remainder, size - remainder)
-
-    best = -1
+    best, least = -1, size
     for candidate in candidates:
-        if best < 0 or error(candidate) < error(best):
-            best = candidate
-        if error(best) * _PRECISION <= extent:
+        remainder = candidate * extent % size
+        error = min(remainder, size - remainder)
+        if error < least:
+            best, least = candidate, error
+        if least * _PRECISION <= extent:
             break
     return best
 
