@@ -1,10 +1,7 @@
 import errno
 import hashlib
 import json
-import os
-import resource
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ from safetensors import safe_open
 
 from multibox.errors import NonFiniteError, StorageError, WeightsError
 from multibox.runtime import checkpoint, manifest
-from multibox.runtime.checkpoint import Checkpoint, load, newest, prune, save, steps
+from multibox.runtime.checkpoint import Checkpoint, load, newest, path_of, prune, save, steps
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 METADATA = {"classes": '["RBC", "größe"]', "licence": "none", "config": "{}", "size": "[300, 300]"}
@@ -278,144 +275,6 @@ def test_nothing_that_is_not_finite_is_written(tmp_path: Path, group: str, value
     with pytest.raises(NonFiniteError, match=f"spoiled: NaN or infinite values in the {group}"):
         save(tmp_path / "checkpoints", sound, metadata={})
     assert list(tmp_path.iterdir()) == []
-
-
-class Killed(BaseException):
-    """Ends a save as a kill does: no handler of OSError or Exception sees it."""
-
-
-class Faults:
-    """Raises at the n-th file operation: an open, mkdir, rename, remove, rmdir or fsync."""
-
-    EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
-
-    def __init__(self) -> None:
-        self.folder: str | None = None
-        self.remaining = 0
-        self.error: BaseException = Killed()
-        self.log: list[tuple[str, str]] = []
-        # An audit hook cannot be taken away again; without a folder it does nothing.
-        sys.addaudithook(self._audit)
-
-    def arm(self, folder: Path, remaining: int, error: BaseException) -> None:
-        self.folder, self.remaining, self.error, self.log = str(folder), remaining, error, []
-
-    def disarm(self) -> list[tuple[str, str]]:
-        self.folder = None
-        return self.log
-
-    def fsync(self, descriptor: int) -> None:
-        self._count("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink()))
-
-    def _audit(self, event: str, arguments: tuple[object, ...]) -> None:
-        if self.folder is not None and event in self.EVENTS:
-            self._count(event, str(arguments[0]))
-
-    def _count(self, event: str, path: str) -> None:
-        if self.folder is None:
-            return
-        self.log.append((event, path))
-        self.remaining -= 1
-        if self.remaining == 0:
-            raise self.error
-
-
-@pytest.fixture(scope="module")
-def hook() -> Faults:
-    return Faults()
-
-
-@pytest.fixture
-def faults(hook: Faults, monkeypatch: pytest.MonkeyPatch) -> Faults:
-    monkeypatch.setattr(os, "fsync", hook.fsync)
-    return hook
-
-
-def save_and_prune(folder: Path) -> None:
-    save(folder, example(3000), metadata=METADATA)
-    prune(folder, keep=2, best=None)
-
-
-def operations_of_a_save(faults: Faults, folder: Path) -> list[tuple[str, str]]:
-    faults.arm(folder, 0, Killed())
-    save_and_prune(folder)
-    return faults.disarm()
-
-
-@pytest.fixture
-def template(tmp_path: Path) -> Path:
-    """A folder of two checkpoints; a third one makes the first superfluous."""
-    for step in (1000, 2000):
-        save(tmp_path / "template", example(step), metadata=METADATA)
-    return tmp_path / "template"
-
-
-def test_files_are_on_the_disk_before_the_rename_and_the_name_after(
-    tmp_path: Path, faults: Faults
-) -> None:
-    log = operations_of_a_save(faults, tmp_path)
-    commit = next(index for index, (event, _) in enumerate(log) if event == "os.rename")
-    temporary = tmp_path / ".step-00003000.new"
-    synced = [path for event, path in log[:commit] if event == "fsync"]
-    assert synced == [str(temporary / name) for name in FILES] + [str(temporary)]
-    assert ("fsync", str(tmp_path)) in log[commit:]
-
-
-def test_kill_at_any_operation_leaves_a_sound_newest(
-    tmp_path: Path, template: Path, faults: Faults
-) -> None:
-    unbroken = shutil.copytree(template, tmp_path / "unbroken")
-    operations = len(operations_of_a_save(faults, unbroken))
-    assert operations > 20
-    outcomes = set()
-    for number in range(1, operations + 1):
-        folder = shutil.copytree(template, tmp_path / f"kill-{number}")
-        faults.arm(folder, number, Killed())
-        with pytest.raises(Killed):
-            save_and_prune(folder)
-        faults.disarm()
-        found, refusals = newest(folder)
-        assert refusals == []
-        assert found is not None
-        outcomes.add(found.step)
-        assert_equal(found, example(found.step))
-        save_and_prune(folder)
-        assert tree(folder) == tree(unbroken)
-    assert outcomes == {2000, 3000}
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_failure_at_any_operation_is_one_typed_error_and_no_trace(
-    tmp_path: Path, template: Path, faults: Faults, code: int
-) -> None:
-    operations = len(operations_of_a_save(faults, shutil.copytree(template, tmp_path / "counted")))
-    for number in range(1, operations + 1):
-        folder = shutil.copytree(template, tmp_path / f"fault-{number}")
-        faults.arm(folder, number, OSError(code, os.strerror(code)))
-        try:
-            with pytest.raises(StorageError, match=os.strerror(code)):
-                save_and_prune(folder)
-        finally:
-            faults.disarm()
-        assert_equal(load(folder / "step-00002000"), example(2000))
-        assert not (folder / ".step-00003000.new").exists()
-        save_and_prune(folder)
-        assert steps(folder) == [2000, 3000]
-
-
-def test_disk_that_takes_no_more_bytes(tmp_path: Path) -> None:
-    save(tmp_path, example(2000), metadata={})
-    before = tree(tmp_path)
-    large = Checkpoint(3000, {"weight": torch.zeros(300_000)}, {}, {})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(StorageError, match=r"step-00003000: cannot be written .*needs 1 MiB"):
-            save(tmp_path, large, metadata={})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert tree(tmp_path) == before
-    assert not (tmp_path / ".step-00003000.new").exists()
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
