@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 Tree = dict[str, bytes | None]
 """The files below a folder with their content, and the folders (None), by relative path."""
 
-NEEDS_ROOM = ("create", "mkdir", "write", "sync", "rename")
-"""What a full disk refuses; it removes."""
+NEEDS_ROOM = ("create", "mkdir", "write", "sync")
+"""What a full disk refuses; it renames and removes."""
 
 
 class Fault(NamedTuple):
@@ -30,7 +30,7 @@ class Fault(NamedTuple):
     Attributes:
         number: The first call that fails, from 1.
         code: ENOSPC: the disk is full from that call on, and refuses what needs room. Any other:
-            it fails once. Half of what a failing write was given is written.
+            it fails once.
     """
 
     number: int
@@ -74,7 +74,7 @@ class Disk:
     def __init__(self, root: Path, fault: Fault | None = None) -> None:
         self.calls: list[tuple[str, str]] = []
         self.events: list[Event] = []
-        self._fault = fault
+        self._fault, self._is_full = fault, False
         self._numbers = itertools.count()
         self._nodes: dict[tuple[int, int], int] = {}
         self._folders: set[int] = set()
@@ -171,16 +171,17 @@ class Disk:
     def _os_write(self, descriptor: int, data: Any) -> int:
         if self._node(descriptor) is None:
             return self._real["write"](descriptor, data)
+        content = bytes(data)
         try:
             self._call("write", descriptor)
-        except OSError:
-            written = self._real["write"](descriptor, bytes(data)[: len(bytes(data)) // 2])
-            self._changed(descriptor)
-            # A full disk takes what it can, and refuses the next call.
-            if written and self._fault is not None and self._fault.code == errno.ENOSPC:
-                return written
-            raise
-        written = self._real["write"](descriptor, data)
+        except OSError as error:
+            # A disk that gets full takes what it can, and refuses the next call.
+            half = len(content) // 2 if error.errno == errno.ENOSPC and not self._is_full else 0
+            self._is_full = True
+            if not half:
+                raise
+            content = content[:half]
+        written = self._real["write"](descriptor, content)
         self._changed(descriptor)
         return written
 

@@ -1,10 +1,13 @@
 import errno
 import hashlib
+import itertools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 
@@ -117,7 +120,7 @@ def test_step_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
 def test_every_truncation_is_refused(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, example(), metadata=METADATA) / name
     content = path.read_bytes()
-    for length in range(0, len(content), 1 + len(content) // 40):
+    for length in range(len(content)):
         path.write_bytes(content[:length])
         with pytest.raises(WeightsError, match=name):
             load(path.parent)
@@ -143,6 +146,66 @@ def test_every_flipped_bit_is_refused(tmp_path: Path, name: str) -> None:
             file.seek(position)
             file.write(bytes([byte]))
     assert_equal(load(path.parent), example())
+
+
+def flipped(content: bytes) -> bytes:
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
+DAMAGES: dict[str, Callable[[Path, Path], object]] = {
+    "flipped": lambda path, _: path.write_bytes(flipped(path.read_bytes())),
+    "cut": lambda path, _: path.write_bytes(path.read_bytes()[:-1]),
+    "extended": lambda path, _: path.write_bytes(path.read_bytes() + b"\0"),
+    "zeros": lambda path, _: path.write_bytes(bytes(path.stat().st_size)),
+    "swapped": lambda path, other: path.write_bytes((other / path.name).read_bytes()),
+    "missing": lambda path, _: path.unlink(),
+    "a folder": lambda path, _: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named_set_aside_and_not_used(
+    tmp_path: Path, name: str, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1000, 2000):
+        save(tmp_path, example(step), metadata=METADATA)
+    sound = set(tree(tmp_path).values())
+    damaged = path_of(tmp_path, 2000)
+    DAMAGES[damage](damaged / name, path_of(tmp_path, 1000))
+    before = tree(damaged)
+    parsed = []
+    parse = safetensors.torch.load
+
+    def recorded(content: bytes) -> dict[str, torch.Tensor]:
+        parsed.append(hashlib.sha256(content).hexdigest())
+        return parse(content)
+
+    monkeypatch.setattr(safetensors.torch, "load", recorded)
+    found, refusals = newest(tmp_path)
+    assert_equal(found, example(1000))
+    assert len(refusals) == 1
+    # Whether a manifest or the file that it speaks of was changed, nobody can tell.
+    assert str(damaged if name == "manifest.json" else damaged / name) in refusals[0]
+    assert set(parsed) <= sound
+    assert tree(damaged.with_name("step-00002000.bad")) == before
+    save(tmp_path, example(2000), metadata=METADATA)
+    assert_equal(newest(tmp_path)[0], example(2000))
+
+
+def test_the_files_are_safetensors_own(tmp_path: Path) -> None:
+    dtypes = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.float16, torch.bfloat16)
+    dtypes += (torch.int32, torch.float32, torch.float64, torch.int64)
+    tensors = {f"{n}.{t}": torch.ones(n, 3).to(t) for n, t in itertools.product(range(3), dtypes)}
+    tensors["single"] = torch.tensor(7.0)
+    path = save(tmp_path, Checkpoint(1, tensors, {}, {}), metadata={"a": "é"})
+    expected = safetensors.torch.save(tensors, metadata={"a": "é"})
+    assert safetensors.torch.load((path / FILES[0]).read_bytes()).keys() == tensors.keys()
+    ours = (path / FILES[0]).read_bytes()
+    start, end = (8 + int.from_bytes(content[:8], "little") for content in (ours, expected))
+    assert json.loads(ours[8:start]) == json.loads(expected[8:end])
+    assert ours[start:] == expected[end:]
 
 
 def forge(path: Path, name: str, content: bytes) -> None:

@@ -106,11 +106,12 @@ def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
     Raises:
         ConfigError: The folder holds something else, a run of another configuration, or one on
             other data.
+        StorageError: The folder cannot be read or written.
     """
     stored = folder / "config.json"
     if not stored.exists():
         # A run that was killed before it began has the facts only: they are written first.
-        names = {path.name for path in folder.iterdir()} - {"run.json"}
+        names = set(_names(folder)) - {"run.json"}
         foreign = sorted(name for name in names if not name.startswith("."))
         if foreign:
             raise ConfigError(
@@ -174,6 +175,13 @@ def environment(device: torch.device, precision: torch.dtype) -> dict[str, JSON]
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": str(precision).removeprefix("torch."),
     }
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except OSError as error:
+        raise StorageError(f"cannot be read ({error.strerror})", file=folder) from None
 
 
 def _temporary(path: Path) -> Path:
