@@ -100,8 +100,7 @@ class Disk:
         """Yields every distinct tree that a kill or a power cut after `start` events may leave."""
         seen = set()
         for end in range(start, len(self.events) + 1):
-            happened = self.events[:end]
-            for tree in self._trees(happened):
+            for tree in self.states_after(end):
                 key = frozenset(tree.items())
                 if key not in seen:
                     seen.add(key)
@@ -258,10 +257,10 @@ class Disk:
         self, file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **more: Any
     ) -> Any:
         writes = set(mode) & set("wxa+")
-        if not writes or (not isinstance(file, int) and self._place(file, None) is None):
+        watched = self._node(file) if isinstance(file, int) else self._place(file, None)
+        # What is written and read is a nameless temporary file.
+        if not writes or "+" in mode or watched is None:
             return self._io_open(file, mode, buffering, *rest, **more)
-        if "+" in mode:
-            raise NotImplementedError(mode)
         flags = {"w": os.O_TRUNC, "x": os.O_EXCL, "a": os.O_APPEND}[next(iter(writes))]
         if not isinstance(file, int):
             file = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o666)
@@ -289,7 +288,9 @@ class Disk:
 
     # The states.
 
-    def _trees(self, happened: Sequence[Event]) -> Iterator[Tree]:
+    def states_after(self, end: int) -> Iterator[Tree]:
+        """Yields the trees that a power cut after some events may leave, some more than once."""
+        happened = self.events[:end]
         synced: dict[int, int] = {}
         for index, event in enumerate(happened):
             if event.kind == "sync":

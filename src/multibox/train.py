@@ -134,7 +134,8 @@ def _require_room(out: Path, config: Config, network: SSD, *, images: int) -> No
     saves = milestones + 1 + last // run.checkpoint_every - done // run.checkpoint_every
     count = max(1, min(saves, run.keep_checkpoints + 2 - len(present)))
     size = _checkpoint_bytes(network, config.optimizer)
-    judged = milestones * (images * RESULTS_BYTES + SAMPLE_PICTURES * PICTURE_BYTES)
+    pictures = min(SAMPLE_PICTURES, images)
+    judged = milestones * (images * RESULTS_BYTES + pictures * PICTURE_BYTES)
     require_room(
         out,
         count * size + judged,

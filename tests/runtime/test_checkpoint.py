@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from multibox.errors import NonFiniteError, StorageError, WeightsError
+from multibox.loop import _State
 from multibox.runtime import checkpoint, manifest
 from multibox.runtime.checkpoint import Checkpoint, load, newest, path_of, prune, save, steps
 
@@ -307,6 +308,41 @@ def test_file_that_may_not_be_read_is_not_called_damaged(
     with pytest.raises(StorageError, match="Permission denied"):
         newest(tmp_path)
     assert steps(tmp_path) == [1000, 2000]
+
+
+def test_files_of_the_first_format_are_read_and_written_alike(tmp_path: Path) -> None:
+    """Kept for ever: `checkpoint-format-1` was written by the first version."""
+    folder = Path(__file__).with_name("checkpoint-format-1")
+    found, refusals = newest(folder)
+    assert refusals == []
+    weight = torch.arange(24, dtype=torch.float32).reshape(2, 3, 2, 2) / 8
+    state = {
+        "best": {"mAP": 0.5, "step": 8},
+        "journal": 1234,
+        "lr": 0.001,
+        "lr_scale": 0.5,
+        "sums": [1.5, 0.25, 12.0],
+        "validation_losses": [3.5, 2.25],
+    }
+    expected = Checkpoint(
+        12,
+        {
+            "conv.weight": weight,
+            "conv.bias": torch.tensor([0.5, -0.5]),
+            "norm.num_batches_tracked": torch.tensor(12),
+        },
+        {
+            "optimizer.momentum_buffer.conv.weight": -weight,
+            "raw.conv.bias": torch.tensor([1.0, 2.0]),
+        },
+        state,
+    )
+    assert_equal(found, expected)
+    header = {"format": "multibox-1", "network": "tiny", "classes": '["größe"]'}
+    save(tmp_path, expected, metadata=header)
+    assert tree(tmp_path) == tree(folder)
+    # What the loop makes of it: every later field has a value for runs that had none.
+    assert _State(**state).journal == 1234
 
 
 def test_names_that_are_not_checkpoints_are_passed_over(tmp_path: Path) -> None:

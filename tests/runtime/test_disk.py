@@ -126,13 +126,17 @@ def test_a_real_disk_that_is_full(small_disk: Path) -> None:
         require_room(folder, 9 * 2**20, purpose="all of it", remedy="Make room")
     with Journal(small_disk / "metrics.jsonl", 0) as journal:
         with pytest.raises(StorageError, match="disk"):
-            while True:
-                journal.write({"text": "x" * 5_000})
+            write_until_full(journal)
         length = journal.length
     assert (small_disk / "metrics.jsonl").stat().st_size == length
     with pytest.raises(StorageError, match=r"run\.json: cannot be written"):
         write_json(small_disk / "run.json", "x" * 2**20)
     assert not list(small_disk.glob("*run.json*"))
+
+
+def write_until_full(lines: Journal) -> None:
+    while True:
+        lines.write({"text": "x" * 5_000})
 
 
 def picture(folder: Path) -> None:
@@ -199,7 +203,7 @@ def test_a_report_on_a_disk_that_fails(tmp_path: Path) -> None:
     write_report(run)
     before = files_of(run)
     faults = list(faults_of(run, lambda: write_report(run)))
-    for fault in faults[:: len(faults) // 5]:
+    for fault in faults[:: len(faults) // 3]:
         with Disk(run, fault), suppress(StorageError):
             write_report(run)
         # What cannot be removed stays, under a name that is hidden.

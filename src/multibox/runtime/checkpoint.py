@@ -125,6 +125,18 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(step, model, optimizer, state)
 
 
+def check_weights(path: Path) -> None:
+    """Compares a file of weights with the manifest beside it; a file alone has none.
+
+    Raises:
+        WeightsError: It is damaged, or its manifest is.
+        StorageError: A file may not be read.
+    """
+    if path.name == _MODEL and path.with_name(manifest.NAME).exists():
+        files = manifest.read(path.parent, {_MODEL, _OPTIMIZER, _STATE}).files
+        manifest.verified(path, files[_MODEL])
+
+
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Returns the newest sound checkpoint and why newer ones were refused; None if there is none.
 
