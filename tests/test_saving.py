@@ -73,7 +73,9 @@ def cut_the_power(data: Path, tmp_path: Path, times: int) -> None:
         run(data, runs / "run")
     assert watched.final() == tree_of(runs)
     expected, rng = promised(runs / "run"), stream(0, "power cut")
-    for number, end in enumerate(np.linspace(1, len(watched.events), times).astype(int).tolist()):
+    count = len(watched.events)
+    ends = {*np.linspace(1, count, times).astype(int).tolist(), *range(count - 10, count + 1)}
+    for number, end in enumerate(sorted(ends)):
         states = list(watched.states_after(end))
         place = plant(states[rng.integers(len(states))], tmp_path / f"state-{number}")
         run(data, place / "run")
@@ -81,7 +83,7 @@ def cut_the_power(data: Path, tmp_path: Path, times: int) -> None:
 
 
 def test_a_run_goes_on_after_a_power_cut_with_the_same_bits(data: Path, tmp_path: Path) -> None:
-    cut_the_power(data, tmp_path, times=12)
+    cut_the_power(data, tmp_path, times=10)
 
 
 @pytest.mark.slow
