@@ -2,6 +2,7 @@
 
 import colorsys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -62,13 +63,16 @@ def draw_detections(
 
 
 def write_picture(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Writes an RGB image in the format that the path's ending says.
+    """Writes an RGB image in the format that the path's ending says, and makes its folder.
 
     Raises:
         StorageError: The file cannot be written.
     """
     done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     try:
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(encoded.tobytes() if done else b"")
     except OSError as error:
+        with suppress(OSError):
+            path.unlink()
         raise StorageError(f"cannot be written ({error.strerror})", file=path) from None

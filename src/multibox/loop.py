@@ -281,19 +281,19 @@ class Loop:
 
     def _save(self) -> None:
         if self._processes.is_first:
-            start, best = time.monotonic(), self._state.best
+            start = time.monotonic()
             self._state.journal = self._logbook.commit()
             learner, state = self._learner, dataclasses.asdict(self._state)
             found = Checkpoint(self._step, learner.model(), learner.optimizer(), state)
             checkpoints.save(self._checkpoints, found, metadata=self._around.metadata)
-            checkpoints.prune(
-                self._checkpoints,
-                keep=self._config.run.keep_checkpoints,
-                best=best["step"] if best else None,
-            )
+            self._prune()
             self._logbook.time("checkpoint", self._step, seconds=time.monotonic() - start)
         self._rollbacks.clear()
         wait_for_all(self._processes)
+
+    def _prune(self) -> None:
+        keep, best = self._config.run.keep_checkpoints, self._state.best
+        checkpoints.prune(self._checkpoints, keep=keep, best=best["step"] if best else None)
 
     def _resume(self) -> None:
         """Goes to the newest sound checkpoint, if there is any."""
@@ -310,6 +310,9 @@ class Loop:
         self._state = _State(**cast(dict[str, Any], found.state))
         self._learner.restore(found.model, found.optimizer, self._state.lr)
         self._step = step
+        if self._processes.is_first:
+            # A run that was killed in between has not come to it.
+            self._prune()
 
     def _go_back(self, files: list[str]) -> None:
         """Returns to the last checkpoint with half the rate, or ends the run."""

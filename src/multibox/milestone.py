@@ -10,6 +10,7 @@ from multibox.data.images import read_image
 from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.evaluate import Setting, detect_all, detections_by_class, objects_by_class, score
 from multibox.evaluation.results import file_split, write_results
+from multibox.runtime.disk import sync_files
 from multibox.runtime.folder import write_json
 from multibox.ssd.network import SSD
 from multibox.structures import Detections
@@ -43,7 +44,7 @@ def evaluate_milestone(
         name = f"step-{step:08d}"
         ids = [annotation.image_id for annotation in dataset.annotations]
         results = folder / "evaluations" / name
-        write_results(results, by_class, ids, split=file_split(dataset.name))
+        files = write_results(results, by_class, ids, split=file_split(dataset.name))
         record = {
             "step": step,
             "split": dataset.name,
@@ -52,8 +53,11 @@ def evaluate_milestone(
             "metric": "voc07",
             **metrics,
         }
-        write_json(folder / "evaluations" / f"{name}.json", record)
-        _draw_samples(folder, name, dataset, found)
+        files.append(folder / "evaluations" / f"{name}.json")
+        write_json(files[-1], record)
+        files += _draw_samples(folder, name, dataset, found)
+        # The checkpoint that comes after says that the milestone is done.
+        sync_files(folder, files)
     return {
         "voc07": metrics["voc07"]["mAP"],
         "voc12": metrics["voc12"]["mAP"],
@@ -63,8 +67,8 @@ def evaluate_milestone(
 
 def _draw_samples(
     folder: Path, name: str, dataset: Dataset, detections: Sequence[Detections]
-) -> None:
-    """Draws detections and objects on images spread over the split."""
+) -> list[Path]:
+    """Draws detections and objects on images spread over the split, and returns the files."""
     count = min(SAMPLE_PICTURES, len(dataset))
     places = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     listed = []
@@ -74,7 +78,8 @@ def _draw_samples(
         draw_truth(image, annotation.boxes_px, annotation.labels)
         draw_detections(image, detections[place], dataset.classes, score_threshold=SHOWN_SCORE)
         picture = f"samples/{name}-{number}.jpg"
-        (folder / "samples").mkdir(exist_ok=True)
         write_picture(folder / picture, image)
         listed.append({"id": annotation.image_id, "picture": picture})
-    write_json(folder / "samples" / f"{name}.json", listed)
+    index = folder / "samples" / f"{name}.json"
+    write_json(index, listed)
+    return [index, *(folder / entry["picture"] for entry in listed)]

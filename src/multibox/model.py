@@ -155,6 +155,7 @@ def _read_foreign(path: Path, classes: tuple[str, ...], scales: Scales | None) -
 
 
 def _read_own(path: Path) -> Weights:
+    checkpoints.check_weights(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

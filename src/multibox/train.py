@@ -9,15 +9,18 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from multibox.build import new_network, read_datasets
-from multibox.config import Config
+from multibox.build import build_network, new_network, read_datasets
+from multibox.config import Config, OptimizerConfig
 from multibox.data.dataset import Dataset
 from multibox.data.decoded import DecodedImages, decode_into, find_decoded, remove_decoded
 from multibox.errors import ConfigError
 from multibox.learner import Learner
 from multibox.loop import Loop, Surroundings
+from multibox.milestone import SAMPLE_PICTURES
 from multibox.model import arithmetic, describe, find_weights, read_weights
 from multibox.rng import STREAM_VERSION
+from multibox.runtime.checkpoint import steps
+from multibox.runtime.disk import mebibytes, require_room
 from multibox.runtime.distributed import Processes, join, wait_for_all
 from multibox.runtime.folder import claim, environment, write_json
 from multibox.runtime.lock import RunLock
@@ -25,6 +28,12 @@ from multibox.ssd.network import SSD
 from multibox.transfer import start_from
 
 MAX_GPU_WORKERS = 8
+
+RESULTS_BYTES = 200 * 40
+"""Of an image in a milestone's results files: `keep_top_k` lines."""
+
+PICTURE_BYTES = 2**18
+"""Of a picture with drawn boxes, generously."""
 
 
 class Request(NamedTuple):
@@ -61,6 +70,11 @@ def train(request: Request, console: Console) -> None:
         processes = stack.enter_context(join(config.run.device))
         console.quiet = console.quiet or not processes.is_first
         _check_shares(config, processes)
+        if processes.is_first:
+            # Before the data are read, which may take minutes.
+            stack.enter_context(RunLock(request.out))
+            classes = max(1, len(config.data.classes))
+            _require_room(request.out, config, build_network(config.network, classes), images=0)
         train_set, test_set = read_datasets(config, request.data)
         for dataset in (train_set, test_set):
             _introduce(dataset, console)
@@ -77,7 +91,7 @@ def train(request: Request, console: Console) -> None:
             **_facts(network, train_set, test_set),
         }
         if processes.is_first:
-            stack.enter_context(RunLock(request.out))
+            _require_room(request.out, config, network, images=len(test_set))
             claim(request.out, config, facts)
             write_json(request.out / "environment.json", environment(processes.device, precision))
         wait_for_all(processes)
@@ -104,6 +118,46 @@ def _check_shares(config: Config, processes: Processes) -> None:
             f"{processes.world_size} processes in {config.optimizer.accumulate} parts",
             remedy="Change --batch-size, --accumulate or the number of processes",
         )
+
+
+def _require_room(out: Path, config: Config, network: SSD, *, images: int) -> None:
+    """Refuses a folder without room for what the run will keep there.
+
+    These are the newest checkpoints, the best and the one being written, and all milestones.
+
+    Args:
+        out: The run's folder.
+        config: The run's.
+        network: The run's, or one of no more classes.
+        images: That each milestone is judged on.
+    """
+    run, last = config.run, config.schedule.steps
+    present = steps(out / "checkpoints")
+    done = present[-1] if present else 0
+    if done == last:
+        return
+    milestones = -(-last // run.evaluate_every) - done // run.evaluate_every
+    saves = milestones + 1 + last // run.checkpoint_every - done // run.checkpoint_every
+    count = max(1, min(saves, run.keep_checkpoints + 2 - len(present)))
+    size = _checkpoint_bytes(network, config.optimizer)
+    pictures = min(SAMPLE_PICTURES, images)
+    judged = milestones * (images * RESULTS_BYTES + pictures * PICTURE_BYTES)
+    require_room(
+        out,
+        count * size + judged,
+        purpose=f"{count} checkpoints of {mebibytes(size)} and {milestones} evaluations",
+        remedy="Make room, give fewer --keep-checkpoints, or choose another folder for --out",
+    )
+
+
+def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
+    """Returns what a checkpoint will hold, without its headers: see `Learner.optimizer`."""
+    state = network.state_dict().values()
+    moments = 2 if config.optimizer != "sgd" else int(config.momentum > 0)
+    trained = sum(parameter.nbytes for parameter in network.parameters())
+    learnt = sum(tensor.nbytes for tensor in state if tensor.is_floating_point())
+    averaged = learnt if config.ema_decay > 0 else 0
+    return sum(tensor.nbytes for tensor in state) + moments * trained + averaged
 
 
 def _introduce(dataset: Dataset, console: Console) -> None:

@@ -25,20 +25,6 @@ with RunLock(Path(sys.argv[1])):
     time.sleep(60)
 """
 
-TRY = """
-import sys
-from pathlib import Path
-from multibox.errors import StorageError
-from multibox.runtime.lock import RunLock
-sys.stdin.readline()
-try:
-    with RunLock(Path(sys.argv[1])):
-        print("won", flush=True)
-        sys.stdin.readline()
-except StorageError as error:
-    print(f"lost {error.exit_code}", flush=True)
-"""
-
 
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -81,19 +67,91 @@ def test_killed_holder_leaves_the_folder_free(tmp_path: Path, manner: str) -> No
             pass
 
 
-def test_one_of_several_simultaneous_starts_wins(tmp_path: Path) -> None:
-    processes = [start(TRY, str(tmp_path / "runs" / "a")) for _ in range(4)]
-    answers = []
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        assert process.stdout is not None
-        answers.append(process.stdout.readline().strip())
-    for process in processes:
-        process.communicate("end\n")
-    assert sorted(answers) == ["lost 5", "lost 5", "lost 5", "won"]
+def simultaneous_starts(folder: Path, starts: int) -> list[str]:
+    """What each of several forks is told; the winner holds the folder until all know."""
+    go, answers, end = os.pipe(), os.pipe(), os.pipe()
+    children: list[int] = []
+    while len(children) < starts and 0 not in children:
+        children.append(os.fork())
+    if 0 in children:
+        try:
+            os.close(go[1])
+            os.close(end[1])
+            os.read(go[0], 1)
+            try:
+                with RunLock(folder):
+                    os.write(answers[1], f"won {os.getpid()}\n".encode())
+                    os.read(end[0], 1)
+            except StorageError as error:
+                os.write(answers[1], f"lost {error}\n".encode())
+        finally:
+            os._exit(0)
+    # Closing a pipe wakes all who read from it.
+    os.close(go[1])
+    os.close(answers[1])
+    said = b""
+    while said.count(b"\n") < starts and (part := os.read(answers[0], 65_536)):
+        said += part
+    os.close(end[1])
+    for child in children:
+        os.waitpid(child, 0)
+    for descriptor in (go[0], answers[0], end[0]):
+        os.close(descriptor)
+    return said.decode().splitlines()
+
+
+def check_rounds(tmp_path: Path, rounds: int, starts: int) -> None:
+    for number in range(rounds):
+        # Every other round finds what a killed holder said.
+        folder = tmp_path / f"run-{number}"
+        if number % 2:
+            folder.mkdir()
+            (folder / ".lock").write_text(
+                f'{{"pid": {2**22}, "host": "{socket.gethostname()}", "start": "long ago"}}'
+            )
+        answers = sorted(simultaneous_starts(folder, starts))
+        assert [answer.split()[0] for answer in answers] == ["lost"] * (starts - 1) + ["won"]
+        winner = answers[-1].split()[1]
+        for answer in answers[:-1]:
+            assert f"is in use by process {winner} on {socket.gethostname()}" in answer
+
+
+def test_one_of_several_simultaneous_starts_wins_and_the_others_are_told(tmp_path: Path) -> None:
+    check_rounds(tmp_path, rounds=10, starts=8)
+
+
+@pytest.mark.slow
+def test_two_hundred_rounds(tmp_path: Path) -> None:
+    check_rounds(tmp_path, rounds=200, starts=8)
+
+
+def test_a_new_folder_goes_when_nothing_came_into_it(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), RunLock(tmp_path / "runs" / "new"):
+        1 / 0  # noqa: B018
+    assert not (tmp_path / "runs" / "new").exists()
+    with RunLock(tmp_path / "used"):
+        (tmp_path / "used" / "run.json").touch()
+    (tmp_path / "empty").mkdir()
+    with RunLock(tmp_path / "empty"):
+        pass
+    names = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")]
+    assert sorted(names) == ["empty", "empty/.lock", "runs", "used", "used/.lock", "used/run.json"]
+
+
+def test_a_lock_that_its_last_holder_removed_is_not_the_folder_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, left = fcntl.flock, [1]
+
+    def removed_before(descriptor: int, operation: int) -> None:
+        flock(descriptor, operation)
+        if left:
+            left.pop()
+            (tmp_path / ".lock").unlink()
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with RunLock(tmp_path), pytest.raises(StorageError, match="in use"), RunLock(tmp_path):
+        pass
 
 
 def test_second_lock_of_the_same_process_is_refused_and_the_first_stays(tmp_path: Path) -> None:

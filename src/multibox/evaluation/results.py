@@ -7,6 +7,7 @@ become detections as the devkit reads them (`VOCevaldet.m:81-92`), whoever wrote
 import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,6 +114,8 @@ def write_results(
             folder.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         except OSError as error:
+            with suppress(OSError):
+                path.unlink()
             raise StorageError(f"cannot be written ({error.strerror})", file=path) from None
         paths.append(path)
     return paths

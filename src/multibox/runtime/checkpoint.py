@@ -14,7 +14,7 @@ files. Nothing here is pickled. Only the process that holds the run's lock saves
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +25,24 @@ from torch import Tensor
 
 from multibox.errors import NonFiniteError, StorageError, WeightsError
 from multibox.runtime import manifest
+from multibox.runtime.disk import free_bytes, make_folder, mebibytes, sync_folder
 from multibox.runtime.journal import JSON
 
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _NAME = re.compile(r"step-([0-9]{8,})")
+_DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What safetensors calls them, in the order in which it stores them."""
 
 
 class Checkpoint(NamedTuple):
@@ -68,25 +82,24 @@ def save(folder: Path, checkpoint: Checkpoint, *, metadata: Mapping[str, str]) -
     target = path_of(folder, checkpoint.step)
     temporary = folder / f".{target.name}.new"
     try:
-        if not folder.is_dir():
-            folder.mkdir(parents=True)
-            manifest.sync_folder(folder.parent)
+        make_folder(folder)
         _remove_leftovers(folder)
         if target.exists():
             return target
         temporary.mkdir()
         manifest.write(temporary, checkpoint.step, _contents(checkpoint, metadata))
         temporary.rename(target)
-        manifest.sync_folder(folder)
+        sync_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        tensors = [*checkpoint.model.values(), *checkpoint.optimizer.values()]
-        size = sum(tensor.nbytes for tensor in tensors) / 2**20
+        size = sum(t.nbytes for t in (*checkpoint.model.values(), *checkpoint.optimizer.values()))
+        free = free_bytes(folder)
+        room = "" if free is None else f" ({mebibytes(free)} are free)"
         raise StorageError(
             f"cannot be written ({error.strerror})",
             file=target,
-            remedy=f"It needs {size:.0f} MiB and a writable folder; the checkpoints before it are "
-            "untouched, and the same command goes on from there",
+            remedy=f"It needs {mebibytes(size)}{room} and a writable folder; the checkpoints "
+            "before it are untouched, and the same command goes on from there",
         ) from error
     return target
 
@@ -112,6 +125,18 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(step, model, optimizer, state)
 
 
+def check_weights(path: Path) -> None:
+    """Compares a file of weights with the manifest beside it; a file alone has none.
+
+    Raises:
+        WeightsError: It is damaged, or its manifest is.
+        StorageError: A file may not be read.
+    """
+    if path.name == _MODEL and path.with_name(manifest.NAME).exists():
+        files = manifest.read(path.parent, {_MODEL, _OPTIMIZER, _STATE}).files
+        manifest.verified(path, files[_MODEL])
+
+
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Returns the newest sound checkpoint and why newer ones were refused; None if there is none.
 
@@ -135,8 +160,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             if path.exists():
                 refused.append((path, str(error)))
             continue
-        for damaged, _ in refused:
-            _set_aside(damaged)
+        _set_aside([damaged for damaged, _ in refused])
         return checkpoint, [message for _, message in refused]
     reasons = [message for _, message in refused]
     reasons += [f"{path} is damaged" for path in sorted(folder.glob("step-*.bad*"))]
@@ -160,7 +184,8 @@ def steps(folder: Path) -> list[int]:
 def prune(folder: Path, *, keep: int, best: int | None) -> None:
     """Removes all checkpoints but the newest and the best.
 
-    Each is renamed before it is deleted: none is ever half there under its own name.
+    Each is renamed before it is deleted, and that on the disk: none is ever half there under its
+    own name.
 
     Args:
         folder: The folder of all checkpoints.
@@ -171,14 +196,16 @@ def prune(folder: Path, *, keep: int, best: int | None) -> None:
         StorageError: A checkpoint cannot be removed.
     """
     try:
+        superfluous = [step for step in steps(folder)[:-keep] if step != best]
+        for step in superfluous:
+            path = path_of(folder, step)
+            path.rename(folder / f".{path.name}.old")
+        if superfluous:
+            sync_folder(folder)
         _remove_leftovers(folder)
-        for step in steps(folder)[:-keep]:
-            if step != best:
-                path = path_of(folder, step)
-                shutil.rmtree(path.rename(folder / f".{path.name}.old"))
     except OSError as error:
         reason = f"an old checkpoint cannot be removed ({error.strerror})"
-        raise StorageError(reason, file=folder) from error
+        raise StorageError(reason, file=folder, remedy="Remove it, and go on") from error
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -199,12 +226,17 @@ def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     for leftover in folder.glob(".step-*"):
-        shutil.rmtree(leftover)
+        try:
+            shutil.rmtree(leftover)
+        except OSError:
+            # What fails once may not fail twice; the reason is told all the same.
+            shutil.rmtree(leftover, ignore_errors=True)
+            raise
 
 
 def _contents(
     checkpoint: Checkpoint, metadata: Mapping[str, str]
-) -> Iterator[tuple[str, list[bytes | memoryview]]]:
+) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
     yield _MODEL, _serialized(checkpoint.model, metadata)
     yield _OPTIMIZER, _serialized(checkpoint.optimizer, {})
     yield _STATE, [manifest.encoded(checkpoint.state)]
@@ -212,22 +244,30 @@ def _contents(
 
 def _serialized(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> list[bytes | memoryview]:
-    """The header and the data of a safetensors file.
+) -> Iterator[bytes | memoryview]:
+    """Yields the header of a safetensors file, and its data tensor by tensor.
 
-    The metadata is put into the header here, because safetensors (0.8) orders it by a hash that
+    safetensors (0.8) would make a copy of all of them, and order the metadata by a hash that
     differs from process to process.
     """
-    copies = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-    content = safetensors.torch.save(copies)
-    start = 8 + int.from_bytes(content[:8], "little")
-    entries = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8:start])}
+    order = list(_DTYPES)
+    names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
+    entries: dict[str, JSON] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.nbytes
+        entries[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    return [len(header).to_bytes(8, "little") + header, memoryview(content)[start:]]
+    yield len(header).to_bytes(8, "little") + header
+    for name in names:
+        values = tensors[name].detach().cpu().contiguous().reshape(-1)
+        yield memoryview(values.view(torch.uint8).numpy())
 
 
 def _tensors(path: Path, entry: manifest.Entry) -> dict[str, Tensor]:
@@ -238,14 +278,19 @@ def _tensors(path: Path, entry: manifest.Entry) -> dict[str, Tensor]:
         raise WeightsError(f"is not a safetensors file ({error})", file=path) from None
 
 
-def _set_aside(path: Path) -> None:
-    """Renames a damaged checkpoint, so that its step can be saved again."""
-    aside, number = path.with_name(f"{path.name}.bad"), 1
-    while aside.exists():
-        number += 1
-        aside = path.with_name(f"{path.name}.bad{number}")
-    try:
-        path.rename(aside)
-    except OSError as error:
-        reason = f"is damaged and cannot be renamed ({error.strerror})"
-        raise StorageError(reason, file=path) from error
+def _set_aside(damaged: Sequence[Path]) -> None:
+    """Renames damaged checkpoints, so that their steps can be saved again."""
+    for path in damaged:
+        aside, number = path.with_name(f"{path.name}.bad"), 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"{path.name}.bad{number}")
+        try:
+            path.rename(aside)
+            # On the disk before the journal is cut: it may not come back without its lines.
+            sync_folder(path.parent)
+        except OSError as error:
+            reason = f"is damaged and cannot be renamed ({error.strerror})"
+            raise StorageError(
+                reason, file=path, remedy="Choose a folder that this user can write"
+            ) from error

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 
 from multibox.config import Config, differences
 from multibox.errors import ConfigError, StorageError
+from multibox.runtime.disk import sync_files
 
 JSON = Any
 
@@ -31,21 +31,22 @@ def write_json(path: Path, value: JSON) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all, making its folder where it is absent.
 
+    What a killed predecessor left is overwritten: one process at a time writes a file.
+
     Raises:
         StorageError: The disk is full or fails.
     """
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
+            temporary.replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise StorageError(
@@ -63,7 +64,7 @@ def new_file(path: Path) -> Iterator[Path]:
         path: Must not exist; its folder is made where it is absent.
 
     Yields:
-        The temporary file to write.
+        The temporary file to write, empty.
 
     Raises:
         StorageError: The file exists, or the disk is full or fails.
@@ -72,16 +73,14 @@ def new_file(path: Path) -> Iterator[Path]:
         raise StorageError(
             "exists, and is not replaced", file=path, remedy="Choose another name, or remove it"
         )
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
         try:
+            temporary.write_bytes(b"")
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o644)
             temporary.rename(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -107,10 +106,13 @@ def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
     Raises:
         ConfigError: The folder holds something else, a run of another configuration, or one on
             other data.
+        StorageError: The folder cannot be read or written.
     """
     stored = folder / "config.json"
     if not stored.exists():
-        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        # A run that was killed before it began has the facts only: they are written first.
+        names = set(_names(folder)) - {"run.json"}
+        foreign = sorted(name for name in names if not name.startswith("."))
         if foreign:
             raise ConfigError(
                 f"is not empty and not a run (it holds {foreign[0]})",
@@ -119,6 +121,7 @@ def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
             )
         write_json(folder / "run.json", facts)
         write_text(stored, config.to_json())
+        sync_files(folder, [stored])
         return
     before, facts_before = read_run(folder)
     changed = differences(before, config)
@@ -172,6 +175,18 @@ def environment(device: torch.device, precision: torch.dtype) -> dict[str, JSON]
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": str(precision).removeprefix("torch."),
     }
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except OSError as error:
+        raise StorageError(f"cannot be read ({error.strerror})", file=folder) from None
+
+
+def _temporary(path: Path) -> Path:
+    """Returns the name that a file has until it is whole."""
+    return path.with_name(f".{path.name}.new")
 
 
 def _processor() -> str:

@@ -114,8 +114,8 @@ class Journal:
         return length
 
     def _whole_lines(self) -> int:
-        """The length without a last line that a kill tore."""
-        return self._path.read_bytes().rfind(b"\n") + 1
+        """The length without a last line that a kill tore, or the zeros of a power cut."""
+        return self._path.read_bytes().partition(b"\0")[0].rfind(b"\n") + 1
 
     def _failure(self, error: OSError) -> StorageError:
         return StorageError(

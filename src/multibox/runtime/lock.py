@@ -4,19 +4,26 @@ import fcntl
 import json
 import os
 import socket
+import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 from multibox.errors import StorageError
+from multibox.runtime.disk import make_folder
+
+_PATIENCE = 0.5
+"""Seconds in which whoever has just got the lock has surely said who it is."""
 
 
 class RunLock:
     """Holds a run's folder for this process, as a context manager.
 
     The file `.lock` stays: only the lock on it counts, and its text merely tells the loser who
-    the winner is. Processes forked meanwhile let go of it at once, so that a loader worker that
-    outlives a killed run does not keep the folder from the next one.
+    the winner is. A folder that was made for it goes again where nothing else came into it.
+    Processes forked meanwhile let go of it at once, so that a loader worker that outlives a killed
+    run does not keep the folder from the next one.
 
     Args:
         folder: The run's folder; made where it is missing.
@@ -27,18 +34,42 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._path = folder, folder / ".lock"
         self._descriptor: int | None = None
 
     def __enter__(self) -> "RunLock":
-        path = self._folder / ".lock"
+        self._is_new = not self._folder.exists()
+        descriptor = self._lock()
+        while not self._is_there(descriptor):
+            os.close(descriptor)
+            descriptor = self._lock()
+        self._descriptor = descriptor
+        os.register_at_fork(after_in_child=self._close)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._descriptor is None:
+            return
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            if self._is_new and [path.name for path in self._folder.iterdir()] == [".lock"]:
+                self._path.unlink()
+                self._folder.rmdir()
+        self._close()
+
+    def _lock(self) -> int:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            make_folder(self._folder)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StorageError(
                 f"cannot be written ({error.strerror})",
-                file=path,
+                file=self._path,
                 remedy="Choose a folder that this user can write",
             ) from None
         try:
@@ -56,17 +87,14 @@ class RunLock:
                 if held
                 else "Choose a folder on a file system with locks and with room",
             ) from None
-        self._descriptor = descriptor
-        os.register_at_fork(after_in_child=self._close)
-        return self
+        return descriptor
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._close()
+    def _is_there(self, descriptor: int) -> bool:
+        """Whether the locked file is still the one of that name; its last holder may remove it."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except OSError:
+            return False
 
     def _close(self) -> None:
         """Closes this process's descriptor; the kernel unlocks when no process has one left."""
@@ -82,9 +110,26 @@ def _introduction() -> bytes:
 
 
 def _holder(descriptor: int) -> str:
-    """Who wrote the introduction; it may be missing for a moment after the lock is taken."""
+    """Who wrote the introduction: for a moment after the lock is taken it is a killed holder's."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            entry = json.loads(os.pread(descriptor, 4096, 0))
+            holder = f"process {entry['pid']} on {entry['host']}, started {entry['start']}"
+            if entry["host"] != socket.gethostname() or _lives(entry["pid"]):
+                return holder
+        except (ValueError, TypeError, KeyError):
+            holder = "another process"
+        if time.monotonic() > end:
+            return holder
+        time.sleep(0.01)
+
+
+def _lives(number: int) -> bool:
     try:
-        entry = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {entry['pid']} on {entry['host']}, started {entry['start']}"
-    except (ValueError, TypeError, KeyError):
-        return "another process"
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

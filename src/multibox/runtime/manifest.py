@@ -8,14 +8,18 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from multibox.errors import StorageError, WeightsError
+from multibox.runtime.disk import sync_folder
 
 FORMAT = 1
 NAME = "manifest.json"
+
+_CHUNK = 2**20
+"""Bytes that are written and hashed together, while the processor's cache has them."""
 
 Entry: TypeAlias = dict[str, int | str]
 
@@ -33,24 +37,20 @@ class Manifest(NamedTuple):
 
 
 def write(
-    folder: Path, step: int, contents: Iterable[tuple[str, Sequence[bytes | memoryview]]]
+    folder: Path, step: int, contents: Iterable[tuple[str, Iterable[bytes | memoryview]]]
 ) -> None:
     """Writes files and their manifest, and waits until they and their names are on the disk.
 
     Args:
         folder: An empty folder.
         step: The step that the folder is of.
-        contents: File names with the parts of their content. Taken one by one, so that a
-            generator need not hold all of them.
+        contents: File names with the parts of their content. Parts are taken one by one, so
+            that a generator need not hold all of them.
 
     Raises:
         OSError: The disk is full or fails.
     """
-    files = {}
-    for name, parts in contents:
-        files[name] = _write_file(folder / name, parts)
-        # Freed before the generator makes the next: these are as large as the network.
-        del parts
+    files = {name: _write_file(folder / name, parts) for name, parts in contents}
     manifest = {"format": FORMAT, "step": step, "files": files}
     _write_file(folder / NAME, [encoded(manifest)])
     sync_folder(folder)
@@ -97,7 +97,7 @@ def verified(path: Path, entry: Entry) -> bytes:
         raise WeightsError(
             f"has {len(content)} bytes, but {entry.get('size')} in the manifest", file=path
         )
-    if _fingerprint([content]) != entry:
+    if entry.keys() != {"size", "sha256"} or hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise WeightsError("its SHA-256 is not the manifest's: it was changed", file=path)
     return content
 
@@ -126,29 +126,18 @@ def decoded(path: Path, content: bytes) -> dict[str, Any]:
     return value
 
 
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_file(path: Path, parts: Sequence[bytes | memoryview]) -> Entry:
+def _write_file(path: Path, parts: Iterable[bytes | memoryview]) -> Entry:
+    digest, size = hashlib.sha256(), 0
     with path.open("xb") as file:
         for part in parts:
-            file.write(part)
+            for start in range(0, len(part), _CHUNK):
+                chunk = part[start : start + _CHUNK]
+                file.write(chunk)
+                digest.update(chunk)
+            size += len(part)
         file.flush()
         os.fsync(file.fileno())
-    return _fingerprint(parts)
-
-
-def _fingerprint(parts: Sequence[bytes | memoryview]) -> Entry:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return {"size": sum(len(part) for part in parts), "sha256": digest.hexdigest()}
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def _content(path: Path) -> bytes:
