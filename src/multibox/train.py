@@ -1,23 +1,25 @@
 """The verb `train`: from a recipe and a folder of annotated images to a trained run."""
 
 import hashlib
+import json
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
 from multibox.build import new_network, read_datasets
-from multibox.config import Config
+from multibox.config import Config, flatten
 from multibox.data.dataset import Dataset
 from multibox.errors import ConfigError
 from multibox.learner import Learner
 from multibox.loop import Loop, Surroundings
 from multibox.model import arithmetic, describe, find_weights, read_weights
 from multibox.rng import STREAM_VERSION
-from multibox.runtime.distributed import Processes, join, wait_for_all
+from multibox.runtime.distributed import Processes, join, require_same, wait_for_all
 from multibox.runtime.folder import claim, environment, write_json
 from multibox.runtime.lock import RunLock
 from multibox.ssd.network import SSD
@@ -73,10 +75,11 @@ def train(request: Request, console: Console) -> None:
             "data_root": str(request.data.resolve()),
             **_facts(network, train_set, test_set),
         }
+        _compare(config, facts, processes)
         if processes.is_first:
             stack.enter_context(RunLock(request.out))
             claim(request.out, config, facts)
-            write_json(request.out / "environment.json", environment(processes.device, precision))
+            _describe_machine(request.out, processes, precision, console)
         wait_for_all(processes)
         surroundings = Surroundings(
             folder=request.out,
@@ -98,6 +101,31 @@ def _check_shares(config: Config, processes: Processes) -> None:
             f"{processes.world_size} processes in {config.optimizer.accumulate} parts",
             remedy="Change --batch-size, --accumulate or the number of processes",
         )
+
+
+def _compare(config: Config, facts: dict[str, Any], processes: Processes) -> None:
+    """Refuses processes that would compute different things."""
+    names = ("multibox", "recipe", "data_digest", "init_digest", "precision", "stream_version")
+    same = flatten(config) | {name: facts[name] for name in names} | {"torch": version("torch")}
+    del same["workers"]
+    require_same(same, processes)
+
+
+def _describe_machine(
+    folder: Path, processes: Processes, precision: torch.dtype, console: Console
+) -> None:
+    """Writes `environment.json`; says so if the run goes on in another number of processes."""
+    path, now = folder / "environment.json", processes.world_size
+    before = now
+    with suppress(OSError, ValueError):
+        before = json.loads(path.read_text(encoding="utf-8")).get("processes", now)
+    if before != now:
+        console.print(
+            f"note: goes on in {now} processes, after {before}: the same samples in every step, "
+            "each process's share of them another",
+            highlight=False,
+        )
+    write_json(path, environment(processes.device, precision) | {"processes": now})
 
 
 def _introduce(dataset: Dataset, console: Console) -> None:

@@ -5,6 +5,7 @@ the dataset under the augmentation drawn from the stream (seed, "augment", n). N
 a sample, so workers hold no state, and any step's batch can be made at any time, anywhere.
 """
 
+import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -205,7 +206,12 @@ def batches(
 
 
 def _begin_worker(_: int) -> None:
-    """Leaves it to the training process to notice Ctrl-C, and lets it end this one."""
+    """Leaves it to the training process to notice signals, and lets it end this one.
+
+    Ctrl-C, torchrun and job schedulers signal to all of a group; the batches that the step under
+    way needs are still to be made then.
+    """
+    os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
