@@ -6,7 +6,6 @@ Of the product, only the tables of networks and recipes are added to.
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -43,6 +42,21 @@ class Ranks:
 
     def said(self, rank: int) -> str:
         return (self.folder / f"stderr-{rank}").read_text()
+
+    def trace(self, rank: int) -> list[tuple[int, list[int], list[int]]]:
+        """Number, samples and images of each step that a rank of a traced run has made."""
+        try:
+            lines = (self.folder / f"trace-{rank}").read_text().split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+        return [tuple(json.loads(line)) for line in lines]
+
+    def wait_for_step(self, number: int) -> None:
+        """Returns when some rank of a traced run has made a step, or all have ended."""
+        while any(alive(pid) for pid in self.pids):
+            if any(line[0] >= number for r in range(len(self.pids)) for line in self.trace(r)):
+                return
+            time.sleep(0.005)
 
 
 class Rig:
@@ -86,12 +100,12 @@ class Rig:
         return json.loads(self._mother.stdout.readline())
 
     def close(self) -> None:
-        self._mother.stdin.close()
-        self._mother.wait()
+        self._mother.kill()
+        self._mother.communicate()
 
 
 def left_behind(pids: Sequence[int], *, within: float = LATE) -> list[int]:
-    """Returns the processes of these sessions and groups that are still there after a time."""
+    """Returns the processes that are still there after a time."""
     end = time.monotonic() + within
     while found := [pid for pid in pids if alive(pid)]:
         if time.monotonic() > end:
@@ -191,7 +205,9 @@ def _wait(pids: Sequence[int], seconds: float, ended: dict[int, int]) -> list[in
 
 def _serve() -> None:
     _add_tiny()
-    import faster_coco_eval  # noqa: F401  # what a milestone would import
+    # What optimizers and milestones would import.
+    import faster_coco_eval  # noqa: F401
+    import torch._dynamo  # noqa: F401
 
     from multibox import cli
 
@@ -219,5 +235,9 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.argv[1:]:  # under torchrun
+        from multibox import cli
+
+        _add_tiny()
+        sys.exit(cli.main(sys.argv[1:]))
     _serve()

@@ -236,7 +236,11 @@ def require_same(facts: Mapping[str, Any], processes: Processes) -> None:
     lines = bytes(gather(values, processes).tolist()).splitlines()
     first, *others = map(json.loads, lines)
     for rank, other in enumerate(others, start=1):
-        found = [f"{name}: {other[name]}, there {first[name]}" for name in first if other[name] != first[name]]
+        found = [
+            f"{name}: {other[name]}, there {first[name]}"
+            for name in first
+            if other[name] != first[name]
+        ]
         if found:
             raise ConfigError(
                 f"process {rank} has not what the first has ({'; '.join(found)})",

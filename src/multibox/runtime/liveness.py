@@ -33,6 +33,9 @@ interpreter for that long; a suspended process counts no ticks, so a run may be 
 GONE_SECONDS = 20
 """After so long without an answer of its kernel, a machine counts as gone."""
 
+CHORUS_SECONDS = 1.0
+"""How long the first process waits whether it has the same to say as another."""
+
 PARTING_SECONDS = 10.0
 """How long a process that ends waits for the others to hear it."""
 
@@ -79,7 +82,8 @@ class Liveness:
         self._peers: list[_Peer] = []
         self._selector = selectors.DefaultSelector()
         self._complete = threading.Event()
-        self._left = False
+        self._left = threading.Event()
+        self._failing = False
         # Whoever holds it has the last word in this process: the thread, or a failed main thread.
         self._last_word = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="liveness", daemon=True)
@@ -147,7 +151,7 @@ class Liveness:
 
     def leave(self) -> None:
         """Takes leave of the others: from now on they may end without this one."""
-        self._left = True
+        self._left.set()
         self._tell({"code": 0})
 
     def fail(self, error: BaseException) -> None:
@@ -159,9 +163,10 @@ class Liveness:
             # A collective fails by the death of another process, of which the thread hears now.
             self._thread.join(PARTING_SECONDS)
         code, reason = _last_words(error)
+        self._failing = True
         if self._rank == 0:
             self._last_word.acquire()
-            self._left = True
+            self._left.set()
         elif code == 1:
             # A fault of the program, whose place only this process knows.
             traceback.print_exception(error)
@@ -225,7 +230,7 @@ class Liveness:
             received = b""
         if not received or len(peer.rest) > _LONGEST:
             self._drop(peer)
-            if peer.rank is not None and not peer.parted:
+            if peer.rank is not None and not peer.parted and not self._failing:
                 self._judge(peer, "has ended without a word")
 
     def _hear(self, peer: _Peer, message: dict[str, Any]) -> None:
@@ -240,6 +245,8 @@ class Liveness:
         elif "code" in message:
             peer.parted = True
             if message["code"] and self._rank == 0:
+                # Where all find the same fault, the first one speaks for itself.
+                self._left.wait(CHORUS_SECONDS)
                 self._end(message["code"], f"process {peer.rank}: {message['reason']}")
             elif message["code"]:
                 self._end(message["code"], "")
@@ -250,7 +257,7 @@ class Liveness:
 
     def _end(self, code: int, message: str) -> None:
         """Ends this process, which may be anywhere, and the others; the first one says why."""
-        if self._left or not self._last_word.acquire(blocking=False):
+        if self._left.is_set() or not self._last_word.acquire(blocking=False):
             return
         if message:
             console = Console(stderr=True)
@@ -259,6 +266,12 @@ class Liveness:
             console.print(message, markup=False, highlight=False, soft_wrap=True)
         if self._rank == 0:
             self._tell({"code": code, "reason": message})
+            # An end that leaves something unread would take back what is still on its way.
+            for peer in self._peers:
+                peer.connection.settimeout(CHORUS_SECONDS)
+                with suppress(OSError):
+                    while peer.connection.recv(65536):
+                        pass
         for worker in multiprocessing.active_children():
             worker.kill()
         os._exit(code)
