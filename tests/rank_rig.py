@@ -211,11 +211,15 @@ def _serve() -> None:
 
     from multibox import cli
 
+    def answer(value: object) -> None:
+        sys.stdout.write(json.dumps(value) + "\n")
+        sys.stdout.flush()
+
     ended: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            print(json.dumps(_wait(request["wait"], request["seconds"], ended)), flush=True)
+            answer(_wait(request["wait"], request["seconds"], ended))
             continue
         pids = []
         for rank, arguments in enumerate(request["arguments"]):
@@ -231,7 +235,7 @@ def _serve() -> None:
                     sys.stderr.flush()
                     os._exit(status)
             pids.append(pid)
-        print(json.dumps(pids), flush=True)
+        answer(pids)
 
 
 if __name__ == "__main__":

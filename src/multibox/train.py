@@ -189,5 +189,5 @@ def _workers(config: Config, processes: Processes) -> int:
         return config.run.workers
     cores = len(os.sched_getaffinity(0)) // processes.world_size
     if processes.device.type == "cpu":
-        return min(1, cores - 1)
+        return max(0, min(1, cores - 1))
     return max(1, min(MAX_GPU_WORKERS, cores - 1))

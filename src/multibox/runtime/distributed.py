@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from multibox.errors import ConfigError, ProcessError
 from multibox.runtime.liveness import Liveness
 from multibox.runtime.signals import Interrupted
 
-MEETING_SECONDS = 120
+_Store = Any
+"""A `torch.distributed.Store`, a name that PyTorch does not export."""
+
+MEETING_SECONDS = 120.0
 """How long the processes that came wait for the others."""
 
 GROUP_TIMEOUT = timedelta(minutes=30)
@@ -84,7 +88,7 @@ def join(device: str) -> Iterator[Processes]:
         store.set_timeout(GROUP_TIMEOUT)
         dist.init_process_group(
             "nccl" if place.type == "cuda" else "gloo",
-            store=dist.PrefixStore("group", store),
+            store=store,
             rank=rank,
             world_size=world_size,
             timeout=GROUP_TIMEOUT,
@@ -111,14 +115,14 @@ def is_first() -> bool:
 
 
 def _several() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def _meet() -> tuple[dist.Store, int, int, Liveness]:
+def _meet() -> tuple[_Store, int, int, Liveness]:
     """Finds the other processes."""
     try:
         _await_first()
-        meeting = dist.rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS))
+        meeting = rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS))
         store, rank, world_size = next(meeting)
         host = os.environ["MASTER_ADDR"]
         if rank == 0:
@@ -171,7 +175,7 @@ def _own_device(device: str, rank: int) -> torch.device:
     return place
 
 
-def _require_same_device(place: torch.device, rank: int, store: dist.Store) -> None:
+def _require_same_device(place: torch.device, rank: int, store: _Store) -> None:
     """Refuses GPUs beside CPUs, before they wait for each other in different languages."""
     if rank == 0:
         store.set("device", place.type)
