@@ -240,8 +240,8 @@ def _serve() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:]:  # under torchrun
+        _add_tiny()
         from multibox import cli
 
-        _add_tiny()
         sys.exit(cli.main(sys.argv[1:]))
     _serve()

@@ -325,7 +325,7 @@ def test_under_torchrun(
     out = tmp_path / "run"
     command = line(data, out, workers=1)
     agent = start(command, first)
-    while not (out / "checkpoints" / "step-00000002").is_dir():
+    while agent.poll() is None and not (out / "checkpoints" / "step-00000002").is_dir():
         time.sleep(0.005)
     ranks = children(agent.pid) if first > 1 else [agent.pid]
     workers = [child for pid in ranks for child in children(pid)]

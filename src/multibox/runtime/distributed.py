@@ -186,17 +186,33 @@ def _require_same_device(place: torch.device, rank: int, store: _Store) -> None:
         )
 
 
-def replicate(network: nn.Module, processes: Processes) -> nn.Module:
-    """Returns the network with gradients averaged over the processes."""
+def replicate(network: nn.Module, example: Tensor, processes: Processes) -> nn.Module:
+    """Returns the network with gradients averaged over the processes.
+
+    After its first pass PyTorch arranges anew which gradients are sent together, and with that
+    the order in which those of three and more processes are added. A pass whose gradients are
+    dropped comes first, so that a continued run adds in the order of an unbroken one.
+
+    Args:
+        network: On its device.
+        example: An input.
+        processes: This process among the others.
+    """
     if processes.world_size == 1:
         return network
     devices = [processes.device] if processes.device.type == "cuda" else None
     with warnings.catch_warnings():
         # Its successor synchronizes them once, which is not asked for, and torch 2.11 has it not.
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-        return nn.parallel.DistributedDataParallel(
+        replica = nn.parallel.DistributedDataParallel(
             network, device_ids=devices, broadcast_buffers=False
         )
+    # Without batch statistics, which would be remembered.
+    network.eval()
+    torch.autograd.backward([tensor.sum() for tensor in replica(example)])
+    network.zero_grad()
+    network.train()
+    return replica
 
 
 @contextmanager
