@@ -100,6 +100,12 @@ def join(device: str) -> Iterator[Processes]:
         raise
     except BaseException as error:
         liveness.fail(error)
+        # Nobody has ended, and yet a collective failed: nobody came to it for `GROUP_TIMEOUT`.
+        if isinstance(error, RuntimeError) and (
+            "gloo" in str(error) or isinstance(error, dist.DistError)
+        ):
+            reason = str(error).partition("\n")[0]
+            raise ProcessError(f"the processes no longer reach each other ({reason})") from None
         raise
     _part(liveness)
 
