@@ -23,11 +23,12 @@ from multibox.bench import bench
 from multibox.check import check, print_checkup
 from multibox.convert import convert
 from multibox.demo import demo
-from multibox.errors import ConfigError, DataError, MultiboxError
+from multibox.errors import ConfigError, DataError, MultiboxError, ProcessError
 from multibox.evaluate import evaluate_model, evaluate_results
 from multibox.predict import Detector, predict
 from multibox.recipes import RECIPES
 from multibox.report import write_report
+from multibox.runtime.distributed import is_first
 from multibox.runtime.signals import Interrupted
 from multibox.train import Request, train
 
@@ -40,11 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: What follows the command's name; by default this process's.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not is_first())
     try:
         return _run(parse(arguments), console)
     except MultiboxError as error:
-        _refuse(error, console)
+        # Whoever misses the others cannot leave it to the first of them to say so.
+        _refuse(error, Console(stderr=True) if isinstance(error, ProcessError) else console)
         return error.exit_code
     except Interrupted as stop:
         console.print(

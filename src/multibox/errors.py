@@ -80,3 +80,9 @@ class DownloadError(MultiboxError):
     """A file that cannot be fetched, or that is not the published one."""
 
     exit_code = 7
+
+
+class ProcessError(MultiboxError):
+    """Another process of a run that has ended, hangs or did not come."""
+
+    exit_code = 8

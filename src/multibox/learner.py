@@ -58,7 +58,8 @@ class Learner:
         self._train_difficult = config.data.train_difficult
         self._processes = processes
         self._optimizer = build_optimizer(self.network, config.optimizer)
-        self._replica = replicate(self.network, processes)
+        blank = torch.zeros(1, 3, *network.image_size_px, dtype=torch.uint8)
+        self._replica = replicate(self.network, blank.to(processes.device), processes)
         self._parameters = list(self.network.parameters())
         self._average: dict[str, Tensor] = {}
         if self._config.ema_decay:

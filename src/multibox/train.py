@@ -1,16 +1,18 @@
 """The verb `train`: from a recipe and a folder of annotated images to a trained run."""
 
 import hashlib
+import json
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
 from multibox.build import build_network, new_network, read_datasets
-from multibox.config import Config, OptimizerConfig
+from multibox.config import Config, OptimizerConfig, flatten
 from multibox.data.dataset import Dataset
 from multibox.data.decoded import DecodedImages, decode_into, find_decoded, remove_decoded
 from multibox.errors import ConfigError
@@ -21,7 +23,7 @@ from multibox.model import arithmetic, describe, find_weights, read_weights
 from multibox.rng import STREAM_VERSION
 from multibox.runtime.checkpoint import steps
 from multibox.runtime.disk import mebibytes, require_room
-from multibox.runtime.distributed import Processes, join, wait_for_all
+from multibox.runtime.distributed import Processes, join, require_same, wait_for_all
 from multibox.runtime.folder import claim, environment, write_json
 from multibox.runtime.lock import RunLock
 from multibox.ssd.network import SSD
@@ -90,10 +92,11 @@ def train(request: Request, console: Console) -> None:
             "data_root": str(request.data.resolve()),
             **_facts(network, train_set, test_set),
         }
+        _compare(config, facts, processes)
         if processes.is_first:
             _require_room(request.out, config, network, images=len(test_set))
             claim(request.out, config, facts)
-            write_json(request.out / "environment.json", environment(processes.device, precision))
+            _describe_machine(request.out, processes, precision, console)
         wait_for_all(processes)
         surroundings = Surroundings(
             folder=request.out,
@@ -158,6 +161,29 @@ def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
     learnt = sum(tensor.nbytes for tensor in state if tensor.is_floating_point())
     averaged = learnt if config.ema_decay > 0 else 0
     return sum(tensor.nbytes for tensor in state) + moments * trained + averaged
+def _compare(config: Config, facts: dict[str, Any], processes: Processes) -> None:
+    """Refuses processes that would compute different things."""
+    names = ("multibox", "recipe", "data_digest", "init_digest", "precision", "stream_version")
+    same = flatten(config) | {name: facts[name] for name in names} | {"torch": version("torch")}
+    del same["workers"]
+    require_same(same, processes)
+
+
+def _describe_machine(
+    folder: Path, processes: Processes, precision: torch.dtype, console: Console
+) -> None:
+    """Writes `environment.json`; says so if the run goes on in another number of processes."""
+    path, now = folder / "environment.json", processes.world_size
+    before = now
+    with suppress(OSError, ValueError):
+        before = json.loads(path.read_text(encoding="utf-8")).get("processes", now)
+    if before != now:
+        console.print(
+            f"note: goes on in {now} processes, after {before}: the same samples in every step, "
+            "each process's share of them another",
+            highlight=False,
+        )
+    write_json(path, environment(processes.device, precision) | {"processes": now})
 
 
 def _introduce(dataset: Dataset, console: Console) -> None:
@@ -243,5 +269,5 @@ def _workers(config: Config, processes: Processes) -> int:
         return config.run.workers
     cores = len(os.sched_getaffinity(0)) // processes.world_size
     if processes.device.type == "cpu":
-        return min(1, cores - 1)
+        return max(0, min(1, cores - 1))
     return max(1, min(MAX_GPU_WORKERS, cores - 1))

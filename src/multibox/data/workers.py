@@ -1,6 +1,7 @@
 """Processes that work ahead of the training process."""
 
 import ctypes
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,12 @@ def work_ahead(
 
 
 def _begin_worker(_: int) -> None:
-    """Leaves it to the training process to notice Ctrl-C, and lets it end this one."""
+    """Leaves it to the training process to notice signals, and lets it end this one.
+
+    Ctrl-C, torchrun and job schedulers signal to all of a group; the batches that the step under
+    way needs are still to be made then.
+    """
+    os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -3,16 +3,34 @@
 Without torchrun there is one process, and everything here is the identity.
 """
 
+import json
 import os
+import socket
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from datetime import timedelta
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
-from multibox.errors import ConfigError
+from multibox.errors import ConfigError, ProcessError
+from multibox.runtime.liveness import Liveness
+from multibox.runtime.signals import Interrupted
+
+_Store = Any
+"""A `torch.distributed.Store`, a name that PyTorch does not export."""
+
+MEETING_SECONDS = 120.0
+"""How long the processes that came wait for the others."""
+
+GROUP_TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for another's part in a computation. That one may be reading a large
+dataset or drawing pictures; whether it is alive does not have to be guessed from this."""
 
 
 class Processes(NamedTuple):
@@ -49,33 +67,158 @@ def pick_device(device: str) -> torch.device:
 def join(device: str) -> Iterator[Processes]:
     """Joins the processes that torchrun started, if it did, for as long as the context lasts.
 
+    Whatever ends one of several processes ends them all, wherever they are, with one message by
+    the first and one exit status: `runtime/liveness.py`. Without torchrun, its variables serve as
+    well: `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`.
+
     Args:
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        ConfigError: A GPU is asked for, and there is none.
+        ConfigError: A GPU is asked for, and there is none; or the variables are not all there.
+        ProcessError: The processes do not find each other.
     """
-    place = pick_device(device)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
-        yield Processes(0, 1, place)
+    if not _several():
+        yield Processes(0, 1, pick_device(device))
         return
-    if place.type == "cuda":
-        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    store, rank, world_size, liveness = _meet()
     try:
-        yield Processes(dist.get_rank(), world_size, place)
-    finally:
-        dist.destroy_process_group()
+        place = _own_device(device, rank)
+        _require_same_device(place, rank, store)
+        store.set_timeout(GROUP_TIMEOUT)
+        dist.init_process_group(
+            "nccl" if place.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=GROUP_TIMEOUT,
+        )
+        yield Processes(rank, world_size, place)
+    except Interrupted:
+        # All stop after the same step.
+        _part(liveness)
+        raise
+    except BaseException as error:
+        liveness.fail(error)
+        # Nobody has ended, and yet a collective failed: nobody came to it for `GROUP_TIMEOUT`.
+        if isinstance(error, RuntimeError) and (
+            "gloo" in str(error) or isinstance(error, dist.DistError)
+        ):
+            reason = str(error).partition("\n")[0]
+            raise ProcessError(f"the processes no longer reach each other ({reason})") from None
+        raise
+    _part(liveness)
 
 
-def replicate(network: nn.Module, processes: Processes) -> nn.Module:
-    """Returns the network with gradients averaged over the processes."""
+def _part(liveness: Liveness) -> None:
+    dist.destroy_process_group()
+    liveness.leave()
+
+
+def is_first() -> bool:
+    """Whether this process talks to the user, before it has joined the others."""
+    return not _several() or os.environ.get("RANK") == "0"
+
+
+def _several() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _meet() -> tuple[_Store, int, int, Liveness]:
+    """Finds the other processes."""
+    try:
+        _await_first()
+        meeting = rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS))
+        store, rank, world_size = next(meeting)
+        host = os.environ["MASTER_ADDR"]
+        if rank == 0:
+            liveness = Liveness.listen(host, world_size)
+            store.set("liveness", liveness.address)
+            liveness.wait_for_all(MEETING_SECONDS)
+        else:
+            address = store.get("liveness").decode()
+            liveness = Liveness.connect(host, address, rank, world_size)
+    except ValueError as error:
+        raise ConfigError(f"the processes cannot be joined: {error}") from None
+    except (dist.DistError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ProcessError(
+            f"the processes do not find each other ({reason})",
+            remedy="Start all of a run at once; MASTER_ADDR and MASTER_PORT say where they meet",
+        ) from None
+    return store, rank, world_size, liveness
+
+
+def _await_first() -> None:
+    """Returns when the first process can be reached; torch's own wait is long and talkative."""
+    end = time.monotonic() + MEETING_SECONDS
+    place = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", 0))
+    while os.environ.get("RANK") != "0" and all(place):
+        try:
+            socket.create_connection(place, timeout=MEETING_SECONDS).close()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _own_device(device: str, rank: int) -> torch.device:
+    """Returns the device that is this process's alone."""
+    place = pick_device(device)
+    if place.type == "cpu":
+        return place
+    count = torch.cuda.device_count()
+    number = int(os.environ.get("LOCAL_RANK", rank % count))
+    if number >= count:
+        raise ConfigError(
+            f"{number + 1} processes share a machine of {count} GPUs",
+            remedy="Start as many processes as there are GPUs, or say --device cpu",
+        )
+    place = torch.device("cuda", number)
+    torch.cuda.set_device(place)
+    return place
+
+
+def _require_same_device(place: torch.device, rank: int, store: _Store) -> None:
+    """Refuses GPUs beside CPUs, before they wait for each other in different languages."""
+    if rank == 0:
+        store.set("device", place.type)
+    elif (first := store.get("device").decode()) != place.type:
+        raise ConfigError(
+            f"would run on {place.type}, the first process on {first}",
+            remedy="Say --device cpu, or repair the GPU of that process",
+        )
+
+
+def replicate(network: nn.Module, example: Tensor, processes: Processes) -> nn.Module:
+    """Returns the network with gradients averaged over the processes.
+
+    After its first pass PyTorch arranges anew which gradients are sent together, and with that
+    the order in which those of three and more processes are added. A pass whose gradients are
+    dropped comes first, so that a continued run adds in the order of an unbroken one.
+
+    Args:
+        network: On its device.
+        example: An input.
+        processes: This process among the others.
+    """
     if processes.world_size == 1:
         return network
     devices = [processes.device] if processes.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        # Its successor synchronizes them once, which is not asked for, and torch 2.11 has it not.
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        replica = nn.parallel.DistributedDataParallel(
+            network, device_ids=devices, broadcast_buffers=False
+        )
+    # Without batch statistics, which would be remembered.
+    network.eval()
+    torch.autograd.backward([tensor.sum() for tensor in replica(example)])
+    network.zero_grad()
+    network.train()
+    return replica
 
 
 @contextmanager
@@ -96,10 +239,39 @@ def total(values: Tensor, processes: Processes) -> Tensor:
 
 
 def agree(number: int, processes: Processes) -> int:
-    """Returns the sum of a whole number over the processes; each calls it at the same point."""
+    """Returns the greatest of the processes' numbers; each calls it at the same point."""
     if processes.world_size == 1:
         return number
-    return int(total(torch.tensor(number, device=processes.device), processes))
+    greatest = torch.tensor(number, device=processes.device)
+    dist.all_reduce(greatest, dist.ReduceOp.MAX)
+    return int(greatest)
+
+
+def require_same(facts: Mapping[str, Any], processes: Processes) -> None:
+    """Compares what must not differ between the processes.
+
+    Args:
+        facts: JSON, by name.
+        processes: This process among the others.
+
+    Raises:
+        ConfigError: Another process has other facts; raised by all.
+    """
+    line = json.dumps(facts).encode() + b"\n"
+    values = torch.tensor(list(line), dtype=torch.uint8, device=processes.device)
+    lines = bytes(gather(values, processes).tolist()).splitlines()
+    first, *others = map(json.loads, lines)
+    for rank, other in enumerate(others, start=1):
+        found = [
+            f"{name}: {other[name]}, there {first[name]}"
+            for name in first
+            if other[name] != first[name]
+        ]
+        if found:
+            raise ConfigError(
+                f"process {rank} has not what the first has ({'; '.join(found)})",
+                remedy="Give all processes the same command line, data and versions",
+            )
 
 
 def from_first(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:
