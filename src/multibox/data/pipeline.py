@@ -2,29 +2,42 @@
 
 Training sees an endless line of samples: number n is image `permutation(n // size)[n % size]` of
 the dataset under the augmentation drawn from the stream (seed, "augment", n). Nothing else decides
-a sample, so workers hold no state, and any step's batch can be made at any time, anywhere.
+a sample, so workers hold no state, and any step's batch can be made at any time, anywhere: those
+that die are replaced (`workers`).
 """
 
-import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
-from torch.utils.data import DataLoader, Dataset
 
 from multibox.config import AugmentationConfig
 from multibox.data.dataset import Annotation
 from multibox.data.geometry import draw_geometry, whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import draw_colour, render
-from multibox.errors import DataError, MultiboxError
+from multibox.data.workers import WorkersLost, made_by_workers
+from multibox.errors import DataError, MultiboxError, WorkerError
 from multibox.rng import stream
 from multibox.structures import Batch, Targets
+
+ATTEMPTS = 4
+"""How many crews of workers try to make a batch."""
+
+OnLoss: TypeAlias = Callable[[str, float], None]
+"""Is told why workers are replaced, and for how many seconds they were waited for."""
+
+
+def unsaid(_reason: str, _seconds: float) -> None:
+    """Is told and says nothing."""
 
 
 class Example(NamedTuple):
@@ -48,7 +61,7 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TrainingExamples(Dataset[Example | MultiboxError]):
+class TrainingExamples:
     """The endless line of augmented samples.
 
     Attributes:
@@ -65,8 +78,7 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
 
     def __getitem__(self, sample: int) -> Example | MultiboxError:
         """Returns a sample, or why there is none (workers must not lose the error's type)."""
-        epoch, place = divmod(sample, len(self.annotations))
-        index = int(_permutation(self.seed, epoch, len(self.annotations))[place])
+        index = self._index(sample)
         annotation = self.annotations[index]
         rng = stream(self.seed, "augment", sample)
         geometry, boxes, kept = draw_geometry(
@@ -81,9 +93,17 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
         labels, difficult = annotation.labels[kept], annotation.difficult[kept]
         return Example(image, boxes, labels, difficult, sample, index)
 
+    def path_of(self, sample: int) -> Path:
+        """Returns the file of a sample's image."""
+        return self.annotations[self._index(sample)].image_path
+
+    def _index(self, sample: int) -> int:
+        epoch, place = divmod(sample, len(self.annotations))
+        return int(_permutation(self.seed, epoch, len(self.annotations))[place])
+
 
 @dataclass(frozen=True)
-class PlainExamples(Dataset[Example | MultiboxError]):
+class PlainExamples:
     """The images of a split, whole and in order: sample n is image n.
 
     Attributes:
@@ -106,6 +126,13 @@ class PlainExamples(Dataset[Example | MultiboxError]):
         return Example(
             image, annotation.boxes, annotation.labels, annotation.difficult, sample, sample
         )
+
+    def path_of(self, sample: int) -> Path:
+        """Returns the file of a sample's image."""
+        return self.annotations[sample].image_path
+
+
+Examples: TypeAlias = TrainingExamples | PlainExamples
 
 
 @lru_cache(maxsize=2)
@@ -170,45 +197,64 @@ def training_numbers(
 
 
 def batches(
-    examples: Dataset[Example | MultiboxError],
+    examples: Examples,
     numbers: Iterable[list[int]],
     *,
     workers: int,
     pin_memory: bool,
+    on_loss: OnLoss = unsaid,
 ) -> Iterator[Batch]:
     """Yields the batches of lists of sample numbers.
+
+    When a worker dies or hangs, all are replaced, and the new ones begin with the batch that is
+    due. That alters no sample.
 
     Args:
         examples: Makes a sample of its number.
         numbers: The numbers of each batch.
         workers: Processes that work ahead; 0: this one, on demand.
         pin_memory: Put the batches where a GPU copies them from without waiting.
+        on_loss: Is told why workers are replaced.
 
     Raises:
         DataError: An image cannot be read.
+        WorkerError: As many crews as `ATTEMPTS` failed at a batch.
     """
     # Several images are in work at once instead of one image on several cores.
     cv2.setNumThreads(1)
-    loader = DataLoader(
-        cast(Any, examples),
-        batch_sampler=numbers,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
-        worker_init_fn=_begin_worker,
-    )
-    for batch in loader:
-        if isinstance(batch, MultiboxError):
-            raise batch
-        yield batch
+    due, attempts = deque[list[int]](), 1
 
+    def noted(line: Iterator[list[int]]) -> Iterator[list[int]]:
+        for batch in line:
+            due.append(batch)
+            yield batch
 
-def _begin_worker(_: int) -> None:
-    """Leaves it to the training process to notice Ctrl-C, and lets it end this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    line = iter(numbers)
+    while True:
+        try:
+            for batch in made_by_workers(
+                examples, noted(line), collate, workers=workers, pin_memory=pin_memory
+            ):
+                if isinstance(batch, MultiboxError):
+                    raise batch
+                due.popleft()
+                attempts = 1
+                yield batch
+            return
+        except WorkersLost as loss:
+            reason, seconds = loss.reason, loss.seconds
+        if attempts == ATTEMPTS:
+            files = ", ".join(str(examples.path_of(sample)) for sample in due[0])
+            raise WorkerError(
+                f"{reason}, as {attempts - 1} times before at the same batch. Its images are "
+                f"{files}",
+                remedy="If memory ran out, fewer --workers need less; --workers 0 shows whether an "
+                "image is to blame. The same line again goes on from the last checkpoint",
+            )
+        attempts += 1
+        on_loss(reason, seconds)
+        line = chain(tuple(due), line)
+        due.clear()
 
 
 def without_difficult(targets: Targets) -> Targets:

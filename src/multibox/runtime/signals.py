@@ -20,7 +20,7 @@ class Interrupted(Exception):  # noqa: N818  # not an error: the run was asked t
 
 
 class Signals:
-    """Notes a signal while its context lasts.
+    """Notes a signal while its context lasts; one that was ignored, as by `nohup`, stays so.
 
     Attributes:
         received: The signal's number; 0 for none yet.
@@ -30,11 +30,14 @@ class Signals:
         self.received = 0
 
     def __enter__(self) -> "Signals":
-        self._before = [signal.signal(number, self._note) for number in CAUGHT]
+        found = {number: signal.getsignal(number) for number in CAUGHT}
+        self._before = {n: handler for n, handler in found.items() if handler != signal.SIG_IGN}
+        for number in self._before:
+            signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in zip(CAUGHT, self._before, strict=True):
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
