@@ -31,21 +31,22 @@ def write_json(path: Path, value: JSON) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all, making its folder where it is absent.
 
+    What a killed predecessor left is overwritten: one process at a time writes a file.
+
     Raises:
         StorageError: The disk is full or fails.
     """
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
+            temporary.replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise StorageError(
@@ -110,7 +111,9 @@ def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
     """
     stored = folder / "config.json"
     if not stored.exists():
-        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        # A run that was killed before it began has the facts only: they are written first.
+        names = {path.name for path in folder.iterdir()} - {"run.json"}
+        foreign = sorted(name for name in names if not name.startswith("."))
         if foreign:
             raise ConfigError(
                 f"is not empty and not a run (it holds {foreign[0]})",
@@ -172,6 +175,11 @@ def environment(device: torch.device, precision: torch.dtype) -> dict[str, JSON]
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": str(precision).removeprefix("torch."),
     }
+
+
+def _temporary(path: Path) -> Path:
+    """Returns the name that a file has until it is whole."""
+    return path.with_name(f".{path.name}.new")
 
 
 def _processor() -> str:
