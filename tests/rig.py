@@ -70,10 +70,11 @@ class Rig:
     """Starts runs; a context manager that ends their mother.
 
     Args:
-        folder: For the dataset.
+        folder: For the dataset and anything else.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.data = small_dataset(folder / "data")
         self._sessions: list[int] = []
 
@@ -106,6 +107,12 @@ class Rig:
         run = Run(self, self.ask(request), folder)
         self._sessions.append(run.pid)
         return run
+
+    def timed(self, out: Path, *, workers: int) -> float:
+        """Returns the seconds that a run takes which nothing interrupts."""
+        start = time.monotonic()
+        assert self.start(out, workers=workers).wait() == 0
+        return time.monotonic() - start
 
     def ask(self, request: dict[str, Any]) -> int:
         """Returns the mother's answer."""
@@ -238,6 +245,7 @@ def _plant(
     deadly: str = "",
     slow_step: int = 0,
     broken_step: int = 0,
+    nohup: bool = False,
 ) -> None:
     """Notes completed steps in a file, and plants faults.
 
@@ -247,6 +255,7 @@ def _plant(
         deadly: The name of an image that kills the worker that reads it.
         slow_step: A step that takes half a minute.
         broken_step: A step that ends in an error that nobody foresees.
+        nohup: Hangups are ignored.
     """
     from multibox.data import pipeline, workers
     from multibox.learner import Learner
@@ -270,6 +279,8 @@ def _plant(
 
     Learner.step = noted
     pipeline._read = checked
+    if nohup:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if stuck_seconds:
         workers.STUCK_SECONDS = stuck_seconds
 

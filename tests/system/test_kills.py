@@ -11,19 +11,12 @@ from rig import LINES, Rig, digests, journal
 from multibox.rng import stream
 
 
-def seconds_of(rig: Rig, out: Path, *, workers: int) -> float:
-    """What a run takes that nothing interrupts."""
-    start = time.monotonic()
-    assert rig.start(out, workers=workers).wait() == 0
-    return time.monotonic() - start
-
-
 @pytest.mark.system
 @pytest.mark.parametrize("wanted", [50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_killed_runs_end_with_the_same_bits(wanted: int, tmp_path: Path) -> None:
     kills = runs = redone = 0
     with Rig(tmp_path) as rig:
-        seconds = {n: seconds_of(rig, tmp_path / f"unbroken{n}", workers=n) for n in (0, 2)}
+        seconds = {n: rig.timed(tmp_path / f"unbroken{n}", workers=n) for n in (0, 2)}
         expected = digests(tmp_path / "unbroken0")
         assert journal(tmp_path / "unbroken0") == LINES
         while kills < wanted:

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -29,8 +28,11 @@ from multibox.errors import DataError, MultiboxError, WorkerError
 from multibox.rng import stream
 from multibox.structures import Batch, Targets
 
-ATTEMPTS = 4
-"""How many crews of workers try to make a batch."""
+AHEAD = 2
+"""Batches that each worker has in hand."""
+
+MAX_LOSSES = 4
+"""How often workers may be lost at one batch."""
 
 OnLoss: TypeAlias = Callable[[str, float], None]
 """Is told why workers are replaced, and for how many seconds they were waited for."""
@@ -206,8 +208,9 @@ def batches(
 ) -> Iterator[Batch]:
     """Yields the batches of lists of sample numbers.
 
-    When a worker dies or hangs, all are replaced, and the new ones begin with the batch that is
-    due. That alters no sample.
+    When a worker dies or hangs, one new worker makes what the lost ones had in hand, a batch at a
+    time, so that it is known at which it dies again; then there are as many as before. That alters
+    no sample.
 
     Args:
         examples: Makes a sample of its number.
@@ -218,43 +221,47 @@ def batches(
 
     Raises:
         DataError: An image cannot be read.
-        WorkerError: As many crews as `ATTEMPTS` failed at a batch.
+        WorkerError: Workers were lost `MAX_LOSSES` times at a batch.
     """
     # Several images are in work at once instead of one image on several cores.
     cv2.setNumThreads(1)
-    due, attempts = deque[list[int]](), 1
+    line, losses = iter(numbers), 0
+    # What was taken of the line and not yet delivered.
+    due = deque[list[int]]()
 
-    def noted(line: Iterator[list[int]]) -> Iterator[list[int]]:
+    def taken() -> Iterator[list[int]]:
         for batch in line:
             due.append(batch)
             yield batch
 
-    line = iter(numbers)
     while True:
+        again = bool(due)
+        crew, ahead = (1, 1) if again else (workers, AHEAD)
+        source = iter(tuple(due)) if again else taken()
         try:
             for batch in made_by_workers(
-                examples, noted(line), collate, workers=workers, pin_memory=pin_memory
+                examples, source, collate, workers=crew, ahead=ahead, pin_memory=pin_memory
             ):
                 if isinstance(batch, MultiboxError):
                     raise batch
                 due.popleft()
-                attempts = 1
+                losses = 0
                 yield batch
-            return
         except WorkersLost as loss:
-            reason, seconds = loss.reason, loss.seconds
-        if attempts == ATTEMPTS:
-            files = ", ".join(str(examples.path_of(sample)) for sample in due[0])
-            raise WorkerError(
-                f"{reason}, as {attempts - 1} times before at the same batch. Its images are "
-                f"{files}",
-                remedy="If memory ran out, fewer --workers need less; --workers 0 shows whether an "
-                "image is to blame. The same line again goes on from the last checkpoint",
-            )
-        attempts += 1
-        on_loss(reason, seconds)
-        line = chain(tuple(due), line)
-        due.clear()
+            losses += 1
+            if losses == MAX_LOSSES:
+                files = [str(examples.path_of(n)) for numbers in [*due][:1] for n in numbers]
+                raise WorkerError(
+                    f"{loss.reason}, {losses} times at the same batch. Its images are "
+                    f"{', '.join(files)}",
+                    remedy="If memory ran out, fewer --workers need less; --workers 0 shows "
+                    "whether an image is to blame. The same line again goes on from the last "
+                    "checkpoint",
+                ) from None
+            on_loss(loss.reason, loss.seconds)
+        else:
+            if not again:
+                return
 
 
 def without_difficult(targets: Targets) -> Targets:

@@ -1,18 +1,20 @@
 """PyTorch's loader, whose workers survive signals to the run and whose losses are an exception.
 
 Of itself it raises from a handler of SIGCHLD, in the middle of whatever the training process does,
-and waits for ever for a worker that hangs or that died with a lock in its hands.
+fails in many ways where a worker dies while it hands over a batch, and waits for ever for one that
+hangs or that died with a lock in its hands.
 """
 
 import atexit
+import math
 import multiprocessing
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, TypeVar, cast
 
 import torch
@@ -46,6 +48,7 @@ def made_by_workers(
     collate: Callable[[Sequence[Any]], T],
     *,
     workers: int,
+    ahead: int,
     pin_memory: bool,
 ) -> Iterator[T]:
     """Yields the collated batches of lists of numbers, in order.
@@ -55,6 +58,7 @@ def made_by_workers(
         numbers: The numbers of each batch. They are taken ahead.
         collate: Makes a batch of examples.
         workers: Processes that work ahead; 0: this one, on demand.
+        ahead: Batches that each worker has in hand.
         pin_memory: Put the batches where a GPU copies them from without waiting.
 
     Raises:
@@ -64,6 +68,7 @@ def made_by_workers(
         cast(Any, examples),
         batch_sampler=cast(Any, numbers),
         num_workers=workers,
+        prefetch_factor=ahead if workers else None,
         collate_fn=collate,
         pin_memory=pin_memory,
         generator=torch.Generator(),
@@ -76,19 +81,16 @@ def made_by_workers(
     others = multiprocessing.active_children()
     # In a list, so that its last reference can be given to a thread.
     items = [_begun(loader)]
-    crew = [child for child in multiprocessing.active_children() if child not in others]
-    # Python waits for the workers before it frees a generator that a traceback still holds.
-    kill = partial(_kill, crew)
-    atexit.register(kill)
+    crew = _Crew([child for child in multiprocessing.active_children() if child not in others])
     try:
         while True:
             try:
-                item = _next(items, crew)
+                item = crew.wait_for(items)
             except StopIteration:
                 return
             yield item
     except WorkersLost:
-        kill()
+        crew.kill()
         raise
     finally:
         if not sys.is_finalizing():
@@ -96,8 +98,7 @@ def made_by_workers(
             end = Thread(target=items.clear, daemon=True)
             end.start()
             end.join(timeout=10)
-        kill()
-        atexit.unregister(kill)
+        crew.dismiss()
 
 
 def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -112,43 +113,84 @@ def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
-def _next(items: Sequence[Iterator[T]], crew: Sequence[BaseProcess]) -> T:
-    """Returns the next batch, or raises what `made_by_workers` and the end of an iterator do."""
-    asked = time.monotonic()
-    while True:
-        try:
-            return next(items[0])
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader"):
-                raise
-        waited = time.monotonic() - asked
-        reason = _loss(crew, waited)
-        if reason:
-            raise WorkersLost(reason, waited)
-
-
-def _loss(crew: Sequence[BaseProcess], waited: float) -> str:
-    """Returns what happened to the workers; nothing if there is still hope."""
-    for child in crew:
-        code = child.exitcode
-        if code is not None and code < 0:
-            name = signal.Signals(-code).name
-            return f"a process that prepares images was ended by {name}"
-        if code is not None:
-            return f"a process that prepares images ended with status {code}"
-    if waited > STUCK_SECONDS:
-        return f"the processes that prepare images hang: no batch in {waited:.0f} seconds"
-    return ""
-
-
-def _kill(crew: Sequence[BaseProcess]) -> None:
-    for child in crew:
-        child.kill()
-    for child in crew:
-        child.join()
-
-
 def _begin(_: int) -> None:
     """Leaves it to the training process to notice a signal that is meant for all of the run."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+class _Crew:
+    """The workers of a loader, and a thread that ends them when they hang.
+
+    Args:
+        children: Their processes.
+    """
+
+    def __init__(self, children: Sequence[BaseProcess]) -> None:
+        self._children = children
+        self._asked = math.inf
+        self._hangs = False
+        self._dismissed = Event()
+        Thread(target=self._watch, daemon=True).start()
+        # Python waits for the workers before it frees a generator that a traceback still holds.
+        atexit.register(self.kill)
+
+    def wait_for(self, items: Sequence[Iterator[T]]) -> T:
+        """Returns the next of the only iterator.
+
+        Raises:
+            WorkersLost: A worker died or hangs.
+            StopIteration: There is none.
+        """
+        self._asked = asked = time.monotonic()
+        while True:
+            try:
+                item = next(items[0])
+                self._asked = math.inf
+                return item
+            except StopIteration:
+                raise
+            except Exception as error:
+                late = str(error).startswith("DataLoader timed out")
+                fate = self._fate(0 if late else POLL_SECONDS)
+                if not fate and not late:
+                    raise
+            # Outside, because what the loader raised holds the loader.
+            if fate:
+                raise WorkersLost(fate, time.monotonic() - asked)
+
+    def kill(self) -> None:
+        """Ends them at once; they have nothing to lose."""
+        for child in self._children:
+            child.kill()
+        for child in self._children:
+            child.join()
+
+    def dismiss(self) -> None:
+        """Leaves nothing behind."""
+        self._dismissed.set()
+        self.kill()
+        atexit.unregister(self.kill)
+
+    def _watch(self) -> None:
+        while not self._dismissed.wait(POLL_SECONDS):
+            if time.monotonic() - self._asked > STUCK_SECONDS:
+                # The training process may be reading from one of them.
+                self._hangs = True
+                for child in self._children:
+                    child.kill()
+                return
+
+    def _fate(self, seconds: float) -> str:
+        """Returns what has happened, or happens within some seconds; nothing if nothing does."""
+        wait([child.sentinel for child in self._children], timeout=seconds)
+        if self._hangs:
+            return (
+                f"the processes that prepare images hang: no batch in {STUCK_SECONDS:.0f} seconds"
+            )
+        for child in self._children:
+            code = child.exitcode
+            if code is not None:
+                end = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+                return f"a process that prepares images was ended {end}"
+        return ""
