@@ -28,7 +28,7 @@ from multibox.evaluate import evaluate_model, evaluate_results
 from multibox.predict import Detector, predict
 from multibox.recipes import RECIPES
 from multibox.report import write_report
-from multibox.runtime.signals import Interrupted
+from multibox.runtime.signals import Interrupted, end_at_once
 from multibox.train import Request, train
 
 INTERRUPTED = 130
@@ -47,12 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _refuse(error, console)
         return error.exit_code
     except Interrupted as stop:
+        end_at_once()
         console.print(
             f"Stopped after step {stop.step}, which is saved; the same line again goes on.",
             highlight=False,
         )
         return 128 + stop.number
     except KeyboardInterrupt:
+        end_at_once()
         console.print("Interrupted.")
         return INTERRUPTED
 

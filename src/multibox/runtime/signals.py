@@ -19,6 +19,11 @@ class Interrupted(Exception):  # noqa: N818  # not an error: the run was asked t
         self.number, self.step = number, step
 
 
+def end_at_once() -> None:
+    """Lets Ctrl-C end the process without a word: it is ending already."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Signals:
     """Notes a signal while its context lasts; one that was ignored, as by `nohup`, stays so.
 
