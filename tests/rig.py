@@ -20,6 +20,9 @@ from typing import Any, NoReturn
 
 import cv2
 import numpy as np
+import torch
+
+from multibox.config import Config, OptimizerConfig, RunConfig, ScheduleConfig
 
 STEPS = 12
 LINES = {"train": [3, 6, 9, 12], "validation": [4, 8, 12], "evaluation": [6, 12]}
@@ -184,6 +187,24 @@ def small_dataset(folder: Path, *, train: int = 48, test: int = 4) -> Path:
     return folder
 
 
+def tiny_config() -> Config:
+    """A run of a second: every part of a long one happens in it."""
+    return Config(
+        network="tiny",
+        optimizer=OptimizerConfig(optimizer="adamw", lr=0.002, ema_decay=0.9, clip_norm=10.0),
+        schedule=ScheduleConfig(steps=STEPS, schedule="cosine", warmup_steps=2),
+        run=RunConfig(
+            batch_size=4,
+            precision="fp32",
+            log_every=3,
+            validate_every=4,
+            evaluate_every=6,
+            checkpoint_every=2,
+            device="cpu",
+        ),
+    )
+
+
 def _processes() -> list[int]:
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
 
@@ -199,40 +220,21 @@ def _session(pid: int) -> int:
 
 def _prepare() -> None:
     """Imports all that a run does and adds a tiny recipe."""
-    import torch
     from tiny import SIDE, TINY
 
     from multibox import build, recipes
-    from multibox.config import Config, OptimizerConfig, RunConfig, ScheduleConfig
-
-    def tiny() -> Config:
-        """A run of a second: every part of a long one happens in it."""
-        return Config(
-            network="tiny",
-            optimizer=OptimizerConfig(optimizer="adamw", lr=0.002, ema_decay=0.9, clip_norm=10.0),
-            schedule=ScheduleConfig(steps=STEPS, schedule="cosine", warmup_steps=2),
-            run=RunConfig(
-                batch_size=4,
-                precision="fp32",
-                log_every=3,
-                validate_every=4,
-                evaluate_every=6,
-                checkpoint_every=2,
-                device="cpu",
-            ),
-        )
 
     torch.set_num_threads(1)
     build.NETWORKS["tiny"] = TINY
     recipes.RECIPES.clear()
-    recipes.RECIPES["tiny"] = tiny
+    recipes.RECIPES["tiny"] = tiny_config
 
     import multibox.cli  # noqa: F401
 
     # The first optimizer imports a great deal, and the first convolutions prepare themselves.
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     with torch.inference_mode():
-        build.new_network(tiny(), 2)(torch.zeros(4, 3, SIDE, SIDE))
+        build.new_network(tiny_config(), 2)(torch.zeros(4, 3, SIDE, SIDE))
     # What is never collected need not be copied in every child.
     gc.collect()
     gc.freeze()
