@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,6 +55,12 @@ class Run:
     def send(self, number: int, *, group: bool = False) -> None:
         """Sends a signal; the process is there, if only as a zombie, until `wait`."""
         (os.killpg if group else os.kill)(self.pid, number)
+
+    def usage(self) -> tuple[int, int, int]:
+        """Its resident bytes, its open files, and the processes that it has started."""
+        status = Path(f"/proc/{self.pid}/statm").read_text().split()
+        files = len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+        return int(status[1]) * os.sysconf("SC_PAGE_SIZE"), files, len(self.workers())
 
     def wait(self) -> int:
         """Returns the exit status, as `subprocess` has it, once it has ended."""
@@ -95,17 +102,21 @@ class Rig:
     def __exit__(self, *_: object) -> None:
         self._mother.communicate(timeout=60)
 
-    def start(self, out: Path, *, workers: int, **faults: object) -> Run:
+    def start(
+        self, out: Path, *, workers: int, options: Sequence[str] = (), **faults: object
+    ) -> Run:
         """Begins a run, or goes on with it.
 
         Args:
             out: The run's folder; what it says is beside it.
             workers: Processes that prepare images.
+            options: Of the command line.
             faults: See `_plant`.
         """
         folder = out.parent / f"{out.name}.rig"
         folder.mkdir(exist_ok=True)
         line = ["train", "tiny", "--data", self.data, "--out", out, "--workers", workers]
+        line += options
         request = {"line": [str(word) for word in line], "folder": str(folder), "faults": faults}
         run = Run(self, self.ask(request), folder)
         self._sessions.append(run.pid)
