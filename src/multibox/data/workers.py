@@ -183,14 +183,14 @@ class _Crew:
 
     def _fate(self, seconds: float) -> str:
         """Returns what has happened, or happens within some seconds; nothing if nothing does."""
-        wait([child.sentinel for child in self._children], timeout=seconds)
+        ended = wait([child.sentinel for child in self._children], timeout=seconds)
         if self._hangs:
-            return (
-                f"the processes that prepare images hang: no batch in {STUCK_SECONDS:.0f} seconds"
-            )
+            return f"the processes that prepare images hang: no batch in {STUCK_SECONDS:.0f} s"
         for child in self._children:
-            code = child.exitcode
-            if code is not None:
+            if child.sentinel in ended:
+                # Its end shows a little before its status can be read.
+                child.join()
+                code = child.exitcode or 0
                 end = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
                 return f"a process that prepares images was ended {end}"
         return ""
