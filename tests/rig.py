@@ -310,6 +310,8 @@ def _serve() -> None:
             answer = os.fork()
             if answer == 0:
                 _train(request)
+            while os.getpgid(answer) != answer:
+                time.sleep(0.001)
         print(answer, flush=True)  # noqa: T201  # to the tests
 
 

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from tiny import TINY, batch, tiny_network
 from torch import Tensor
 
-from multibox import build
+from multibox import build, loop
 from multibox import learner as learner_module
 from multibox.config import Config
 from multibox.errors import NonFiniteError
+from multibox.evaluate import ValidationLoss
 from multibox.learner import Learner, NonFinite, StepLosses
 from multibox.rng import stream
 from multibox.runtime.distributed import Processes
@@ -224,3 +225,16 @@ def test_a_run_stops_or_goes_back(
         run(data, out, config)
         assert digests(out) == digests(unbroken)
     assert_finite(out)
+
+
+def test_a_validation_loss_that_is_not_finite_is_no_line_of_the_journal(
+    data: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validation_loss", lambda *_: ValidationLoss(math.inf, 0.0))
+        with pytest.raises(NonFiniteError, match="step 4: the validation loss is NaN or infinite"):
+            run(data, out, tiny_config())
+    assert_finite(out)
+    run(data, out, tiny_config())
+    assert digests(out) == digests(unbroken)

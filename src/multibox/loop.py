@@ -225,7 +225,10 @@ class Loop:
             raise Interrupted(stop, step)
 
     def _require_finite(self) -> None:
-        """Lets nothing be written of weights that are not: processes differ in statistics only."""
+        """Lets nothing be written of weights that are not.
+
+        Processes differ in the statistics of batch normalisation, and stop together.
+        """
         what = ""
         try:
             self._learner.require_finite()
@@ -337,8 +340,8 @@ class Loop:
         tries = len(self._rollbacks)
         if self._config.run.on_nonfinite == "stop" or tries == MAX_ROLLBACKS:
             raise NonFiniteError(
-                f"{fault.what}, after {tries} rollbacks. Nothing of it was saved. The images were "
-                f"{', '.join(fault.files)}",
+                f"{fault.what}, after {tries} rollbacks. Nothing of it was saved. The images of "
+                f"this step were {', '.join(fault.files)}",
                 file=self._around.folder,
                 position=f"step {fault.step}",
                 remedy="Look at these images; continue with --on-nonfinite rollback, or begin "
