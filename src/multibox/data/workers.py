@@ -107,7 +107,10 @@ def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
         return iter(loader)
     except RuntimeError as error:
-        raise WorkersLost(str(error), 0.0) from None
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = "a process that prepares images was ended when it had hardly begun"
+        raise WorkersLost(reason, 0.0) from None
     finally:
         if signal.getsignal(signal.SIGCHLD) is not handler:
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
