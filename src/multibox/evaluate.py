@@ -14,7 +14,8 @@ import torch
 from multibox.config import Config
 from multibox.data.dataset import Annotation, Dataset
 from multibox.data.layouts import read_dataset
-from multibox.data.pipeline import OnLoss, PlainExamples, batches, unsaid, without_difficult
+from multibox.data.pipeline import PlainExamples, batches, without_difficult
+from multibox.data.workers import OnLoss, unsaid
 from multibox.errors import ConfigError
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import by_class_in_pixels, file_split, read_results

@@ -97,7 +97,8 @@ def test_a_second_ctrl_c_stops_at_once(rig: Rig, seconds: dict[int, float]) -> N
     wait_for(out / "checkpoints" / "step-00000006")
     time.sleep(0.2)
     run.send(signal.SIGINT, group=True)
-    time.sleep(0.2)
+    # A signal that comes twice in a moment may be the echo of one.
+    time.sleep(2.5)
     assert run.workers()
     asked = time.monotonic()
     run.send(signal.SIGINT, group=True)

@@ -6,14 +6,12 @@ a sample, so workers hold no state, and any step's batch can be made at any time
 that die are replaced (`workers`).
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
@@ -23,23 +21,10 @@ from multibox.data.dataset import Annotation
 from multibox.data.geometry import draw_geometry, whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import draw_colour, render
-from multibox.data.workers import WorkersLost, made_by_workers
-from multibox.errors import DataError, MultiboxError, WorkerError
+from multibox.data.workers import OnLoss, unsaid, work_ahead
+from multibox.errors import DataError, MultiboxError
 from multibox.rng import stream
 from multibox.structures import Batch, Targets
-
-AHEAD = 2
-"""Batches that each worker has in hand."""
-
-MAX_LOSSES = 4
-"""How often workers may be lost at one batch."""
-
-OnLoss: TypeAlias = Callable[[str, float], None]
-"""Is told why workers are replaced, and for how many seconds they were waited for."""
-
-
-def unsaid(_reason: str, _seconds: float) -> None:
-    """Is told and says nothing."""
 
 
 class Example(NamedTuple):
@@ -208,10 +193,6 @@ def batches(
 ) -> Iterator[Batch]:
     """Yields the batches of lists of sample numbers.
 
-    When a worker dies or hangs, one new worker makes what the lost ones had in hand, a batch at a
-    time, so that it is known at which it dies again; then there are as many as before. That alters
-    no sample.
-
     Args:
         examples: Makes a sample of its number.
         numbers: The numbers of each batch.
@@ -221,47 +202,17 @@ def batches(
 
     Raises:
         DataError: An image cannot be read.
-        WorkerError: Workers were lost `MAX_LOSSES` times at a batch.
+        WorkerError: Workers were lost again and again at a batch.
     """
-    # Several images are in work at once instead of one image on several cores.
-    cv2.setNumThreads(1)
-    line, losses = iter(numbers), 0
-    # What was taken of the line and not yet delivered.
-    due = deque[list[int]]()
-
-    def taken() -> Iterator[list[int]]:
-        for batch in line:
-            due.append(batch)
-            yield batch
-
-    while True:
-        again = bool(due)
-        crew, ahead = (1, 1) if again else (workers, AHEAD)
-        source = iter(tuple(due)) if again else taken()
-        try:
-            for batch in made_by_workers(
-                examples, source, collate, workers=crew, ahead=ahead, pin_memory=pin_memory
-            ):
-                if isinstance(batch, MultiboxError):
-                    raise batch
-                due.popleft()
-                losses = 0
-                yield batch
-        except WorkersLost as loss:
-            losses += 1
-            if losses == MAX_LOSSES:
-                files = [str(examples.path_of(n)) for numbers in [*due][:1] for n in numbers]
-                raise WorkerError(
-                    f"{loss.reason}, {losses} times at the same batch. Its images are "
-                    f"{', '.join(files)}",
-                    remedy="If memory ran out, fewer --workers need less; --workers 0 shows "
-                    "whether an image is to blame. The same line again goes on from the last "
-                    "checkpoint",
-                ) from None
-            on_loss(loss.reason, loss.seconds)
-        else:
-            if not again:
-                return
+    return work_ahead(
+        examples,
+        collate,
+        numbers,
+        workers=workers,
+        pin_memory=pin_memory,
+        files=lambda batch: [examples.path_of(sample) for sample in batch],
+        on_loss=on_loss,
+    )
 
 
 def without_difficult(targets: Targets) -> Targets:

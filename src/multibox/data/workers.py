@@ -1,8 +1,8 @@
-"""PyTorch's loader, whose workers survive signals to the run and whose losses are an exception.
+"""Processes that work ahead of the training process, and what happens when they do not.
 
-Of itself it raises from a handler of SIGCHLD, in the middle of whatever the training process does,
-fails in many ways where a worker dies while it hands over a batch, and waits for ever for one that
-hangs or that died with a lock in its hands.
+They are PyTorch's loader's. Of itself that raises from a handler of SIGCHLD, in the middle of
+whatever the training process does, fails in many ways where a worker dies while it hands over a
+batch, and waits for ever for one that hangs or that died with a lock in its hands.
 """
 
 import atexit
@@ -11,16 +11,24 @@ import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from threading import Event, Thread
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
+import cv2
 import torch
 from torch.utils.data import DataLoader
 
+from multibox.errors import MultiboxError, WorkerError
+
 T = TypeVar("T")
+
+AHEAD = 2
+"""Lists that each worker is given ahead."""
 
 POLL_SECONDS = 1.0
 """How long it takes at most to notice that a worker died, once its batch is waited for."""
@@ -28,8 +36,18 @@ POLL_SECONDS = 1.0
 STUCK_SECONDS = 45.0
 """How long a batch may take before its worker is taken to hang."""
 
+MAX_LOSSES = 4
+"""How often workers may be lost at one batch."""
 
-class WorkersLost(Exception):  # noqa: N818  # not an error until it happens again and again
+OnLoss: TypeAlias = Callable[[str, float], None]
+"""Is told why workers are replaced, and for how many seconds they were waited for."""
+
+
+def unsaid(_reason: str, _seconds: float) -> None:
+    """Is told and says nothing."""
+
+
+class _Lost(Exception):  # noqa: N818  # not an error until it happens again and again
     """A worker died or hangs; all of them were ended.
 
     Args:
@@ -42,40 +60,85 @@ class WorkersLost(Exception):  # noqa: N818  # not an error until it happens aga
         self.reason, self.seconds = reason, seconds
 
 
-def made_by_workers(
+def work_ahead(
     examples: Any,
-    numbers: Iterator[list[int]],
-    collate: Callable[[Sequence[Any]], T],
+    join: Callable[[Sequence[Any]], T | MultiboxError],
+    numbers: Iterable[list[Any]],
     *,
     workers: int,
-    ahead: int,
     pin_memory: bool,
+    files: Callable[[list[Any]], list[Path]],
+    on_loss: OnLoss = unsaid,
 ) -> Iterator[T]:
-    """Yields the collated batches of lists of numbers, in order.
+    """Yields what becomes of lists of sample numbers.
+
+    When a worker dies or hangs, one new worker makes what the lost ones had in hand, a list at a
+    time, so that it is known at which it dies again; then there are as many as before. Samples are
+    what they are, whoever makes them.
 
     Args:
-        examples: Makes an example of its number.
-        numbers: The numbers of each batch. They are taken ahead.
-        collate: Makes a batch of examples.
+        examples: Makes a sample of its number.
+        join: Makes one of the samples of a list.
+        numbers: The numbers of each list. They are taken ahead.
         workers: Processes that work ahead; 0: this one, on demand.
-        ahead: Batches that each worker has in hand.
-        pin_memory: Put the batches where a GPU copies them from without waiting.
+        pin_memory: Put tensors where a GPU copies them from without waiting.
+        files: Returns the images of a list.
+        on_loss: Is told why workers are replaced.
 
     Raises:
-        WorkersLost: A worker died or hangs.
+        MultiboxError: What `join` returned.
+        WorkerError: Workers were lost `MAX_LOSSES` times at a list.
     """
-    loader = DataLoader(
-        cast(Any, examples),
-        batch_sampler=cast(Any, numbers),
-        num_workers=workers,
-        prefetch_factor=ahead if workers else None,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
-        worker_init_fn=_begin,
-        timeout=POLL_SECONDS if workers else 0,
-    )
-    if workers == 0:
+    # Several images are in work at once instead of one image on several cores.
+    cv2.setNumThreads(1)
+    line, losses = iter(numbers), 0
+    # What was taken of the line and not yet delivered.
+    due = deque[list[Any]]()
+
+    def taken() -> Iterator[list[Any]]:
+        for item in line:
+            due.append(item)
+            yield item
+
+    while True:
+        again = bool(due)
+        loader = DataLoader(
+            examples,
+            batch_sampler=cast(Any, iter(tuple(due)) if again else taken()),
+            num_workers=1 if again else workers,
+            prefetch_factor=(1 if again else AHEAD) if workers else None,
+            collate_fn=join,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),
+            worker_init_fn=_begin,
+            timeout=POLL_SECONDS if workers else 0,
+        )
+        try:
+            for made in _made(loader):
+                if isinstance(made, MultiboxError):
+                    raise made
+                due.popleft()
+                losses = 0
+                yield made
+        except _Lost as loss:
+            losses += 1
+            if losses == MAX_LOSSES:
+                names = ", ".join(str(path) for item in [*due][:1] for path in files(item))
+                raise WorkerError(
+                    f"{loss.reason}, {losses} times at the same batch. Its images are {names}",
+                    remedy="If memory ran out, fewer --workers need less; --workers 0 shows "
+                    "whether an image is to blame. The same line again goes on from the last "
+                    "checkpoint",
+                ) from None
+            on_loss(loss.reason, loss.seconds)
+        else:
+            if not again:
+                return
+
+
+def _made(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yields what a loader does, until a worker is lost, and leaves no worker behind."""
+    if loader.num_workers == 0:
         yield from loader
         return
     others = multiprocessing.active_children()
@@ -89,7 +152,7 @@ def made_by_workers(
             except StopIteration:
                 return
             yield item
-    except WorkersLost:
+    except _Lost:
         crew.kill()
         raise
     finally:
@@ -110,7 +173,7 @@ def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
         if not str(error).startswith("DataLoader worker"):
             raise
         reason = "a process that prepares images was ended when it had hardly begun"
-        raise WorkersLost(reason, 0.0) from None
+        raise _Lost(reason, 0.0) from None
     finally:
         if signal.getsignal(signal.SIGCHLD) is not handler:
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
@@ -142,7 +205,7 @@ class _Crew:
         """Returns the next of the only iterator.
 
         Raises:
-            WorkersLost: A worker died or hangs.
+            _Lost: A worker died or hangs.
             StopIteration: There is none.
         """
         self._asked = asked = time.monotonic()
@@ -160,7 +223,7 @@ class _Crew:
                     raise
             # Outside, because what the loader raised holds the loader.
             if fate:
-                raise WorkersLost(fate, time.monotonic() - asked)
+                raise _Lost(fate, time.monotonic() - asked)
 
     def kill(self) -> None:
         """Ends them at once; they have nothing to lose."""
