@@ -174,7 +174,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, step_number: int, *, above_lr: floa
 
     def step(self: Learner, batch: Batch, *, lr: float, number: int) -> StepLosses:
         if number + 1 == step_number and lr > above_lr:
-            raise NonFinite
+            raise NonFinite("the loss is NaN")
         return original(self, batch, lr=lr, number=number)
 
     monkeypatch.setattr(Learner, "step", step)
@@ -197,7 +197,7 @@ def test_a_rollback_halves_the_rate_and_is_in_the_journal_once(
     config = replace(CONFIG, run=replace(CONFIG.run, on_nonfinite="rollback"))
     out = tmp_path / "run"
     said = run(data, out, config)
-    assert "Step 8 is not finite" in said
+    assert "Step 8: the loss is NaN. Back to step 6" in said
     rollbacks = [line for line in journal(out) if line["kind"] == "rollback"]
     assert [(line["step"], line["to"], line["lr_scale"]) for line in rollbacks] == [
         (8, 6, 0.5),

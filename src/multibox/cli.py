@@ -29,7 +29,7 @@ from multibox.predict import Detector, predict
 from multibox.recipes import RECIPES
 from multibox.report import write_report
 from multibox.runtime.distributed import is_first
-from multibox.runtime.signals import Interrupted
+from multibox.runtime.signals import Interrupted, end_at_once
 from multibox.train import Request, train
 
 INTERRUPTED = 130
@@ -49,12 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _refuse(error, Console(stderr=True) if isinstance(error, ProcessError) else console)
         return error.exit_code
     except Interrupted as stop:
+        end_at_once()
         console.print(
             f"Stopped after step {stop.step}, which is saved; the same line again goes on.",
             highlight=False,
         )
         return 128 + stop.number
     except KeyboardInterrupt:
+        end_at_once()
         console.print("Interrupted.")
         return INTERRUPTED
 

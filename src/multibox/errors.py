@@ -70,8 +70,14 @@ class StorageError(MultiboxError):
     exit_code = 5
 
 
+class WorkerError(MultiboxError):
+    """Processes that prepare images die or hang whenever they are replaced."""
+
+    exit_code = 5
+
+
 class NonFiniteError(MultiboxError):
-    """A loss or gradient that is NaN or infinite."""
+    """A loss, gradient or weight that is NaN or infinite."""
 
     exit_code = 6
 

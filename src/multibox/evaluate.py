@@ -15,6 +15,7 @@ from multibox.config import Config
 from multibox.data.dataset import Annotation, Dataset
 from multibox.data.layouts import read_dataset
 from multibox.data.pipeline import PlainExamples, batches, without_difficult
+from multibox.data.workers import OnLoss, unsaid
 from multibox.errors import ConfigError
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import by_class_in_pixels, file_split, read_results
@@ -39,12 +40,14 @@ class Setting(NamedTuple):
         workers: Processes that prepare them.
         precision: The network's arithmetic.
         processes: This process among the others, which share the images.
+        on_loss: Is told why workers are replaced.
     """
 
     batch_size: int
     workers: int
     precision: torch.dtype
     processes: Processes
+    on_loss: OnLoss = unsaid
 
 
 class ValidationLoss(NamedTuple):
@@ -72,6 +75,7 @@ def _outputs(
         [list(numbers[i : i + size]) for i in range(0, len(numbers), size)],
         workers=setting.workers,
         pin_memory=processes.device.type == "cuda",
+        on_loss=setting.on_loss,
     )
     for batch in loaded:
         with torch.inference_mode(), in_precision(setting.precision, processes.device):

@@ -35,7 +35,15 @@ class StepLosses(NamedTuple):
 
 
 class NonFinite(Exception):  # noqa: N818  # a condition the loop handles; not a failure in itself
-    """A loss or gradient is NaN or infinite; the weights have not been touched."""
+    """A number that a run depends on is NaN or infinite.
+
+    Args:
+        what: Which, as a clause.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
 
 
 class Learner:
@@ -74,7 +82,8 @@ class Learner:
             number: How many steps came before this one.
 
         Raises:
-            NonFinite: A loss or gradient is NaN or infinite; the weights are as they were.
+            NonFinite: A loss or gradient is NaN or infinite; weights, optimizer and average are as
+                they were. Only the running statistics of batch normalisation have seen the batch.
         """
         processes, parts = self._processes, self._config.accumulate
         self.network.train()
@@ -101,7 +110,9 @@ class Learner:
         confidence, localization = (total(sums, processes) / processes.world_size).tolist()
         if not torch.isfinite(norm + confidence + localization):
             self._optimizer.zero_grad()
-            raise NonFinite
+            raise NonFinite(
+                "the loss or a gradient is NaN or infinite, and the weights were not updated"
+            )
         self._set_rate(lr)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -145,6 +156,22 @@ class Learner:
         kernels: list[Tensor] = [p for p in self._parameters if p.dim() == 4]
         squares = torch.stack(torch._foreach_norm(kernels)).square().sum()
         return REPORTED_DECAY * squares.item()
+
+    @torch.no_grad()
+    def require_finite(self) -> None:
+        """Looks at what would be saved: not every number of it bears on the loss of every step.
+
+        Raises:
+            NonFinite: A weight, a statistic, the average or the optimizer is NaN or infinite.
+        """
+        tensors = self.model() | self.optimizer()
+        named = {n: t for n, t in tensors.items() if t.is_floating_point() and t.dim() > 0}
+        largest = torch.stack(torch._foreach_norm(list(named.values()), float("inf")))
+        finite = largest.isfinite().tolist()
+        broken = [name for name, sound in zip(named, finite, strict=True) if not sound]
+        if broken:
+            more = f" and {len(broken) - 1} other tensors" if len(broken) > 1 else ""
+            raise NonFinite(f"{broken[0]}{more} has NaN or infinite values")
 
     def model(self) -> dict[str, Tensor]:
         """Returns the weights that are evaluated and kept: the average where there is one."""

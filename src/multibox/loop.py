@@ -5,6 +5,7 @@ between two steps is in `_State` and in the learner, and both are in every check
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -82,6 +83,20 @@ class _State:
     journal: int = 0
 
 
+class _Fault(NamedTuple):
+    """Why a run cannot go on from where it is.
+
+    Attributes:
+        step: The step that showed it.
+        what: What is NaN or infinite.
+        files: The images of that step.
+    """
+
+    step: int
+    what: str
+    files: list[str]
+
+
 class Loop:
     """Trains a network to its last step.
 
@@ -110,7 +125,7 @@ class Loop:
 
         Raises:
             Interrupted: A signal asked the run to stop; it is saved.
-            NonFiniteError: A loss or gradient was NaN or infinite.
+            NonFiniteError: A loss, gradient or weight was NaN or infinite.
             MultiboxError: An image cannot be read, or the disk is full.
         """
         self._resume()
@@ -119,7 +134,7 @@ class Loop:
         if self._step < steps:
             self._decoded = self._around.decode()
         with ExitStack() as stack:
-            self._signals = stack.enter_context(Signals())
+            self._signals = stack.enter_context(Signals(repeated=self._processes.world_size > 1))
             logbook = Logbook(self._around.folder, self._state.journal, silent=not first)
             self._logbook = stack.enter_context(logbook)
             if self._step == 0:
@@ -134,26 +149,27 @@ class Loop:
                 )
             )
             while self._step < steps:
-                files = self._train()
-                if files:
-                    self._go_back(files)
+                fault = self._train()
+                if fault:
+                    self._go_back(fault)
 
-    def _train(self) -> list[str]:
-        """Trains to the last step; returns early, with its images, at one that is not finite."""
+    def _train(self) -> _Fault | None:
+        """Trains to the last step; returns early at one that is not finite."""
         state, annotations = self._state, self._around.train_set.annotations
         for batch, waited in _timed(self._batches()):
-            lr = self._rate()
+            lr, number = self._rate(), self._step
             try:
-                losses = self._learner.step(batch, lr=lr, number=self._step)
-            except NonFinite:
+                losses = self._learner.step(batch, lr=lr, number=number)
+                self._step += 1
+                state.lr = lr
+                state.sums = [a + b for a, b in zip(state.sums, losses, strict=True)]
+                self._display.update(self._step, losses[0], losses[1], lr=lr, waited=waited)
+                self._after_step()
+            except NonFinite as found:
                 indices = gather(batch.indices.to(self._processes.device), self._processes)
-                return [str(annotations[index].image_path) for index in indices.tolist()]
-            self._step += 1
-            state.lr = lr
-            state.sums = [a + b for a, b in zip(state.sums, losses, strict=True)]
-            self._display.update(self._step, losses[0], losses[1], lr=lr, waited=waited)
-            self._after_step()
-        return []
+                files = [str(annotations[index].image_path) for index in indices.tolist()]
+                return _Fault(number + 1, found.what, files)
+        return None
 
     def _rate(self) -> float:
         """Returns the learning rate of the next step."""
@@ -179,9 +195,23 @@ class Loop:
         )
         if config.run.pipeline == "cuda":
             self._resident = self._resident or self._load(examples)
-            return resident_batches(self._resident, numbers, workers=around.workers)
+            return resident_batches(
+                self._resident, numbers, workers=around.workers, on_loss=self._note_loss
+            )
         cuda = self._processes.device.type == "cuda"
-        return batches(examples, numbers, workers=around.workers, pin_memory=cuda)
+        return batches(
+            examples,
+            numbers,
+            workers=around.workers,
+            pin_memory=cuda,
+            on_loss=self._note_loss,
+        )
+
+    def _note_loss(self, reason: str, seconds: float) -> None:
+        self._logbook.time("workers", self._step, seconds=seconds, reason=reason)
+        self._around.console.print(
+            f"step {self._step}: {reason}; new ones take over", highlight=False
+        )
 
     def _load(self, examples: TrainingExamples) -> ResidentExamples:
         """Decodes all training images into the device's memory, and says how far that is."""
@@ -204,20 +234,39 @@ class Loop:
         """Does what is due after a step; all that writes the journal precedes the checkpoint."""
         run, schedule, step = self._config.run, self._config.schedule, self._step
         last = step == schedule.steps
-        if step % run.log_every == 0 or last:
+        periods = run.log_every, run.validate_every, run.evaluate_every, run.checkpoint_every
+        log, validate, milestone, save = (last or step % period == 0 for period in periods)
+        due = log or validate or milestone or save
+        if due:
+            self._require_finite()
+        if log:
             self._log()
         if schedule.schedule == "multistep" and step in schedule.drops:
             self._logbook.write("drop", step, lr=self._rate())
-        if step % run.validate_every == 0 or last:
+        if validate:
             self._validate()
-        milestone = step % run.evaluate_every == 0 or last
         if milestone:
             self._evaluate()
         stop = agree(self._signals.received, self._processes)
-        if milestone or stop or step % run.checkpoint_every == 0:
+        if stop and not due:
+            self._require_finite()
+        if milestone or save or stop:
             self._save()
         if stop:
             raise Interrupted(stop, step)
+
+    def _require_finite(self) -> None:
+        """Lets nothing be written of weights that are not.
+
+        Processes differ in the statistics of batch normalisation, and stop together.
+        """
+        what = ""
+        try:
+            self._learner.require_finite()
+        except NonFinite as found:
+            what = found.what
+        if agree(len(what), self._processes):
+            raise NonFinite(what or "another process's batch normalisation is NaN or infinite")
 
     def _log(self) -> None:
         state = self._state
@@ -230,7 +279,7 @@ class Loop:
             loss=confidence + localization,
             confidence=confidence,
             localization=localization,
-            l2=self._learner.l2(),
+            l2=_finite(self._learner.l2(), "sum of the squared weights"),
             lr=state.lr,
             positives=positives,
         )
@@ -242,7 +291,7 @@ class Loop:
         self._logbook.write(
             "validation",
             self._step,
-            loss=loss.confidence + loss.localization,
+            loss=_finite(loss.confidence + loss.localization, "validation loss"),
             **loss._asdict(),
             l2=self._learner.l2(),
         )
@@ -277,7 +326,13 @@ class Loop:
 
     def _setting(self) -> Setting:
         size = max(1, self._config.run.batch_size // self._processes.world_size)
-        return Setting(size, self._around.workers, self._learner.precision, self._processes)
+        return Setting(
+            size,
+            self._around.workers,
+            self._learner.precision,
+            self._processes,
+            self._note_loss,
+        )
 
     def _save(self) -> None:
         if self._processes.is_first:
@@ -314,15 +369,15 @@ class Loop:
             # A run that was killed in between has not come to it.
             self._prune()
 
-    def _go_back(self, files: list[str]) -> None:
+    def _go_back(self, fault: _Fault) -> None:
         """Returns to the last checkpoint with half the rate, or ends the run."""
-        step, tries = self._step + 1, len(self._rollbacks)
+        tries = len(self._rollbacks)
         if self._config.run.on_nonfinite == "stop" or tries == MAX_ROLLBACKS:
             raise NonFiniteError(
-                f"the loss or a gradient is NaN or infinite, after {tries} rollbacks, and the "
-                f"weights were not updated. The images were {', '.join(files)}",
+                f"{fault.what}, after {tries} rollbacks. Nothing of it was saved. The images of "
+                f"this step were {', '.join(fault.files)}",
                 file=self._around.folder,
-                position=f"step {step}",
+                position=f"step {fault.step}",
                 remedy="Look at these images; continue with --on-nonfinite rollback, or begin "
                 "anew with a lower --lr",
             )
@@ -330,14 +385,23 @@ class Loop:
         self._resume()
         self._state.lr_scale = scale
         self._logbook.cut(self._state.journal)
-        rollbacks.append({"step": step, "to": self._step, "lr_scale": scale, "images": files})
+        rollbacks.append(
+            {"step": fault.step, "to": self._step, "lr_scale": scale, "images": fault.files}
+        )
         for rollback in rollbacks:
             self._logbook.write("rollback", **rollback)
         self._around.console.print(
-            f"Step {step} is not finite: back to step {self._step}, the learning rate times "
+            f"Step {fault.step}: {fault.what}. Back to step {self._step}, the learning rate times "
             f"{scale:g}",
             highlight=False,
         )
+
+
+def _finite(value: float, what: str) -> float:
+    """Returns a number that the journal can hold."""
+    if not math.isfinite(value):
+        raise NonFinite(f"the {what} is NaN or infinite")
+    return value
 
 
 def _timed(items: Iterator[Any]) -> Iterator[tuple[Any, float]]:

@@ -161,6 +161,8 @@ def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
     learnt = sum(tensor.nbytes for tensor in state if tensor.is_floating_point())
     averaged = learnt if config.ema_decay > 0 else 0
     return sum(tensor.nbytes for tensor in state) + moments * trained + averaged
+
+
 def _compare(config: Config, facts: dict[str, Any], processes: Processes) -> None:
     """Refuses processes that would compute different things."""
     names = ("multibox", "recipe", "data_digest", "init_digest", "precision", "stream_version")

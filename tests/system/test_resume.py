@@ -1,7 +1,5 @@
-"""A run that is killed and begun again ends with the same bits as one that was not."""
+"""A run that is killed and begun again, as a user does it, ends as one that was not."""
 
-import hashlib
-import json
 import signal
 import subprocess
 import sys
@@ -10,26 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from rig import digests, journal
 from system.conftest import TINY, environment
-
-from multibox.rng import stream
-
-# What must not differ. `timings.jsonl` may, and the pictures follow from the evaluations.
-PROMISED = ("metrics.jsonl", "checkpoints/**/*", "evaluations/**/*", "samples/*")
 
 
 def arguments(data: Path, out: Path, workers: int) -> list[str]:
     paths = ["--data", str(data), "--out", str(out), "--workers", str(workers)]
     return [sys.executable, "-m", "multibox", "train", "ssd300-lite", *paths, *TINY]
-
-
-def digests(run: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for pattern in PROMISED
-        for path in sorted(run.glob(pattern))
-        if path.is_file()
-    }
 
 
 def train(command: Sequence[str], *, kill_after: float | None = None, number: int = 9) -> int:
@@ -53,46 +38,21 @@ def unbroken(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return out, time.monotonic() - start
 
 
-def killed_until_done(data: Path, out: Path, *, workers: int, trial: int, seconds: float) -> int:
-    """Kills a run at random moments until it comes to its end; returns the number of kills."""
-    rng = stream(trial, "kill", workers)
-    command = arguments(data, out, workers)
-    kills = 0
-    while kills < 3:
-        # From before the first import to after the last step.
-        if train(command, kill_after=float(rng.uniform(0.05, 1.05)) * seconds) == 0:
-            return kills
-        kills += 1
-    assert train(command) == 0
-    return kills
-
-
-def check_trial(
-    drawn: Path, unbroken: tuple[Path, float], tmp_path: Path, workers: int, trial: int
+@pytest.mark.system
+def test_killed_run_ends_with_the_same_bits(
+    drawn: Path, unbroken: tuple[Path, float], tmp_path: Path
 ) -> None:
     run, seconds = unbroken
     out = tmp_path / "run"
-    killed_until_done(drawn, out, workers=workers, trial=trial, seconds=seconds)
+    command = arguments(drawn, out, workers=1)
+    # While it imports; then from before its first step to near its end.
+    assert train(command, kill_after=0.3, number=signal.SIGINT) in (-signal.SIGINT, 130)
+    assert not out.exists()
+    for part in (0.5, 0.7, 0.9):
+        train(command, kill_after=part * seconds)
+    assert train(command) == 0
     assert digests(out) == digests(run)
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["kind"] == "train"] == [3, 6, 9, 10]
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_run_ends_with_the_same_bits(
-    drawn: Path, unbroken: tuple[Path, float], tmp_path: Path, workers: int
-) -> None:
-    check_trial(drawn, unbroken, tmp_path, workers, trial=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("trial", range(1, 21))
-@pytest.mark.parametrize("workers", [0, 2])
-def test_twenty_of_twenty(
-    drawn: Path, unbroken: tuple[Path, float], tmp_path: Path, workers: int, trial: int
-) -> None:
-    check_trial(drawn, unbroken, tmp_path, workers, trial)
+    assert journal(out)["train"] == [3, 6, 9, 10]
 
 
 @pytest.mark.system

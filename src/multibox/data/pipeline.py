@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from multiprocessing import RawArray
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from multibox.data.decoded import DecodedImages
 from multibox.data.geometry import Geometry, draw_geometry, whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import Colour, draw_colour, render
-from multibox.data.workers import AHEAD, one_ahead, work_ahead
+from multibox.data.workers import AHEAD, OnLoss, one_ahead, unsaid, work_ahead
 from multibox.errors import DataError, MultiboxError
 from multibox.rng import stream
 from multibox.structures import Batch, Targets
@@ -67,10 +68,17 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
     seed: int
     decoded: DecodedImages | None = None
 
+    def files(self, samples: Sequence[int]) -> list[Path]:
+        """Returns the images of some samples."""
+        return [self.annotations[self._place(sample)].image_path for sample in samples]
+
+    def _place(self, sample: int) -> int:
+        epoch, place = divmod(sample, len(self.annotations))
+        return int(_permutation(self.seed, epoch, len(self.annotations))[place])
+
     def decide(self, sample: int) -> Decision:
         """Returns all that chance has to say of a sample."""
-        epoch, place = divmod(sample, len(self.annotations))
-        index = int(_permutation(self.seed, epoch, len(self.annotations))[place])
+        index = self._place(sample)
         annotation = self.annotations[index]
         rng = stream(self.seed, "augment", sample)
         geometry, boxes, kept = draw_geometry(
@@ -130,6 +138,10 @@ class PlainExamples(Dataset[Example | MultiboxError]):
             image, annotation.boxes, annotation.labels, annotation.difficult, sample, sample
         )
 
+    def files(self, samples: Sequence[int]) -> list[Path]:
+        """Returns the images of some samples."""
+        return [self.annotations[sample].image_path for sample in samples]
+
     def make(self, samples: Sequence[int]) -> Iterator[Example | MultiboxError]:
         """Yields some samples, or why one is not there."""
         yield from map(self.__getitem__, samples)
@@ -178,6 +190,7 @@ def batches(
     *,
     workers: int,
     pin_memory: bool,
+    on_loss: OnLoss = unsaid,
 ) -> Iterator[Batch]:
     """Yields the batches of lists of sample numbers, none longer than the first.
 
@@ -186,13 +199,22 @@ def batches(
         numbers: The numbers of each batch.
         workers: Processes that work ahead; 0: this one, on demand.
         pin_memory: Put tensors where a GPU copies them from without waiting.
+        on_loss: Is told why workers are replaced.
 
     Raises:
         DataError: An image cannot be read.
+        WorkerError: Workers were lost again and again at a batch.
     """
     if workers == 0:
-        return work_ahead(examples, collate, numbers, workers=0, pin_memory=pin_memory)
-    made = _shared_batches(examples, numbers, workers, pin_memory)
+        return work_ahead(
+            examples,
+            collate,
+            numbers,
+            workers=0,
+            pin_memory=pin_memory,
+            files=examples.files,
+        )
+    made = _shared_batches(examples, numbers, workers, pin_memory, on_loss)
     return one_ahead(made) if pin_memory else made
 
 
@@ -250,6 +272,7 @@ def _shared_batches(
     numbers: Iterable[list[int]],
     workers: int,
     pin_memory: bool,
+    on_loss: OnLoss,
 ) -> Iterator[Batch]:
     queue = iter(numbers)
     first = next(queue, None)
@@ -260,7 +283,15 @@ def _shared_batches(
     slot = (len(first), *examples.image_size_px, 3)
     delivering = _Delivering(examples, RawArray("B", slots * math.prod(slot)), slot)
     orders = ([_Order(place % slots, batch)] for place, batch in enumerate(chain([first], queue)))
-    for place, labels in work_ahead(delivering, _only, orders, workers=workers, pin_memory=False):
+    for place, labels in work_ahead(
+        delivering,
+        _only,
+        orders,
+        workers=workers,
+        pin_memory=False,
+        files=lambda batch: examples.files(batch[0].numbers),
+        on_loss=on_loss,
+    ):
         pixels = torch.from_numpy(delivering.pixels(place)[: len(labels.samples)])
         images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pin_memory).copy_(pixels)
         yield labels.around(images, pin_memory=pin_memory)

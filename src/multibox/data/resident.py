@@ -22,7 +22,7 @@ from multibox.data.batched import ColourTables, colour_tables, render
 from multibox.data.collate import Example, collate
 from multibox.data.pipeline import TrainingExamples, read_pixels
 from multibox.data.plans import Plan, Plans, join_plans, plan
-from multibox.data.workers import work_ahead
+from multibox.data.workers import OnLoss, unsaid, work_ahead
 from multibox.errors import ConfigError, MultiboxError
 from multibox.structures import Batch
 
@@ -110,7 +110,11 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def resident_batches(
-    resident: ResidentExamples, numbers: Iterable[list[int]], *, workers: int
+    resident: ResidentExamples,
+    numbers: Iterable[list[int]],
+    *,
+    workers: int,
+    on_loss: OnLoss = unsaid,
 ) -> Iterator[Batch]:
     """Yields the batches of lists of sample numbers, their images on the device.
 
@@ -118,12 +122,22 @@ def resident_batches(
         resident: The images.
         numbers: The numbers of each batch.
         workers: Processes that plan ahead; 0: this one, on demand.
+        on_loss: Is told why workers are replaced.
+
+    Raises:
+        WorkerError: Workers were lost again and again at a batch.
     """
     device, size_px = resident.pixels.device, resident.examples.image_size_px
     planned = _Planned(resident.examples, resident.firsts)
     on_gpu = device.type == "cuda"
     for batch, plans in work_ahead(
-        planned, planned.join, numbers, workers=workers, pin_memory=on_gpu
+        planned,
+        planned.join,
+        numbers,
+        workers=workers,
+        pin_memory=on_gpu,
+        files=resident.examples.files,
+        on_loss=on_loss,
     ):
         images = render(resident.pixels, plans.to(device), resident.tables, size_px)
         yield batch._replace(images=images)

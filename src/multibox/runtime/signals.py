@@ -24,28 +24,40 @@ class Interrupted(Exception):  # noqa: N818  # not an error: the run was asked t
         self.number, self.step = number, step
 
 
+def end_at_once() -> None:
+    """Lets Ctrl-C end the process without a word: it is ending already."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Signals:
-    """Notes a signal while its context lasts.
+    """Notes a signal while its context lasts; one that was ignored, as by `nohup`, stays so.
+
+    Args:
+        repeated: Whoever starts several processes may send a signal twice and mean it once.
 
     Attributes:
         received: The signal's number; 0 for none yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, repeated: bool = False) -> None:
         self.received = 0
+        self._patience = ECHO_SECONDS if repeated else 0.0
         self._first = 0.0
 
     def __enter__(self) -> "Signals":
-        self._before = [signal.signal(number, self._note) for number in CAUGHT]
+        found = {number: signal.getsignal(number) for number in CAUGHT}
+        self._before = {n: handler for n, handler in found.items() if handler != signal.SIG_IGN}
+        for number in self._before:
+            signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in zip(CAUGHT, self._before, strict=True):
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if not self.received:
             self.received, self._first = number, time.monotonic()
-        elif time.monotonic() - self._first > ECHO_SECONDS:
+        elif number == self.received and time.monotonic() - self._first >= self._patience:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

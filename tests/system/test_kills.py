@@ -1,0 +1,44 @@
+"""Runs that are killed at random moments, and begun again, end with the same bits."""
+
+import shutil
+import time
+from pathlib import Path
+from signal import SIGKILL
+
+import pytest
+from rig import LINES, Rig, digests, journal
+
+from multibox.rng import stream
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("wanted", [50, pytest.param(1000, marks=pytest.mark.slow)])
+def test_killed_runs_end_with_the_same_bits(wanted: int, tmp_path: Path) -> None:
+    kills = runs = redone = 0
+    with Rig(tmp_path) as rig:
+        seconds = {n: rig.timed(tmp_path / f"unbroken{n}", workers=n) for n in (0, 2)}
+        expected = digests(tmp_path / "unbroken0")
+        assert journal(tmp_path / "unbroken0") == LINES
+        while kills < wanted:
+            rng = stream(wanted, "kill", runs)
+            out, workers = tmp_path / f"run{runs}", 2 * (runs % 2)
+            runs += 1
+            left = int(rng.integers(1, 4))
+            while True:
+                run = rig.start(out, workers=workers)
+                if left:
+                    time.sleep(float(rng.uniform(0, seconds[workers])))
+                    run.send(SIGKILL)
+                status = run.wait()
+                if status == 0:
+                    break
+                assert status == -SIGKILL, run.said()
+                left, kills = left - 1, kills + 1
+            assert digests(out) == expected
+            assert journal(out) == LINES
+            # Of a step there are at most as many as there were kills, and none is left out.
+            assert sorted(set(run.steps())) == list(range(1, 13))
+            redone += len(run.steps()) - 12
+            shutil.rmtree(out)
+        assert rig.orphans() == []
+    print(f"{kills} kills of {kills} in {runs} runs, {redone} steps made again")  # noqa: T201
