@@ -274,7 +274,7 @@ def _plant(
     from multibox.learner import Learner
 
     steps = os.open(folder / "steps", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
-    step, read = Learner.step, pipeline._read
+    step, read = Learner.step, pipeline.read_pixels
 
     def noted(self: Learner, batch: Any, *, lr: float, number: int) -> Any:
         if number + 1 == slow_step:
@@ -291,7 +291,7 @@ def _plant(
         return read(annotation)
 
     Learner.step = noted
-    pipeline._read = checked
+    pipeline.read_pixels = checked
     if nohup:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if stuck_seconds:
