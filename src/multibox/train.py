@@ -160,7 +160,8 @@ def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
     trained = sum(parameter.nbytes for parameter in network.parameters())
     learnt = sum(tensor.nbytes for tensor in state if tensor.is_floating_point())
     averaged = learnt if config.ema_decay > 0 else 0
-    return sum(tensor.nbytes for tensor in state) + moments * trained + averaged
+    size: int = sum(tensor.nbytes for tensor in state) + moments * trained + averaged
+    return size
 
 
 def _compare(config: Config, facts: dict[str, Any], processes: Processes) -> None:

@@ -11,38 +11,23 @@ rename is the commit. Equal checkpoints are equal bytes, so that two runs can be
 files. Nothing here is pickled. Only the process that holds the run's lock saves and prunes.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from multibox.errors import NonFiniteError, StorageError, WeightsError
 from multibox.runtime import manifest
 from multibox.runtime.disk import free_bytes, make_folder, mebibytes, sync_folder
 from multibox.runtime.journal import JSON
+from multibox.runtime.tensors import parsed, serialized
 
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _NAME = re.compile(r"step-([0-9]{8,})")
-_DTYPES = {
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""What safetensors calls them, in the order in which it stores them."""
 
 
 class Checkpoint(NamedTuple):
@@ -120,7 +105,10 @@ def load(path: Path) -> Checkpoint:
     named = _NAME.fullmatch(path.name)
     if named and int(named[1]) != step:
         raise WeightsError(f"its manifest is of step {step}", file=path)
-    model, optimizer = (_tensors(path / name, files[name]) for name in (_MODEL, _OPTIMIZER))
+    model, optimizer = (
+        parsed(path / name, manifest.verified(path / name, files[name]))
+        for name in (_MODEL, _OPTIMIZER)
+    )
     state = manifest.decoded(path / _STATE, manifest.verified(path / _STATE, files[_STATE]))
     return Checkpoint(step, model, optimizer, state)
 
@@ -237,45 +225,9 @@ def _remove_leftovers(folder: Path) -> None:
 def _contents(
     checkpoint: Checkpoint, metadata: Mapping[str, str]
 ) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
-    yield _MODEL, _serialized(checkpoint.model, metadata)
-    yield _OPTIMIZER, _serialized(checkpoint.optimizer, {})
+    yield _MODEL, serialized(checkpoint.model, metadata)
+    yield _OPTIMIZER, serialized(checkpoint.optimizer, {})
     yield _STATE, [manifest.encoded(checkpoint.state)]
-
-
-def _serialized(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> Iterator[bytes | memoryview]:
-    """Yields the header of a safetensors file, and its data tensor by tensor.
-
-    safetensors (0.8) would make a copy of all of them, and order the metadata by a hash that
-    differs from process to process.
-    """
-    order = list(_DTYPES)
-    names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
-    entries: dict[str, JSON] = {"__metadata__": dict(sorted(metadata.items()))}
-    end = 0
-    for name in names:
-        tensor = tensors[name]
-        start, end = end, end + tensor.nbytes
-        entries[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    yield len(header).to_bytes(8, "little") + header
-    for name in names:
-        values = tensors[name].detach().cpu().contiguous().reshape(-1)
-        yield memoryview(values.view(torch.uint8).numpy())
-
-
-def _tensors(path: Path, entry: manifest.Entry) -> dict[str, Tensor]:
-    content = manifest.verified(path, entry)
-    try:
-        return safetensors.torch.load(content)
-    except (SafetensorError, KeyError) as error:
-        raise WeightsError(f"is not a safetensors file ({error})", file=path) from None
 
 
 def _set_aside(damaged: Sequence[Path]) -> None:
