@@ -41,7 +41,8 @@ class Ranks:
         return self._rig.ask({"wait": self.pids, "seconds": seconds})
 
     def said(self, rank: int) -> str:
-        return (self.folder / f"stderr-{rank}").read_text()
+        path = self.folder / f"stderr-{rank}"
+        return path.read_text() if path.exists() else ""
 
     def trace(self, rank: int) -> list[tuple[int, list[int], list[int]]]:
         """Number, samples and images of each step that a rank of a traced run has made."""

@@ -87,10 +87,11 @@ def check_kill(rig: Rig, data: Path, unbroken: Path, tmp_path: Path, trial: int)
     ranks = rig.start(command, tmp_path / "first", trace=True)
     if moment < 0:
         # Before there is a step; but not before they have met, of which there are other tests.
-        time.sleep(float(rng.uniform(0.3, 1.0)))
+        while "images with" not in ranks.said(0):
+            time.sleep(0.005)
     else:
         ranks.wait_for_step(moment)
-        time.sleep(float(rng.exponential(0.1)))
+    time.sleep(float(rng.exponential(0.1)))
     workers = [child for pid in ranks.pids for child in children(pid)]
     os.kill(ranks.pids[victim], signal.SIGKILL)
     check_ended(ranks, victim, workers)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from multibox.errors import ConfigError, ProcessError
-from multibox.runtime.liveness import Liveness
+from multibox.runtime.liveness import HINT, Liveness
 from multibox.runtime.signals import Interrupted
 
 _Store = Any
@@ -99,20 +99,26 @@ def join(device: str) -> Iterator[Processes]:
         _part(liveness)
         raise
     except BaseException as error:
-        liveness.fail(error)
-        # Nobody has ended, and yet a collective failed: nobody came to it for `GROUP_TIMEOUT`.
-        if isinstance(error, RuntimeError) and (
-            "gloo" in str(error) or isinstance(error, dist.DistError)
-        ):
-            reason = str(error).partition("\n")[0]
-            raise ProcessError(f"the processes no longer reach each other ({reason})") from None
-        raise
+        named = _named(error)
+        liveness.fail(named)
+        if named is error:
+            raise
+        raise named from None
     _part(liveness)
 
 
 def _part(liveness: Liveness) -> None:
     dist.destroy_process_group()
     liveness.leave()
+
+
+def _named(error: BaseException) -> BaseException:
+    """Returns an error, or what it means that PyTorch could not exchange something."""
+    text = str(error).partition("\n")[0]
+    collective = isinstance(error, dist.DistError) or "gloo" in text.lower()
+    if isinstance(error, RuntimeError) and collective:
+        return ProcessError(f"the processes do not reach each other ({text})", remedy=HINT)
+    return error
 
 
 def is_first() -> bool:
@@ -130,6 +136,9 @@ def _meet() -> tuple[_Store, int, int, Liveness]:
         _await_first()
         meeting = rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS))
         store, rank, world_size = next(meeting)
+        # What the processes of before a restart by torchrun have left there is not ours.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]  # not exported
         host = os.environ["MASTER_ADDR"]
         if rank == 0:
             liveness = Liveness.listen(host, world_size)
@@ -263,9 +272,9 @@ def require_same(facts: Mapping[str, Any], processes: Processes) -> None:
     first, *others = map(json.loads, lines)
     for rank, other in enumerate(others, start=1):
         found = [
-            f"{name}: {other[name]}, there {first[name]}"
+            f"{name}: {other.get(name)}, there {first[name]}"
             for name in first
-            if other[name] != first[name]
+            if other.get(name) != first[name]
         ]
         if found:
             raise ConfigError(

@@ -42,7 +42,7 @@ PARTING_SECONDS = 10.0
 _LONGEST = 1 << 20
 """Bytes of a line; nothing of ours is as long."""
 
-_HINT = "See what ended it; the same command line continues a training from its last checkpoint"
+HINT = "See what ended it; the same command line continues a training from its last checkpoint"
 
 
 class _Peer:
@@ -159,7 +159,7 @@ class Liveness:
 
         Returns when this process may raise its error; ends it here where another one's was first.
         """
-        if isinstance(error, RuntimeError):
+        if isinstance(error, RuntimeError | ProcessError):
             # A collective fails by the death of another process, of which the thread hears now.
             self._thread.join(PARTING_SECONDS)
         code, reason = _last_words(error)
@@ -252,7 +252,7 @@ class Liveness:
                 self._end(message["code"], "")
 
     def _judge(self, peer: _Peer, finding: str) -> None:
-        error = ProcessError(f"process {peer.rank} {finding}", remedy=_HINT)
+        error = ProcessError(f"process {peer.rank} {finding}", remedy=HINT)
         self._end(error.exit_code, str(error))
 
     def _end(self, code: int, message: str) -> None:
