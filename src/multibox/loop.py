@@ -125,6 +125,9 @@ class Loop:
         self._resume()
         run, steps = self._config.run, self._config.schedule.steps
         first = self._processes.is_first
+        if first:
+            # The last run may have been killed while it did so.
+            self._prune()
         with ExitStack() as stack:
             self._signals = stack.enter_context(Signals())
             logbook = Logbook(self._around.folder, self._state.journal, silent=not first)
@@ -305,19 +308,19 @@ class Loop:
 
     def _save(self) -> None:
         if self._processes.is_first:
-            start, best = time.monotonic(), self._state.best
+            start = time.monotonic()
             self._state.journal = self._logbook.commit()
             learner, state = self._learner, dataclasses.asdict(self._state)
             found = Checkpoint(self._step, learner.model(), learner.optimizer(), state)
             checkpoints.save(self._checkpoints, found, metadata=self._around.metadata)
-            checkpoints.prune(
-                self._checkpoints,
-                keep=self._config.run.keep_checkpoints,
-                best=best["step"] if best else None,
-            )
+            self._prune()
             self._logbook.time("checkpoint", self._step, seconds=time.monotonic() - start)
         self._rollbacks.clear()
         wait_for_all(self._processes)
+
+    def _prune(self) -> None:
+        keep, best = self._config.run.keep_checkpoints, self._state.best
+        checkpoints.prune(self._checkpoints, keep=keep, best=best["step"] if best else None)
 
     def _resume(self) -> None:
         """Goes to the newest sound checkpoint, if there is any."""
