@@ -42,7 +42,6 @@ class Run:
 
     def __init__(self, rig: "Rig", pid: int, folder: Path) -> None:
         self._rig, self.pid, self._folder = rig, pid, folder
-        self._ended = False
 
     def workers(self) -> list[int]:
         """The processes that it has started and that have not ended."""
@@ -86,7 +85,7 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.data = small_dataset(folder / "data")
-        self._sessions: list[int] = []
+        self._sessions: set[int] = set()
 
     def __enter__(self) -> "Rig":
         self._mother = subprocess.Popen(
@@ -100,7 +99,9 @@ class Rig:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._mother.communicate(timeout=60)
+        # It has nothing to lose, and its own end would take a second.
+        self._mother.kill()
+        self._mother.communicate()
 
     def start(
         self, out: Path, *, workers: int, options: Sequence[str] = (), **faults: object
@@ -119,7 +120,7 @@ class Rig:
         line += options
         request = {"line": [str(word) for word in line], "folder": str(folder), "faults": faults}
         run = Run(self, self.ask(request), folder)
-        self._sessions.append(run.pid)
+        self._sessions.add(run.pid)
         return run
 
     def timed(self, out: Path, *, workers: int) -> float:
