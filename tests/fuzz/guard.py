@@ -80,7 +80,9 @@ def run_case(run: Run, data: bytes, folder: Path, *, extra_bytes: int = MAX_EXTR
         _seen = None
     seconds, extra = time.process_time() - started, _peak_bytes() - before
     elsewhere = [event for event in seen if not _may_be_opened(event, folder)]
-    if elsewhere:
+    if finding:
+        pass
+    elif elsewhere:
         finding = f"outside: {elsewhere[0][:200]}"
     elif seconds > MAX_SECONDS:
         finding = f"slow: {seconds:.1f} s"
@@ -96,11 +98,8 @@ def _peak_bytes() -> int:
 def _may_be_opened(event: str, folder: Path) -> bool:
     """Whether an event is the opening of a file of the case, or of code that is loaded late."""
     verb, _, path = event.partition(" ")
-    return verb == "open" and (
-        path.startswith(f"{folder}/")
-        or path == "/dev/null"
-        or path.endswith((".py", ".pyc", ".so"))
-    )
+    code = (*filter(None, sys.path), sys.prefix, sys.base_prefix)
+    return verb == "open" and (path.startswith((f"{folder}/", *code)) or path == "/dev/null")
 
 
 def _misspoken(error: MultiboxError) -> str | None:

@@ -120,6 +120,6 @@ def _tweaked(value: Any, choices: Choices) -> Any:
         return not value
     if isinstance(value, int | float):
         return choices.pick((value + 1, value - 1, -value, value * 1000, value // 3, str(value)))
-    if isinstance(value, str):
+    if isinstance(value, str) and len(value) < 10_000:
         return choices.pick((value + " ", value.upper(), value[:-1], f"../{value}", value * 50))
     return [value]

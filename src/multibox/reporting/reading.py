@@ -130,21 +130,21 @@ def _number(value: float | None) -> float:
 
 
 def _loss(line: dict[str, Any]) -> Loss:
-    return Loss(line["step"], _number(line["loss"]), _number(line.get("l2")))
+    return Loss(int(line["step"]), _number(line["loss"]), _number(line.get("l2")))
 
 
 def _drop(line: dict[str, Any]) -> Drop:
-    return Drop(line["step"], _number(line.get("lr")))
+    return Drop(int(line["step"]), _number(line.get("lr")))
 
 
 def _rollback(line: dict[str, Any]) -> Rollback:
     reason = line.get("reason") or ", ".join(line.get("images", []))
-    return Rollback(line["step"], int(line["to"]), float(line["lr_scale"]), reason)
+    return Rollback(int(line["step"]), int(line["to"]), float(line["lr_scale"]), str(reason))
 
 
 def _timing(line: dict[str, Any]) -> Timing:
     return Timing(
-        line.get("kind", "train"),
+        str(line.get("kind", "train")),
         float(line["seconds"]),
         _number(line.get("images_per_second")),
         _number(line.get("data_wait")),
@@ -153,16 +153,16 @@ def _timing(line: dict[str, Any]) -> Timing:
 
 def _split(value: dict[str, Any]) -> Split:
     objects = {str(name): int(count) for name, count in value["objects"].items()}
-    return Split(value["name"], int(value["images"]), objects, int(value.get("skipped", 0)))
+    return Split(str(value["name"]), int(value["images"]), objects, int(value.get("skipped", 0)))
 
 
 def _about(value: dict[str, Any]) -> About:
     config, run = value["config"], value["run"]
     return About(
-        recipe=run["recipe"],
-        version=run["multibox"],
-        network=config["network"],
-        classes=list(run["classes"]),
+        recipe=str(run["recipe"]),
+        version=str(run["multibox"]),
+        network=str(config["network"]),
+        classes=[*map(str, run["classes"])],
         train=_split(run["data"]["train"]),
         test=_split(run["data"]["test"]),
         parameters=int(run["parameters"]),
@@ -178,7 +178,7 @@ def _evaluation(value: dict[str, Any]) -> Evaluation:
     numbers = {name: value.get(name) or {} for name in METRICS}
     return Evaluation(
         step=int(value["step"]),
-        split=value["split"],
+        split=str(value["split"]),
         images=int(value["images"]),
         objects=int(value["objects"]),
         metric=metric,

@@ -79,7 +79,7 @@ def read(folder: Path, names: set[str]) -> Manifest:
         or type(step) is not int
         or not isinstance(files, dict)
         or files.keys() != names
-        or not all(isinstance(entry, dict) for entry in files.values())
+        or not all(map(_is_entry, files.values()))
     ):
         raise WeightsError("is not as it was written", file=path)
     return Manifest(step, files)
@@ -133,6 +133,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_entry(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"size", "sha256"}
+        and type(value["size"]) is int
+        and type(value["sha256"]) is str
+    )
 
 
 def _write_file(path: Path, parts: Sequence[bytes | memoryview]) -> Entry:
