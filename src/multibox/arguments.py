@@ -1,7 +1,9 @@
 """What can be typed: a dataclass per verb, whose fields are its arguments."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -194,7 +196,7 @@ _Verb = (
 
 
 def parse(arguments: Sequence[str] | None = None) -> object:
-    """Returns the verb that a command line means; leaves with status 2 if it means none.
+    """Returns the verb that a command line means; leaves with status 2 if it means none, 0 for --version.
 
     Args:
         arguments: What follows the command's name; by default this process's.
@@ -202,10 +204,14 @@ def parse(arguments: Sequence[str] | None = None) -> object:
     Raises:
         ConfigError: A value is out of its range.
     """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given == ["--version"]:
+        print(f"multibox {version('multibox')}")  # noqa: T201  # the result
+        raise SystemExit(0)
     verb: object = tyro.cli(
         _Verb,
         prog="multibox",
-        args=arguments,
+        args=given,
         description="SSD object detection: check, train, evaluate, report, predict, download.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
