@@ -216,7 +216,7 @@ def _coco_seed() -> str:
         {"id": 5, "image_id": 2, "category_id": 3, "bbox": [4, 4, 4, 4], "segmentation": [[1, 2]]},
     ]
     kinds = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 90, "name": "none"}]
-    return json.dumps({"images": images, "annotations": things, "categories": kinds})
+    return json.dumps({"info": {"year": 2017}, "images": images, "annotations": things, "categories": kinds})
 
 
 COCO_SEED = _coco_seed()

@@ -43,7 +43,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def _reason(error: Exception) -> str:
     """Returns what went wrong, of a message that is mostly advice to trust the file."""
-    said = r"(?:WeightsUnpickler error: |Trying to load )(.+?)(?:\. |\.?$)"
+    said = r"(?:WeightsUnpickler error: \s*|Trying to load )(.+?)(?:\. |\.?$)"
     culprit = re.search(said, str(error), re.MULTILINE)
     text = culprit[1] if culprit else str(error).strip().partition("\n")[0]
     return text or type(error).__name__
