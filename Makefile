@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check soak
+# Seconds for each target of `make fuzz`; TARGETS chooses some.
+FUZZ_SECONDS ?= 60
+TARGETS ?=
+
+.PHONY: demo test check soak fuzz release
 
 demo: $(VENV)/.installed
 	$(BIN)/multibox demo --out runs/demo
@@ -19,6 +23,14 @@ check: $(VENV)/.installed
 
 soak: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -rP
+
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev,fuzz]'
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) $(TARGETS)
+
+release: $(VENV)/.installed
+	PYTHON=$(abspath $(BIN))/python .ci/release
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

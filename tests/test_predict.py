@@ -166,6 +166,42 @@ def test_traits_that_are_no_object_are_refused(run: Path, tmp_path: Path, text: 
         read_weights(rewritten(tmp_path / "file", weights, traits=text))
 
 
+@pytest.mark.parametrize(
+    "text", ["", "5", "null", '"cat"', '["cat", 3]', '[""]', '["cat", "cat"]', "[" * 100_000]
+)
+def test_classes_that_are_no_names_are_refused(run: Path, tmp_path: Path, text: str) -> None:
+    weights = read_weights(find_weights(run))
+    with pytest.raises(WeightsError, match=r"header|classes"):
+        read_weights(rewritten(tmp_path / "file", weights, classes=text))
+
+
+def test_values_that_are_no_numbers_are_refused(run: Path, tmp_path: Path) -> None:
+    weights = read_weights(find_weights(run))
+    weights.tensors["offset_heads.0.bias"][0] = math.nan
+    with pytest.raises(WeightsError, match=r"offset_heads\.0\.bias: holds NaN"):
+        read_weights(rewritten(tmp_path / "file", weights))
+
+
+def test_classes_without_outputs_are_refused_before_they_fill_the_memory(run: Path) -> None:
+    """A network of so many would take terabytes."""
+    weights = read_weights(find_weights(run))
+    many = weights._replace(classes=tuple(map(str, range(2_000_000))))
+    with pytest.raises(WeightsError, match="no outputs for the 2000000 classes"):
+        load_network(many, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("best", [3, "x", [], {"AP": 1}, {"step": 2.0}, True])
+def test_a_checkpoint_that_does_not_say_what_is_best_is_refused(
+    tmp_path: Path, best: object
+) -> None:
+    tensors = {"a": torch.zeros(1)}
+    state = {"best": best} if best != [] else {}
+    folder = tmp_path / "checkpoints"
+    save(folder, Checkpoint(3, tensors, tensors, state), metadata={})
+    with pytest.raises(WeightsError, match="does not say which"):
+        find_weights(tmp_path, "best")
+
+
 def test_weights_that_do_not_fit_are_refused(run: Path) -> None:
     weights = read_weights(find_weights(run))
     fewer = dict(list(weights.tensors.items())[1:])

@@ -15,11 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from multibox.census import SIZE_EDGES_PX, Census, take_census
-from multibox.data.dataset import one_line
 from multibox.data.findings import Finding, Severity
 from multibox.data.fixing import write_fixed
 from multibox.data.preflight import preflight
-from multibox.errors import ConfigError
+from multibox.errors import ConfigError, one_line
 
 NETWORKS = ("ssd300-vgg16", "ssd512-vgg16")
 """Whose default boxes are compared with a dataset's, where no network is named."""

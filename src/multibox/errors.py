@@ -5,6 +5,14 @@ The command line prints them as one message without a traceback and exits with `
 
 from pathlib import Path
 
+_MOST_CHARACTERS = 8_000
+"""Of a reason in a message; the file it quotes may be of any size."""
+
+
+def one_line(text: str) -> str:
+    """Returns a text in which what would leave its line, or alter a terminal, is escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
 
 class MultiboxError(Exception):
     """A refusal that names its reason, the place it was found at, and the remedy.
@@ -27,7 +35,11 @@ class MultiboxError(Exception):
         remedy: str | None = None,
     ) -> None:
         self.reason, self.file, self.position, self.remedy = reason, file, position, remedy
-        where = ", ".join(str(part) for part in (file, position) if part is not None)
+        # Files and what they hold have names that others chose; a reason may have several lines.
+        where = ", ".join(one_line(str(part)) for part in (file, position) if part is not None)
+        if len(reason) > _MOST_CHARACTERS:
+            reason = f"{reason[:_MOST_CHARACTERS]} [and so on]"
+        reason = "\n".join(map(one_line, reason.split("\n")))
         message = f"{where}: {reason}" if where else reason
         super().__init__(f"{message}. {remedy}." if remedy else f"{message}.")
 

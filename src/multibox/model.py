@@ -5,7 +5,7 @@ import re
 import sys
 import typing
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -22,6 +22,7 @@ from multibox.ssd.default_boxes import Clip
 from multibox.ssd.network import SSD, Scales, Traits
 
 FORMAT = "multibox-1"
+_MANY_CLASSES = 1_000
 NO_LICENCE = "not stated by whoever trained them"
 
 
@@ -102,8 +103,7 @@ def find_weights(path: Path, which: str = "last") -> Path:
         )
     step = steps[-1]
     if which == "best":
-        best = cast(Any, checkpoints.load(checkpoints.path_of(folder, step)).state["best"])
-        step = best["step"] if best else step
+        step = _best_step(folder, step)
     elif which != "last":
         step = int(which) if re.fullmatch(r"\d+", which) else -1
     if step not in steps:
@@ -112,6 +112,17 @@ def find_weights(path: Path, which: str = "last") -> Path:
             f"has no checkpoint {which!r}", file=path, remedy=f"Say last, best or one of {known}"
         )
     return checkpoints.path_of(folder, step) / "model.safetensors"
+
+
+def _best_step(folder: Path, step: int) -> int:
+    """Returns the step of the best checkpoint by the newest one; that one's own where none is."""
+    newest = checkpoints.path_of(folder, step)
+    state = checkpoints.load(newest).state
+    best = state.get("best") or {"step": step}
+    found = best.get("step") if isinstance(best, dict) else None
+    if "best" not in state or type(found) is not int:
+        raise WeightsError("does not say which checkpoint is the best", file=newest / "state.json")
+    return found
 
 
 def read_weights(
@@ -168,16 +179,22 @@ def _read_own(path: Path) -> Weights:
             file=path,
             remedy="Give a file that multibox wrote, of this version or an older one",
         )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            raise WeightsError("holds NaN or infinity", file=path, position=name)
     try:
-        classes = tuple(json.loads(header["classes"]))
-        network = header["network"]
-    except (KeyError, ValueError) as error:
+        classes, network = json.loads(header["classes"]), header["network"]
+    except (KeyError, ValueError, RecursionError) as error:
         raise WeightsError(f"has a damaged header ({error})", file=path) from None
+    if not isinstance(classes, list) or not all(isinstance(x, str) and x for x in classes):
+        raise WeightsError("its classes are no list of names", file=path)
+    if len(set(classes)) < len(classes):
+        raise WeightsError("has two classes of one name", file=path)
     if network not in (*NETWORKS, TRUNK_ONLY):
         raise WeightsError(f"is of an unknown network, {network!r}", file=path)
     traits = Traits() if network == TRUNK_ONLY else _traits(header, network, path)
     licence = header.get("licence", NO_LICENCE)
-    return Weights(network, classes, tensors, path, traits, licence=licence)
+    return Weights(network, tuple(classes), tensors, path, traits, licence=licence)
 
 
 def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
@@ -220,6 +237,8 @@ def load_network(weights: Weights, device: torch.device) -> SSD:
             file=weights.path,
             remedy="Give it to train: --init",
         )
+    if len(weights.classes) > _MANY_CLASSES:
+        _require_outputs(weights)
     network = build_network(weights.network, len(weights.classes), weights.traits)
     try:
         network.load_state_dict(weights.tensors)
@@ -239,6 +258,21 @@ def stored_in(precision: torch.dtype, network: SSD) -> SSD:
         if isinstance(module, nn.Conv2d):
             module.to(precision)
     return network
+
+
+def _require_outputs(weights: Weights) -> None:
+    """Refuses more classes than there are outputs, before a network of so many fills the memory.
+
+    Raises:
+        WeightsError: A head is missing or has another shape.
+    """
+    outputs = len(weights.classes) + 1
+    for name, one in build_network(weights.network, 1, weights.traits).state_dict().items():
+        shape = (one.shape[0] // 2 * outputs, *one.shape[1:]) if one.ndim else ()
+        found = weights.tensors.get(name)
+        if name.startswith("logit_heads.") and (found is None or found.shape != shape):
+            reason = f"has no outputs for the {len(weights.classes)} classes of its header"
+            raise WeightsError(reason, file=weights.path, position=name)
 
 
 def in_precision(precision: torch.dtype, device: torch.device) -> torch.autocast:

@@ -177,6 +177,64 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     _refused(archive.with_suffix(".tar"), "beyond what an archive of this size")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_compressions_of_their_own_memory_are_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as opened:
+        opened.writestr("file", bytes(100))
+    _refused(tmp_path / "a.zip", "compressed otherwise")
+
+
+def _changed(data: bytes, old: bytes, new: bytes) -> bytes:
+    assert old in data
+    return data.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    "old, new", [(b"n\xc3\xa4me", b"n\xff\xffme"), (b"empty", b"")], ids=["utf-8", "empty"]
+)
+def test_zip_names_that_are_none_are_refused(tmp_path: Path, old: bytes, new: bytes) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("n\xe4me", b"abc")
+        opened.writestr(zipfile.ZipInfo("empty"), b"")
+    archive.write_bytes(_changed(archive.read_bytes(), old, new))
+    with pytest.raises(DownloadError):
+        unpack(archive, tmp_path / "new", advance=lambda _: None)
+
+
+def _with_header(size: bytes, kind: bytes = b"0") -> bytes:
+    """A tar of one file whose header has this size."""
+    info = tarfile.TarInfo("file")
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[124:136], block[156:157] = size, kind
+    block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 8 * 32)
+    return bytes(block) + bytes(10_240)
+
+
+@pytest.mark.parametrize("kind", [b"0", b"x", b"g", b"L", b"K"])
+@pytest.mark.parametrize(
+    "size",
+    [b"\xff" * 10 + b"\xf8\0", b"\xff" * 12, b"\x80" + b"\x7f" * 11, b"7" * 11 + b"\0"],
+    ids=["back", "-1", "huge", "8 GiB"],
+)
+def test_sizes_that_no_file_has_are_refused(tmp_path: Path, size: bytes, kind: bytes) -> None:
+    """A negative one leads back to its own header, and a huge one asks for as much memory."""
+    archive = tmp_path / "a.tar"
+    archive.write_bytes(_with_header(size, kind))
+    with pytest.raises(DownloadError):
+        unpack(archive, tmp_path / "new", advance=lambda _: None)
+
+
+@pytest.mark.parametrize("value", ["", "a/b", "0x1p3", "-5", "9" * 30])
+def test_numbers_in_pax_headers_that_are_none_are_refused(tmp_path: Path, value: str) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as opened:
+        info = tarfile.TarInfo("file")
+        info.pax_headers = {"GNU.sparse.map": value, "GNU.sparse.size": value}
+        opened.addfile(info)
+    with pytest.raises(DownloadError):
+        unpack(tmp_path / "a.tar", tmp_path / "new", advance=lambda _: None)
+
+
 def test_a_zip_that_lies_about_a_size_is_refused(tmp_path: Path) -> None:
     """The directory says 10 bytes, the data are 100,000."""
     archive = tmp_path / "a.zip"

@@ -230,6 +230,43 @@ def test_thousands_of_scans_are_refused() -> None:
         decode_image(data[:-2] + b"\xff\xda" * 1000 + data[-2:], file=NAME)
 
 
+def claiming(place: int, number: bytes, data: bytes) -> bytes:
+    return data[:place] + number + data[place + len(number) :]
+
+
+def test_a_chunk_that_leaves_its_file_is_refused_before_decoding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OpenCV makes room for what a chunk says that it holds: 2 GiB here."""
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("a decoder saw the file"))
+    png = ENCODED["PNG"]
+    idat, end = png.index(b"IDAT") - 4, png.index(b"IEND") - 4
+    huge = struct.pack(">I", 0x7FFFFFF0)
+    for data in (claiming(idat, huge, png), claiming(end, huge, png), png[:end], png[:-1]):
+        with pytest.raises(DataError, match="cut short"):
+            decode_image(data, file=NAME)
+
+
+def test_more_pixels_than_a_jpeg_s_bytes_can_hold_are_refused_before_decoding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = jpeg()
+    tall = claiming(data.index(b"\xff\xc0") + 5, struct.pack(">HH", 7_000, 7_000), data)
+    assert image_size(tall, file=NAME) == (7_000, 7_000)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(DataError, match="cut short"):
+        decode_image(tall, file=NAME)
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_a_jpeg_of_one_colour_is_not_taken_for_cut_short(progressive: int) -> None:
+    """The fewest bytes for so many pixels that an encoder makes."""
+    options = (cv2.IMWRITE_JPEG_PROGRESSIVE, progressive, cv2.IMWRITE_JPEG_OPTIMIZE, 1)
+    plain = np.full((3_000, 4_000), 128, np.uint8)
+    data = encode(".jpg", plain, *options, cv2.IMWRITE_JPEG_QUALITY, 1)
+    assert decode_image(data, file=NAME).shape == (3_000, 4_000, 3)
+
+
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     pipe, loop = tmp_path / "pipe.jpg", tmp_path / "loop.jpg"
     os.mkfifo(pipe)

@@ -2,6 +2,7 @@
 
 import base64
 import builtins
+import copy
 import functools
 import io
 import json
@@ -153,6 +154,57 @@ def test_a_tensor_that_claims_more_than_it_has_is_refused(tmp_path: Path) -> Non
         read_foreign(path)
 
 
+def _operations(*parts: str | bytes) -> bytes:
+    """A pickle put together by hand; a text is put on the stack."""
+    found = b"\x80\x02"
+    for part in parts:
+        if isinstance(part, str):
+            part = b"X" + len(part).to_bytes(4, "little") + part.encode()
+        found += part
+    return found + b"."
+
+
+def test_attributes_in_a_file_do_not_stand_in_for_methods(tmp_path: Path) -> None:
+    """The unpickler lets a file set any attribute of an OrderedDict, and of a tensor."""
+    path = tmp_path / "weights.pth"
+    ordered = b"ccollections\nOrderedDict\n)R"
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file:
+        state = _operations(ordered, b"}", "get", b"K\x01s", "items", b"K\x01sb")
+        file.writestr("archive/data.pkl", state)
+        file.writestr("archive/version", "3\n")
+    path.write_bytes(stream.getvalue())
+    with pytest.raises(WeightsError, match="unknown model"):
+        read_foreign(path)
+
+
+def test_numbers_that_are_not_in_an_old_file_are_refused(tmp_path: Path) -> None:
+    """They would be whatever was in that memory before."""
+    path = tmp_path / "weights.pth"
+    torch.save({"0.weight": torch.ones(4096)}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    keys = data.rindex(b"\x80\x02]")
+    path.write_bytes(data[:keys] + b"\x80\x02].")
+    with pytest.raises(WeightsError, match=r"0\.weight: claims more than its file has"):
+        read_foreign(path)
+
+
+def test_members_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    """Many names for one stretch of a file: what is read is more than what there is."""
+    path = tmp_path / "weights.pth"
+    torch.save({"0.weight": torch.ones(1 << 16)}, path)
+    with zipfile.ZipFile(path) as file:
+        (member,) = (info for info in file.infolist() if info.file_size >= 1 << 18)
+    with zipfile.ZipFile(path, "a") as file:
+        for number in range(9):
+            double = copy.copy(member)
+            double.filename = member.filename + str(number)
+            file.filelist.append(double)
+        file._didModify = True
+    with pytest.raises(WeightsError, match="share their bytes"):
+        read_foreign(path)
+
+
 def h5_external_link(file: h5py.File, elsewhere: Path) -> None:
     file["conv1_1"] = h5py.ExternalLink(str(elsewhere), "/secret")
 
@@ -199,6 +251,15 @@ def h5_many(file: h5py.File, elsewhere: Path) -> None:
         file.create_group(f"layer{number}")
 
 
+def h5_never_written(file: h5py.File, elsewhere: Path) -> None:
+    file.create_dataset("conv1_1/conv1_1/bias:0", (1 << 27,), "f4", chunks=(1 << 20,))
+
+
+def h5_large_chunk(file: h5py.File, elsewhere: Path) -> None:
+    options = {"chunks": (1 << 26,), "maxshape": (None,), "compression": "gzip"}
+    file.create_dataset("conv1_1/conv1_1/bias:0", (64,), "f4", **options)
+
+
 H5 = [
     h5_external_link,
     h5_deep_external_link,
@@ -207,6 +268,8 @@ H5 = [
     h5_external_storage,
     h5_virtual,
     h5_huge,
+    h5_never_written,
+    h5_large_chunk,
     h5_foreign_filter,
     h5_loop,
     h5_many,

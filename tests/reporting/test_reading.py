@@ -47,6 +47,11 @@ def test_damaged_line_is_named(run: Path) -> None:
         ("evaluations/step-00000001.json", '{"metric": "voc77"}'),
         ("samples/step-00000001.json", '[{"id": 3}]'),
         ("samples/step-00000001.json", "{}x"),
+        ("samples/step-00000001.json", "true"),
+        ("metrics.jsonl", '{"kind": "train", "step": 1e999}\n'),
+        ("metrics.jsonl", '{"kind": "train", "step": 3, "loss": 1' + "0" * 400 + "}\n"),
+        ("metrics.jsonl", "[" * 100_000 + "\n"),
+        ("run.json", "[" * 100_000),
     ],
 )
 def test_damaged_file_ends_in_one_error_that_names_it(run: Path, name: str, content: str) -> None:

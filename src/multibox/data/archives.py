@@ -8,12 +8,13 @@ plausibly holds. Of what it says about owners, permissions and times nothing is 
 import filecmp
 import os
 import shutil
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path, PurePosixPath
 from stat import S_IFMT, S_ISREG
 from typing import IO, NamedTuple
@@ -26,6 +27,13 @@ _MAX_MEMBERS = 1_000_000
 _MAX_RATIO = 20
 """Bytes out of an archive's byte; JSON makes about 5, a bomb hundreds."""
 _CHUNK = 1 << 20
+_MIN_MEMBER_BYTES = 64
+"""That a member takes up at the least: 512 in a tar, 76 in a zip."""
+# What the standard library lets through of a header that says nonsense.
+_DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
+    *(EOFError, RuntimeError, ValueError, LookupError, ArithmeticError),
+)
 _LAST = ("ImageSets", "annotations")
 """What a reader begins with comes last, so that half a dataset does not look like one."""
 
@@ -46,6 +54,14 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes] | None]
 
 
+class _Sparing(BufferedReader):
+    """A file that gives out little at once: tarfile asks for what a header claims to be long."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        whole = size is None or not 0 <= size <= _CHUNK
+        return super().read(_CHUNK if whole else size)
+
+
 def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> dict[str, int]:
     """Unpacks a .zip or else an uncompressed tar, and returns its files' sizes by their paths.
 
@@ -63,16 +79,19 @@ def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> 
             with zipfile.ZipFile(archive) as opened:
                 return _unpack(archive, _zip_members(opened), folder, advance)
         # Not "r:*": a compressed tar may grow to anything.
-        with tarfile.open(archive, "r:") as opened:
+        with (
+            _Sparing(archive.open("rb", buffering=0)) as file,
+            tarfile.open(archive, "r:", file) as opened,
+        ):
             return _unpack(archive, _tar_members(opened), folder, advance)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise DownloadError(f"is damaged: {error}", file=archive) from None
     except OSError as error:
         raise StorageError(
             f"cannot be unpacked ({error.strerror})",
             file=archive,
             remedy=f"See that {folder.parent} is writable and its disk not full",
         ) from None
+    except _DAMAGE as error:
+        raise DownloadError(f"is damaged: {error}", file=archive) from None
 
 
 def merge(source: Path, target: Path) -> None:
@@ -117,9 +136,11 @@ def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:
     for info in opened.infolist():
         # Archives that were not made on Unix have no mode.
         mode = S_IFMT(info.external_attr >> 16)
-        kind = "folder" if info.is_dir() else "file"
+        kind = "folder" if info.filename.endswith("/") else "file"
         if kind == "file" and mode and not S_ISREG(mode):
             kind = "a link or special file"
+        elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            kind = "compressed otherwise than by deflate"
         yield _Member(info.filename, info.file_size, kind, partial(opened.open, info))
 
 
@@ -128,7 +149,8 @@ def _tar_members(opened: tarfile.TarFile) -> Iterator[_Member]:
         kind = "folder" if info.isdir() else "a link or special file"
         if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not info.issparse():
             kind = "file"
-        size = info.size if kind == "file" else 0
+        # A negative size leads back to an earlier header, for ever.
+        size = info.size if kind == "file" else min(info.size, 0)
         yield _Member(info.name, size, kind, partial(opened.extractfile, info))
 
 
@@ -155,7 +177,9 @@ def _judge(
     """Returns an archive's files and folders by their paths; raises if it cannot be trusted."""
     files: dict[PurePosixPath, _Member] = {}
     folders: list[PurePosixPath] = []
-    left = _MAX_RATIO * archive.stat().st_size
+    archive_bytes = archive.stat().st_size
+    left = _MAX_RATIO * archive_bytes
+    most = min(_MAX_MEMBERS, archive_bytes // _MIN_MEMBER_BYTES)
     for number, member in enumerate(members, start=1):
         path = PurePosixPath(member.name)
         left -= member.size
@@ -167,7 +191,7 @@ def _judge(
             fault = "would be written outside its folder"
         elif path in files or (member.kind == "file" and not path.parts):
             fault = "is there twice"
-        elif number > _MAX_MEMBERS or left < 0 or member.size < 0:
+        elif number > most or left < 0 or member.size < 0:
             fault = "is beyond what an archive of this size can hold"
         elif member.kind == "file":
             files[path] = member

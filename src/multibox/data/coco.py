@@ -20,6 +20,7 @@ from multibox.data.reading import Reading
 from multibox.errors import DataError
 
 _OFFICIAL, _EXPORTED = "annotations/instances_", "_annotations.coco.json"
+_LISTS = ("images", "annotations", "categories")
 _MAX_JSON_BYTES = 1 << 30
 # Far outside any image, and yet no sum of two overflows.
 _MAX_PX = 1e9
@@ -148,12 +149,12 @@ def _load(file: Path) -> dict[str, list[Any]]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"is not JSON: {error}", file=file, remedy="Export it again") from None
     lists = content if type(content) is dict else {}
-    for key in ("images", "annotations", "categories"):
+    for key in _LISTS:
         if type(lists.get(key)) is not list:
             raise DataError(f"has no list {key!r}", file=file, remedy="Choose a file of instances")
     if not lists["images"]:
         raise DataError("lists no image", file=file, remedy="Choose another split")
-    return lists
+    return {key: lists[key] for key in _LISTS}
 
 
 def _without_outline(record: _Record) -> _Record:

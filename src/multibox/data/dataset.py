@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from multibox.errors import DataError
+from multibox.errors import DataError, one_line
 
 _LISTED_FAULTS = 20
 
@@ -85,11 +85,6 @@ class Fault:
     def __str__(self) -> str:
         where = f"{self.file}, {self.position}" if self.position else f"{self.file}"
         return one_line(f"{where}: {self.reason}")
-
-
-def one_line(text: str) -> str:
-    """Returns a text in which what would leave its line, or alter a terminal, is escaped."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 @dataclass(frozen=True)

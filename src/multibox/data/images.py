@@ -26,6 +26,8 @@ SUFFIXES = {".webp": 1, ".bmp": 2, ".png": 3, ".jpeg": 4, ".jpg": 5}
 
 # A progressive JPEG is decoded once per scan: thousands in a small file would take minutes.
 _MAX_SCANS = 100
+# A block of 64 pixels takes a bit at the least; twice that.
+_JPEG_PIXELS_PER_BYTE = 1024
 _HEAD_BYTES = 1 << 15
 # Cameras append a few bytes after the end marker.
 _TAIL_BYTES = 64 + 12
@@ -59,7 +61,11 @@ def decode_image(data: bytes, *, file: Path) -> UInt8[np.ndarray, "H W 3"]:
             `MAX_PIXELS`, or the data are damaged or cut short.
     """
     width, height = image_size(data, file=file)
-    image = _decode_jpeg(data, file) if _format(data) == "JPEG" else _decode_other(data)
+    image = None
+    if _format(data) != "JPEG":
+        image = _decode_other(data)
+    elif width * height <= _JPEG_PIXELS_PER_BYTE * len(data):
+        image = _decode_jpeg(data, file)
     if image is None or image.shape != (height, width, 3):
         raise DataError("its pixels are damaged or cut short", file=file, remedy=_INTACT)
     return image
@@ -181,6 +187,8 @@ def _decode_jpeg(data: bytes, file: Path) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _decode_other(data: bytes) -> np.ndarray | None:
+    if _format(data) == "PNG" and not _is_whole_png(data):
+        return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -210,6 +218,15 @@ def _png_header(data: bytes) -> tuple[int, int]:
     if name != b"IHDR":
         raise ValueError("no IHDR")
     return width, height
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Whether each chunk lies in the file: OpenCV makes room for what a chunk claims to hold."""
+    place, name = 8, b""
+    while name != b"IEND" and place + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, place)
+        place += 12 + length
+    return name == b"IEND" and place <= len(data)
 
 
 def _bmp_header(data: bytes) -> tuple[int, int]:

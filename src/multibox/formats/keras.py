@@ -21,6 +21,10 @@ from multibox.errors import WeightsError
 MAX_NUMBERS = 1 << 28
 """Of all tensors together; SSD512 has 2^25, a full VGG-16 2^27."""
 
+_SPARE_BYTES = 1 << 20
+_MAX_RATIO = 25
+"""Bytes of numbers out of a file's byte, besides the spare ones: weights hardly shrink, and what
+was never written is zeros without end."""
 _MAX_OBJECTS = 10_000
 _MAX_DEPTH = 8
 _KINDS = {
@@ -82,6 +86,7 @@ def read_keras(path: Path) -> KerasFile:
 def _tensors(root: h5py.Group, path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     numbers = 0
+    most = min(MAX_NUMBERS, (_SPARE_BYTES + _MAX_RATIO * path.stat().st_size) // 4)
     for layer, name, dataset in _datasets(root, path):
         variable = _VARIABLE.fullmatch(name.rpartition("/")[2])
         if variable is None:
@@ -94,8 +99,9 @@ def _tensors(root: h5py.Group, path: Path) -> dict[str, Tensor]:
                 position=name,
                 remedy="Of a model within a model (multi_gpu_model), save the inner one's weights",
             )
-        numbers += math.prod(dataset.shape or ())
-        if numbers > MAX_NUMBERS:
+        # Of what is stored in chunks, a whole one is unpacked at a time.
+        numbers += max(math.prod(dataset.shape or ()), math.prod(dataset.chunks or ()))
+        if numbers > most:
             raise WeightsError("claims too many numbers", file=path, position=name)
         tensors[key] = _tensor(dataset)
     return tensors

@@ -1,9 +1,9 @@
 """Reads the parameters in a `.pth` file, with the unpickler that knows tensors only."""
 
 import re
+import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from multibox.errors import WeightsError
 _WRAPPERS = ("model", "state_dict")
 # nn.DataParallel puts this before every name.
 _PARALLEL = "module."
+_PICKLE = b"\x80"
 _NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 
 
@@ -42,7 +43,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def _reason(error: Exception) -> str:
     """Returns what went wrong, of a message that is mostly advice to trust the file."""
-    said = r"(?:WeightsUnpickler error: |Trying to load )(.+?)(?:\. |\.?$)"
+    said = r"(?:WeightsUnpickler error: \s*|Trying to load )(.+?)(?:\. |\.?$)"
     culprit = re.search(said, str(error), re.MULTILINE)
     text = culprit[1] if culprit else str(error).strip().partition("\n")[0]
     return text or type(error).__name__
@@ -50,30 +51,35 @@ def _reason(error: Exception) -> str:
 
 def _refuse_compressed(path: Path) -> None:
     """PyTorch stores without compression; a compressed file may be of any size in memory."""
-    if not zipfile.is_zipfile(path):
-        return
+    with path.open("rb") as file:
+        if file.read(1) == _PICKLE:
+            return
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, struct.error) as error:
         raise WeightsError(f"is a damaged archive ({error})", file=path) from None
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise WeightsError("is compressed, which PyTorch's files are not", file=path)
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise WeightsError("is an archive whose members share their bytes", file=path)
 
 
 def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
+    # The file may have given an OrderedDict attributes of its own, `get` or `items` among them.
     for wrapper in _WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
+        if isinstance(loaded, dict) and isinstance(dict.get(loaded, wrapper), dict):
+            loaded = dict.get(loaded, wrapper)
             break
-    if not isinstance(loaded, Mapping):
+    if not isinstance(loaded, dict):
         raise WeightsError(
             f"holds {type(loaded).__name__}, not a state dict",
             file=path,
             remedy="Save the model's state_dict() alone",
         )
     found = {}
-    for name, value in loaded.items():
+    storages: dict[int, int] = {}
+    for name, value in dict.items(loaded):
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(
                 f"holds {type(value).__name__}, not a tensor",
@@ -81,11 +87,18 @@ def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
                 position=str(name)[:100],
                 remedy="Save the model's state_dict() alone",
             )
+        # Without attributes of its own, for the same reason.
+        value = Tensor.detach(value)
         plain = value.layout == torch.strided and value.device.type == "cpu"
         if not plain or value.dtype not in _NUMBERS:
             raise WeightsError("is no plain tensor of numbers", file=path, position=name[:100])
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise WeightsError("claims more numbers than it has", file=path, position=name[:100])
+        storage = value.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        # Storage that is not in the file is whatever was in that memory before.
+        if sum(storages.values()) > path.stat().st_size:
+            raise WeightsError("claims more than its file has", file=path, position=name[:100])
         # A copy, because tensors of one file may share their numbers, which ours may not.
-        found[name.removeprefix(_PARALLEL)] = value.detach().to(torch.float32, copy=True)
+        found[name.removeprefix(_PARALLEL)] = value.to(torch.float32, copy=True)
     return found

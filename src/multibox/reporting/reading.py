@@ -71,7 +71,7 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise StorageError(f"cannot be read ({error.strerror})", file=path) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"not JSON ({error})", file=path) from None
 
 
@@ -85,7 +85,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             if line.strip():
                 found.append(_object(json.loads(line)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise StorageError(
                     f"not a JSON object ({error})", file=path, position=f"line {number}"
@@ -103,7 +103,7 @@ def _parse(read: Callable[[Any], T], value: Any, file: Path) -> T:
     """Applies a reader to what a file holds, and says of which file what it does not find."""
     try:
         return read(value)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         reason = f"not of the expected form ({type(error).__name__}: {error})"
         step = value.get("step") if isinstance(value, dict) else None
         position = None if step is None else f"step {step}"
@@ -114,7 +114,7 @@ def _current(lines: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
     """By step; of measurements that a rollback made the run repeat, the last."""
     kept = {}
     for number, line in enumerate(lines):
-        step, kind = _parse(lambda line: (int(line["step"]), line["kind"]), line, file)
+        step, kind = _parse(lambda line: (int(line["step"]), str(line["kind"])), line, file)
         kept[(kind, step, number if kind == "rollback" else None)] = line
     return sorted(kept.values(), key=lambda line: int(line["step"]))
 
@@ -130,21 +130,21 @@ def _number(value: float | None) -> float:
 
 
 def _loss(line: dict[str, Any]) -> Loss:
-    return Loss(line["step"], _number(line["loss"]), _number(line.get("l2")))
+    return Loss(int(line["step"]), _number(line["loss"]), _number(line.get("l2")))
 
 
 def _drop(line: dict[str, Any]) -> Drop:
-    return Drop(line["step"], _number(line.get("lr")))
+    return Drop(int(line["step"]), _number(line.get("lr")))
 
 
 def _rollback(line: dict[str, Any]) -> Rollback:
     reason = line.get("reason") or ", ".join(line.get("images", []))
-    return Rollback(line["step"], int(line["to"]), float(line["lr_scale"]), reason)
+    return Rollback(int(line["step"]), int(line["to"]), float(line["lr_scale"]), str(reason))
 
 
 def _timing(line: dict[str, Any]) -> Timing:
     return Timing(
-        line.get("kind", "train"),
+        str(line.get("kind", "train")),
         float(line["seconds"]),
         _number(line.get("images_per_second")),
         _number(line.get("data_wait")),
@@ -153,16 +153,16 @@ def _timing(line: dict[str, Any]) -> Timing:
 
 def _split(value: dict[str, Any]) -> Split:
     objects = {str(name): int(count) for name, count in value["objects"].items()}
-    return Split(value["name"], int(value["images"]), objects, int(value.get("skipped", 0)))
+    return Split(str(value["name"]), int(value["images"]), objects, int(value.get("skipped", 0)))
 
 
 def _about(value: dict[str, Any]) -> About:
     config, run = value["config"], value["run"]
     return About(
-        recipe=run["recipe"],
-        version=run["multibox"],
-        network=config["network"],
-        classes=list(run["classes"]),
+        recipe=str(run["recipe"]),
+        version=str(run["multibox"]),
+        network=str(config["network"]),
+        classes=[*map(str, run["classes"])],
         train=_split(run["data"]["train"]),
         test=_split(run["data"]["test"]),
         parameters=int(run["parameters"]),
@@ -178,7 +178,7 @@ def _evaluation(value: dict[str, Any]) -> Evaluation:
     numbers = {name: value.get(name) or {} for name in METRICS}
     return Evaluation(
         step=int(value["step"]),
-        split=value["split"],
+        split=str(value["split"]),
         images=int(value["images"]),
         objects=int(value["objects"]),
         metric=metric,
@@ -208,7 +208,7 @@ def _samples(folder: Path) -> list[Sample]:
         return []
     read = [
         _parse(lambda value: Sample(str(value["id"]), folder / value["picture"]), value, files[-1])
-        for value in _load(files[-1])
+        for value in _parse(list, _load(files[-1]), files[-1])
     ]
     inside = folder.resolve()
     return [

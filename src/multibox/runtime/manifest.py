@@ -79,7 +79,7 @@ def read(folder: Path, names: set[str]) -> Manifest:
         or type(step) is not int
         or not isinstance(files, dict)
         or files.keys() != names
-        or not all(isinstance(entry, dict) for entry in files.values())
+        or not all(map(_is_entry, files.values()))
     ):
         raise WeightsError("is not as it was written", file=path)
     return Manifest(step, files)
@@ -124,6 +124,15 @@ def decoded(path: Path, content: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise WeightsError("is not a JSON object", file=path)
     return value
+
+
+def _is_entry(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"size", "sha256"}
+        and type(value["size"]) is int
+        and type(value["sha256"]) is str
+    )
 
 
 def _write_file(path: Path, parts: Iterable[bytes | memoryview]) -> Entry:

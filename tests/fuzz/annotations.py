@@ -1,0 +1,255 @@
+"""Fuzz targets: annotations and lists in VOC's and COCO's layouts, and what `check` makes of them."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from fuzz import values
+from fuzz.choices import TEXTS, Choices, damaged
+from multibox.data.coco import read_coco
+from multibox.data.dataset import Dataset
+from multibox.data.preflight import preflight
+from multibox.data.voc import read_voc
+
+WIDTH, HEIGHT = 40, 30
+IDS = ("a", "b", "c")
+_TAGS = (
+    *("annotation", "folder", "filename", "source", "size", "width", "height", "depth", "object"),
+    *("name", "pose", "difficult", "truncated", "bndbox", "xmin", "ymin", "xmax", "ymax", "part"),
+)
+_DTDS = (
+    '<!DOCTYPE annotation [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>',
+    '<!DOCTYPE annotation SYSTEM "file:///etc/passwd">',
+    '<!DOCTYPE annotation [<!ENTITY a SYSTEM "file:///etc/passwd">]>',
+    '<!DOCTYPE a [<!ENTITY % p SYSTEM "http://127.0.0.1/x"> %p;]>',
+    "<!-- nothing -->",
+    "<?xml-stylesheet href='http://127.0.0.1/x'?>",
+)
+_ENCODINGS = ("utf-8-sig", "utf-16", "latin-1", "ascii", "utf-32")
+
+Node = list
+"""[tag, text, children]"""
+
+
+def _seed() -> Node:
+    """An annotation with two objects, of which one has a body part."""
+
+    def leaf(tag: str, text: object) -> Node:
+        return [tag, str(text), []]
+
+    def box(*corners: float) -> Node:
+        tags = ("xmin", "ymin", "xmax", "ymax")
+        return ["bndbox", "", [leaf(tag, x) for tag, x in zip(tags, corners, strict=True)]]
+
+    part = ["part", "", [leaf("name", "head"), box(2, 2, 8, 8)]]
+    size = [leaf("width", WIDTH), leaf("height", HEIGHT), leaf("depth", 3)]
+    cat = [leaf("name", "cat"), leaf("pose", "Left"), leaf("difficult", 0), box(1, 1, 20, 28)]
+    dog = [leaf("name", "dog"), leaf("difficult", 1), box(5.5, 4, 40, 30), part]
+    children = [leaf("folder", "x"), leaf("filename", "a.jpg"), ["size", "", size]]
+    return ["annotation", "", [*children, ["object", "", cat], ["object", "", dog]]]
+
+
+def _nodes(parent: Node) -> list[tuple[Node, int]]:
+    found = []
+    for place, child in enumerate(parent[2]):
+        found.append((parent, place))
+        found += _nodes(child)
+    return found
+
+
+def _copied(node: Node) -> Node:
+    return [node[0], node[1], [_copied(child) for child in node[2]]]
+
+
+def _change(root: Node, choices: Choices) -> None:
+    places = _nodes(root)
+    if not places or len(places) > 3_000:
+        return
+    parent, place = choices.pick(places)
+    node = parent[2][place]
+    match choices.below(10):
+        case 0 | 1 | 2:
+            node[1] = _escaped(choices.pick(TEXTS))
+        case 3:
+            node[1] = str(choices.pick((-1, 0, 1, WIDTH, WIDTH + 1, WIDTH + 2, HEIGHT, 41.5, 1e5)))
+        case 4:
+            del parent[2][place]
+        case 5:
+            copy = _copied(node)
+            parent[2][place:place] = [copy] * choices.pick((1, 1, 2, 50, 2000))
+        case 6:
+            node[0] = choices.pick(_TAGS)
+        case 7:
+            other, _ = choices.pick(places)
+            other[2].append(_copied(node))
+        case 8:
+            node[1] = choices.pick(("&a;", "&#0;", "&#55296;", "<![CDATA[5]]>", "<!--x-->1", "&lt;"))
+        case _:
+            node[0] = f'{node[0]} xmlns="urn:x"' if choices.one_in(2) else "x:" + node[0]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _xml(node: Node) -> str:
+    inner = "".join(map(_xml, node[2]))
+    return f"<{node[0]}>{node[1]}{inner}</{node[0].partition(' ')[0]}>"
+
+
+def xml(choices: Choices) -> bytes:
+    """Returns an annotation with some changes."""
+    root = _seed()
+    for _ in range(choices.below(5)):
+        _change(root, choices)
+    text = _xml(root)
+    if choices.one_in(16):
+        depth, tag = choices.pick((10, 1_000, 50_000)), choices.pick(("object", "bndbox", "size"))
+        deep = f"<{tag}>" * depth + f"</{tag}>" * depth
+        text = text.replace("<object>", "<object>" + deep, 1)
+    if choices.one_in(12):
+        text = choices.pick(_DTDS) + text
+    if choices.one_in(16):
+        encoding = choices.pick((*_ENCODINGS, "punycode", "idna", "utf-7", "no-such", "zlib_codec"))
+        text = f"<?xml version='1.0' encoding='{encoding}'?>{text}"
+    data = text.encode("utf-8", "surrogatepass")
+    if choices.one_in(16):
+        data = text.encode(choices.pick(_ENCODINGS), "replace")
+    return damaged(data, choices) if choices.one_in(16) else data
+
+
+def _image() -> bytes:
+    pixels = np.arange(WIDTH * HEIGHT * 3, dtype=np.uint32).reshape(HEIGHT, WIDTH, 3)
+    return simplejpeg.encode_jpeg((pixels % 251).astype(np.uint8))
+
+
+def _lay_out(folder: Path) -> Path:
+    root = folder / "voc"
+    if not root.exists():
+        for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
+            (root / name).mkdir(parents=True)
+        for image_id in IDS:
+            (root / "Annotations" / f"{image_id}.xml").write_text(_xml(_seed()))
+            (root / "JPEGImages" / f"{image_id}.jpg").write_bytes(_image())
+    (root / "ImageSets/Main/trainval.txt").write_text("a\n")
+    return root
+
+
+def _check(dataset: Dataset, root: Path) -> None:
+    """What holds of a dataset whatever it was read from."""
+    assert len(dataset) > 0
+    assert len({item.image_path for item in dataset.annotations}) == len(dataset)
+    inside = root.resolve()
+    for item in dataset.annotations:
+        count = len(item.labels)
+        assert item.image_path.resolve().is_relative_to(inside)
+        assert 0 < item.width_px <= 1e12
+        assert 0 < item.height_px <= 1e12
+        assert item.boxes_px.shape == (count, 4)
+        assert item.difficult.shape == (count,)
+        assert np.isfinite(item.boxes_px).all()
+        assert (item.boxes_px[:, :2] >= 0).all()
+        assert (item.boxes_px[:, 2:] > item.boxes_px[:, :2]).all()
+        assert (item.boxes_px[:, 2:] <= (item.width_px, item.height_px)).all()
+        assert ((item.labels >= 0) & (item.labels < len(dataset.classes))).all()
+        assert np.isfinite(item.boxes).all()
+    assert len(set(dataset.classes)) == len(dataset.classes)
+    assert all(name.strip() for name in dataset.classes)
+    assert len(dataset.digest) == 16
+    assert sum(dataset.objects_per_class.values()) == sum(
+        len(item.labels) for item in dataset.annotations
+    )
+    for fault in dataset.faults:
+        assert str(fault).isprintable()
+
+
+def _read(root: Path, choices: Choices) -> None:
+    how = choices.pick((("check", "skip"), ("ignore", "skip"), ("check", "fail")))
+    _check(read_voc(root, "trainval", images=how[0], on_bad=how[1]), root)
+
+
+def voc_xml(choices: Choices, folder: Path) -> None:
+    """An annotation, read as part of a folder."""
+    root = _lay_out(folder)
+    (root / "Annotations" / "a.xml").write_bytes(xml(choices))
+    _read(root, choices)
+
+
+def _list(choices: Choices) -> bytes:
+    lines = list(IDS)
+    for _ in range(choices.below(6)):
+        place = choices.below(len(lines))
+        match choices.below(6):
+            case 0:
+                lines[place] = choices.pick(TEXTS)
+            case 1:
+                lines.insert(place, choices.pick((*IDS, *TEXTS)))
+            case 2:
+                lines[place] += choices.pick((" 1", " -1", "  0", " 2", "\t1", " x", "\x0b1"))
+            case 3:
+                lines.append(lines[place])
+            case 4:
+                lines[place] = choices.pick(("\ufeff", " ", "\x00", "../", "./")) + lines[place]
+            case _:
+                lines += [choices.pick(TEXTS) + str(number) for number in range(300)]
+    text = choices.pick(("\n", "\r\n", "\r", "\x1c", "\u2028")).join(lines)
+    data = text.encode(choices.pick(("utf-8", "utf-8-sig", "utf-16")), "surrogatepass")
+    return damaged(data, choices) if choices.one_in(8) else data
+
+
+def image_sets(choices: Choices, folder: Path) -> None:
+    """A list of images."""
+    root = _lay_out(folder)
+    (root / "ImageSets/Main/trainval.txt").write_bytes(_list(choices))
+    _read(root, choices)
+
+
+def _coco_seed() -> str:
+    size = {"width": WIDTH, "height": HEIGHT}
+    images = [{"id": n, "file_name": f"{name}.jpg"} | size for n, name in enumerate(IDS)]
+    things = [
+        {"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 2, 10.5, 20], "iscrowd": 0},
+        {"id": 2, "image_id": 0, "category_id": 7, "bbox": [0, 0, 40, 30], "iscrowd": 1},
+        {"id": 5, "image_id": 2, "category_id": 3, "bbox": [4, 4, 4, 4], "segmentation": [[1, 2]]},
+    ]
+    kinds = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 90, "name": "none"}]
+    return json.dumps({"info": {"year": 2017}, "images": images, "annotations": things, "categories": kinds})
+
+
+COCO_SEED = _coco_seed()
+
+
+def coco_json(choices: Choices, folder: Path) -> None:
+    """A file of instances, read as part of a folder."""
+    root = folder / "coco"
+    if not root.exists():
+        (root / "annotations").mkdir(parents=True)
+        (root / "train").mkdir()
+        for image_id in IDS:
+            (root / "train" / f"{image_id}.jpg").write_bytes(_image())
+    file = root / "annotations" / "instances_train.json"
+    file.write_bytes(values.mutated_bytes(COCO_SEED, choices))
+    how = choices.pick((("check", "skip"), ("ignore", "skip"), ("check", "fail")))
+    _check(read_coco(root, "train", images=how[0], on_bad=how[1]), root)
+
+
+def check_verb(choices: Choices, folder: Path) -> None:
+    """A folder of which annotation, list and image are changed, in a preflight."""
+    root = _lay_out(folder)
+    (root / "Annotations" / "a.xml").write_bytes(xml(choices))
+    (root / "ImageSets/Main/trainval.txt").write_bytes(_list(choices))
+    data = _image()
+    if choices.one_in(3):
+        pixels = np.full((HEIGHT, WIDTH, choices.pick((1, 3, 4))), 7, np.uint8)
+        data = cv2.imencode(choices.pick((".png", ".bmp", ".webp")), pixels)[1].tobytes()
+    if choices.one_in(3):
+        data = damaged(data, choices)
+    (root / "JPEGImages" / "b.jpg").write_bytes(data)
+    found = preflight(root, (), (), workers=1, progress=lambda *_: None)
+    for dataset in found.datasets.values():
+        _check(dataset, root)
+    for finding in found.findings:
+        assert finding.reason

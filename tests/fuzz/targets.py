@@ -1,0 +1,23 @@
+"""All parsers that read what others wrote, with the count of cases that each is put to."""
+
+from fuzz import annotations, packed, pictures, records, weights
+from fuzz.sweep import Target
+
+TARGETS = (
+    Target("voc-xml", annotations.voc_xml, quick=150),
+    Target("image-sets", annotations.image_sets, quick=500),
+    Target("coco-json", annotations.coco_json, quick=400),
+    Target("check", annotations.check_verb, quick=150),
+    Target("config", records.config_json, quick=500),
+    Target("run-folder", records.run_folder, quick=120),
+    Target("checkpoint", records.checkpoint_folder, quick=250),
+    Target("results", records.results, quick=1_000),
+    Target("arguments", records.arguments, quick=15, many=20_000),
+    Target("archive", packed.archive, quick=500),
+    Target("image-header", pictures.header, quick=1_500),
+    Target("image", pictures.image, quick=600, extra_bytes=256 << 20),
+    Target("own-weights", weights.own, quick=300),
+    Target("caffemodel", weights.caffemodel, quick=250),
+    Target("keras-h5", weights.keras, quick=150),
+    Target("pytorch-pth", weights.pytorch, quick=200),
+)
