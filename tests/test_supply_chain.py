@@ -35,10 +35,11 @@ ALLOWED_CALLS = {
     "formats/writing.py": ["torch.save({'model': state} if target == 'lufficc' else state, path)"],
 }
 # The lock names the host that holds it; the processes of one run talk to each other; the transfer
-# reads what `https` opened.
+# reads what `https` opened. Workers ask glibc to keep their memory.
 ALLOWED_IMPORTS = {
     "runtime/https.py": {"ssl", "urllib.parse", "urllib.request", "urllib3"},
     "runtime/transfer.py": {"urllib3"},
+    "data/workers.py": {"ctypes"},
     "runtime/lock.py": {"socket"},
     "runtime/liveness.py": {"socket"},
     "runtime/distributed.py": {"socket"},
