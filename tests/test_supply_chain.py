@@ -86,7 +86,7 @@ def offences(source: str, place: str) -> list[str]:
     found = []
     for _, name in imports(tree):
         allowed = tuple(ALLOWED_IMPORTS.get(place, ()))
-        if within(name, IMPORTS) or (within(name, NETWORK) and not within(name, allowed)):
+        if within(name, (*IMPORTS, *NETWORK)) and not within(name, allowed):
             found.append(f"import {name}")
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
