@@ -17,8 +17,9 @@ from tiny import TINY, tiny_network
 from multibox import build
 from multibox.config import Config, OptimizerConfig, RunConfig, ScheduleConfig
 from multibox.data.drawn import draw_dataset
-from multibox.errors import DataError, StorageError
+from multibox.errors import DataError, StorageError, WeightsError
 from multibox.learner import Learner, StepLosses
+from multibox.model import find_weights, read_weights
 from multibox.rng import stream
 from multibox.runtime import disk
 from multibox.runtime.checkpoint import load, path_of
@@ -151,6 +152,21 @@ def test_a_disk_without_room_is_refused_before_the_data_are_read(
     free(0)
     # A run that is at its end needs no room.
     run(data, out)
+
+
+def test_weights_that_were_damaged_are_not_evaluated(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "run")
+    path = find_weights(tmp_path / "run")
+    content = path.read_bytes()
+    alone = tmp_path / "model.safetensors"
+    for flipped in range(len(content) - 200, len(content), 20):
+        changed = content[:flipped] + bytes([content[flipped] ^ 1]) + content[flipped + 1 :]
+        path.write_bytes(changed)
+        with pytest.raises(WeightsError, match="SHA-256"):
+            read_weights(path)
+    # Nobody vouches for a file alone.
+    alone.write_bytes(changed)
+    assert read_weights(alone).network == "tiny"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])

@@ -26,6 +26,9 @@ with RunLock(Path(sys.argv[1])):
 """
 
 
+FAR = f'{{"pid": 1{"0" * 30}, "host": "{socket.gethostname()}", "start": "?"}}'
+
+
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
@@ -174,7 +177,7 @@ def test_lock_ends_with_an_error_inside(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": 1}', "\xff"])
+@pytest.mark.parametrize("text", ["", "[1]", '{"pid": 1}', FAR, "\xff"])
 def test_holder_without_a_legible_introduction(tmp_path: Path, text: str) -> None:
     path = tmp_path / ".lock"
     path.write_text(text, encoding="latin-1")

@@ -114,13 +114,14 @@ def load(path: Path) -> Checkpoint:
 
 
 def check_weights(path: Path) -> None:
-    """Compares a file of weights with the manifest beside it; a file alone has none.
+    """Compares the weights in a checkpoint's folder with its manifest; a file alone has none.
 
     Raises:
-        WeightsError: It is damaged, or its manifest is.
+        WeightsError: They are damaged, or the manifest is.
         StorageError: A file may not be read.
     """
-    if path.name == _MODEL and path.with_name(manifest.NAME).exists():
+    beside = [path.with_name(name) for name in (_OPTIMIZER, _STATE, manifest.NAME)]
+    if path.name == _MODEL and all(file.exists() for file in beside):
         files = manifest.read(path.parent, {_MODEL, _OPTIMIZER, _STATE}).files
         manifest.verified(path, files[_MODEL])
 

@@ -40,7 +40,8 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         self._is_new = not self._folder.exists()
         descriptor = self._lock()
-        while not self._is_there(descriptor):
+        # Its last holder may have removed it meanwhile, and with it the folder.
+        while os.fstat(descriptor).st_nlink == 0:
             os.close(descriptor)
             descriptor = self._lock()
         self._descriptor = descriptor
@@ -89,13 +90,6 @@ class RunLock:
             ) from None
         return descriptor
 
-    def _is_there(self, descriptor: int) -> bool:
-        """Whether the locked file is still the one of that name; its last holder may remove it."""
-        try:
-            return os.path.samestat(os.fstat(descriptor), self._path.stat())
-        except OSError:
-            return False
-
     def _close(self) -> None:
         """Closes this process's descriptor; the kernel unlocks when no process has one left."""
         if self._descriptor is not None:
@@ -118,7 +112,7 @@ def _holder(descriptor: int) -> str:
             holder = f"process {entry['pid']} on {entry['host']}, started {entry['start']}"
             if entry["host"] != socket.gethostname() or _lives(entry["pid"]):
                 return holder
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             holder = "another process"
         if time.monotonic() > end:
             return holder
