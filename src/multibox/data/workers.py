@@ -52,6 +52,9 @@ def unsaid(_reason: str, _seconds: float) -> None:
     """Is told and says nothing."""
 
 
+_AT_ONCE = "a process that prepares images was ended when it had hardly begun"
+
+
 class _Lost(Exception):  # noqa: N818  # not an error until it happens again and again
     """A worker died or hangs; all of them were ended.
 
@@ -149,7 +152,8 @@ def _made(loader: DataLoader[Any]) -> Iterator[Any]:
     others = multiprocessing.active_children()
     # In a list, so that its last reference can be given to a thread.
     items = [_begun(loader)]
-    crew = _Crew([child for child in multiprocessing.active_children() if child not in others])
+    started = [child for child in multiprocessing.active_children() if child not in others]
+    crew = _Crew(started, loader.num_workers)
     try:
         while True:
             try:
@@ -177,8 +181,7 @@ def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        reason = "a process that prepares images was ended when it had hardly begun"
-        raise _Lost(reason, 0.0) from None
+        raise _Lost(_AT_ONCE, 0.0) from None
     finally:
         if signal.getsignal(signal.SIGCHLD) is not handler:
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
@@ -196,10 +199,11 @@ class _Crew:
 
     Args:
         children: Their processes.
+        size: How many were started; some may have ended before they could be listed.
     """
 
-    def __init__(self, children: Sequence[BaseProcess]) -> None:
-        self._children = children
+    def __init__(self, children: Sequence[BaseProcess], size: int) -> None:
+        self._children, self._size = children, size
         self._asked = math.inf
         self._hangs = False
         self._dismissed = Event()
@@ -265,7 +269,7 @@ class _Crew:
                 code = child.exitcode or 0
                 end = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
                 return f"a process that prepares images was ended {end}"
-        return ""
+        return _AT_ONCE if len(self._children) < self._size else ""
 
 
 def keep_memory() -> None:
