@@ -22,7 +22,14 @@ NETWORK = (
 CALLS = (
     *("eval", "exec", "compile", "__import__", "breakpoint", "importlib.import_module"),
     *("os.system", "os.popen", "os.fork", "os.exec", "os.spawn", "os.posix_spawn", "os.startfile"),
-    *("tempfile.mktemp", "torch.load", "torch.save", "torch.hub", "torch.jit", "torch.utils.model_zoo"),
+    *(
+        "tempfile.mktemp",
+        "torch.load",
+        "torch.save",
+        "torch.hub",
+        "torch.jit",
+        "torch.utils.model_zoo",
+    ),
     *("numpy.load", "numpy.fromregex", "h5py.get_config", "cv2.FileStorage", "cv2.dnn"),
     *("xml.etree.ElementTree.parse", "xml.etree.ElementTree.fromstring"),
     *("xml.etree.ElementTree.XML", "xml.etree.ElementTree.iterparse"),

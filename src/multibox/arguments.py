@@ -199,7 +199,7 @@ _Verb = (
 
 
 def parse(arguments: Sequence[str] | None = None) -> object:
-    """Returns the verb that a command line means; leaves with status 2 if it means none, 0 for --version.
+    """Returns the verb that a command line means; leaves with status 2 if it means none.
 
     Args:
         arguments: What follows the command's name; by default this process's.

@@ -190,7 +190,7 @@ def _changed(data: bytes, old: bytes, new: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "old, new", [(b"n\xc3\xa4me", b"n\xff\xffme"), (b"empty", b"")], ids=["utf-8", "empty"]
+    ("old", "new"), [(b"n\xc3\xa4me", b"n\xff\xffme"), (b"empty", b"")], ids=["utf-8", "empty"]
 )
 def test_zip_names_that_are_none_are_refused(tmp_path: Path, old: bytes, new: bytes) -> None:
     archive = tmp_path / "a.zip"

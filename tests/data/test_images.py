@@ -242,7 +242,9 @@ def test_a_chunk_that_leaves_its_file_is_refused_before_decoding(
     png = ENCODED["PNG"]
     idat, end = png.index(b"IDAT") - 4, png.index(b"IEND") - 4
     huge = struct.pack(">I", 0x7FFFFFF0)
-    for data in (claiming(idat, huge, png), claiming(end, huge, png), png[:end], png[:-1]):
+    long_end = png[:end] + b"\0\0\0\x04IEND1234" + struct.pack(">I", 0) + png[idat:]
+    cases = (claiming(idat, huge, png), claiming(end, huge, png), png[:end], png[:-1], long_end)
+    for data in cases:
         with pytest.raises(DataError, match="cut short"):
             decode_image(data, file=NAME)
 

@@ -178,6 +178,17 @@ def test_attributes_in_a_file_do_not_stand_in_for_methods(tmp_path: Path) -> Non
         read_foreign(path)
 
 
+@pytest.mark.parametrize("name", ["torch.storage UntypedStorage", "torch FloatTensor"])
+def test_what_a_state_does_not_need_is_not_called(tmp_path: Path, name: str) -> None:
+    """PyTorch itself makes the storage, and prints its numbers where it complains of them."""
+    path = tmp_path / "weights.pth"
+    magic = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+    large = b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\nJ\x00\x00\x00\x40\x85R."
+    path.write_bytes(magic + large + 3 * pickle.dumps({}, protocol=2))
+    with pytest.raises(WeightsError, match=name.replace(" ", r"\.")):
+        read_foreign(path)
+
+
 def test_numbers_that_are_not_in_an_old_file_are_refused(tmp_path: Path) -> None:
     """They would be whatever was in that memory before."""
     path = tmp_path / "weights.pth"

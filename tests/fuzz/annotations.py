@@ -1,4 +1,4 @@
-"""Fuzz targets: annotations and lists in VOC's and COCO's layouts, and what `check` makes of them."""
+"""Fuzz targets: annotations and lists in the layouts of VOC and COCO, and what `check` finds."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import simplejpeg
-
 from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
+
 from multibox.data.coco import read_coco
 from multibox.data.dataset import Dataset
 from multibox.data.preflight import preflight
@@ -86,7 +86,9 @@ def _change(root: Node, choices: Choices) -> None:
             other, _ = choices.pick(places)
             other[2].append(_copied(node))
         case 8:
-            node[1] = choices.pick(("&a;", "&#0;", "&#55296;", "<![CDATA[5]]>", "<!--x-->1", "&lt;"))
+            node[1] = choices.pick(
+                ("&a;", "&#0;", "&#55296;", "<![CDATA[5]]>", "<!--x-->1", "&lt;")
+            )
         case _:
             node[0] = f'{node[0]} xmlns="urn:x"' if choices.one_in(2) else "x:" + node[0]
 
@@ -216,7 +218,9 @@ def _coco_seed() -> str:
         {"id": 5, "image_id": 2, "category_id": 3, "bbox": [4, 4, 4, 4], "segmentation": [[1, 2]]},
     ]
     kinds = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 90, "name": "none"}]
-    return json.dumps({"info": {"year": 2017}, "images": images, "annotations": things, "categories": kinds})
+    return json.dumps(
+        {"info": {"year": 2017}, "images": images, "annotations": things, "categories": kinds}
+    )
 
 
 COCO_SEED = _coco_seed()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fuzz.choices import Choices
+
 from multibox.errors import MultiboxError
 
 Run = Callable[[Choices, Path], None]
@@ -103,7 +104,7 @@ def _may_be_opened(event: str, folder: Path) -> bool:
 
 
 def _misspoken(error: MultiboxError) -> str | None:
-    """Returns what is wrong with a refusal: each says what is wrong where, on a page at the most."""
+    """Returns what is wrong with a refusal: each says what is wrong where, on a page at most."""
     text = str(error)
     if type(error) is MultiboxError or not error.reason:
         return f"refusal without a kind or reason: {text[:200]!r}"

@@ -9,14 +9,24 @@ import zipfile
 from pathlib import Path
 
 from fuzz.choices import TEXTS, Choices, damaged
+
 from multibox.data.archives import unpack
 
 _NAMES = (
     *("VOC/a.xml", "VOC/b.xml", "VOC", "VOC/", "./VOC/c", "VOC//a.xml", "../out", "/tmp/out"),
     *("VOC/../../out", "VOC/a.xml/below", "VOC\\a", "x" * 300, "d/" * 500 + "f", ".", "", "A", "a"),
 )
-_TYPES = tuple(b"01234567gxLKSVDN") + (0,)
-_NUMBERS = (b"0" * 11 + b"\0", b"7" * 12, b"-1", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"\xff" * 10 + b"\xf8\0", b"9x", b" " * 12)
+_TYPES = (*b"01234567gxLKSVDN", 0)
+_NUMBERS = (
+    b"0" * 11 + b"\0",
+    b"7" * 12,
+    b"-1",
+    b"\x80" + b"\xff" * 11,
+    b"\xff" * 12,
+    b"\xff" * 10 + b"\xf8\0",
+    b"9x",
+    b" " * 12,
+)
 _MODES = (0, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFDIR, stat.S_IFREG | 0o4777)
 
 
@@ -73,7 +83,9 @@ def _zip(choices: Choices) -> bytes:
             info.create_system = choices.pick((3, 0))
             info.external_attr = (choices.pick(_MODES) if choices.one_in(8) else 0o644) << 16
             if choices.one_in(16):
-                info.extra = choices.pick((b"\x01\0\x08\0" + b"\xff" * 8, b"up\x03\0abc", b"\x01\0"))
+                info.extra = choices.pick(
+                    (b"\x01\0\x08\0" + b"\xff" * 8, b"up\x03\0abc", b"\x01\0")
+                )
             try:
                 opened.writestr(info, content)
             except (ValueError, UnicodeEncodeError):

@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import simplejpeg
-
 from fuzz.choices import Choices, damaged
+
 from multibox.data import stored
 from multibox.data.images import MAX_PIXELS, check_image, decode_image, image_size
 from multibox.errors import DataError

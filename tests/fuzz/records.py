@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import synthetic_runs
 import torch
-
 from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
+
 from multibox.arguments import parse
 from multibox.config import Config, differences, flatten
 from multibox.evaluation.results import read_results
@@ -129,7 +129,20 @@ def mutated_safetensors(data: bytes, choices: Choices) -> bytes:
 
 
 _IMAGE_IDS = ("000001", "2008_000007", "a b")
-_TOKENS = ("000001", "0.5", "1", "-3.25", "1e2", "1e-400", "1e400", "inf", "nan", "0x10", "1d2", "'1'")
+_TOKENS = (
+    "000001",
+    "0.5",
+    "1",
+    "-3.25",
+    "1e2",
+    "1e-400",
+    "1e400",
+    "inf",
+    "nan",
+    "0x10",
+    "1d2",
+    "'1'",
+)
 
 
 def results(choices: Choices, folder: Path) -> None:

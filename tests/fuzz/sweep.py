@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
 from fuzz.guard import MAX_EXTRA_BYTES, Run, run_case
 
 _CASE_BYTES = 400
@@ -106,7 +105,9 @@ def _in_child(
         os.close(reading)
         status = 1
         try:
-            os.write(writing, json.dumps(_cases(target, cases, folder, deadline, progress)).encode())
+            os.write(
+                writing, json.dumps(_cases(target, cases, folder, deadline, progress)).encode()
+            )
             status = 0
         finally:
             os._exit(status)
@@ -137,7 +138,9 @@ def _cases(
 ) -> Tally:
     """Runs in the child."""
     _quiet(folder)
-    limit = min(_MOST_BYTES + _address_space(), resource.getrlimit(resource.RLIMIT_AS)[1] or 1 << 62)
+    limit = min(
+        _MOST_BYTES + _address_space(), resource.getrlimit(resource.RLIMIT_AS)[1] or 1 << 62
+    )
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     # What is loaded late is loaded now.

@@ -5,7 +5,6 @@ What each case is held to is in `guard.py` and at the end of each target.
 
 import contextlib
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from fuzz.choices import Choices
 from fuzz.guard import run_case
-from fuzz.sweep import Target, Tally, sweep
+from fuzz.sweep import Tally, Target, sweep
 from fuzz.targets import TARGETS
+
 from multibox.errors import DataError, MultiboxError
 
 every_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -73,11 +72,11 @@ def _fails(_: Choices, __: Path) -> None:
 
 
 def _escapes_nothing(_: Choices, __: Path) -> None:
-    class Unescaped(DataError):
+    class UnescapedError(DataError):
         def __str__(self) -> str:
             return "\x1b[31m"
 
-    raise Unescaped("x")
+    raise UnescapedError("x")
 
 
 def _says_nothing(_: Choices, __: Path) -> None:
@@ -112,7 +111,7 @@ def test_what_must_not_be_is_found(run: object, what: str, folder: Path) -> None
 
 def test_a_case_is_the_same_again(folder: Path) -> None:
     def seen(choices: Choices, _: Path) -> None:
-        print(choices.bytes(20), file=sys.stderr)
+        assert choices.bytes(20) == b"12"
         raise DataError("x")
 
     assert run_case(seen, b"12", folder).finding is None

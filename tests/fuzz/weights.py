@@ -15,12 +15,12 @@ import numpy as np
 import safetensors.torch
 import torch
 from foreign_files import tiny, tiny_caffe, tiny_keras
-from oracles import caffemodel as caffe
-from tiny import TINY, tiny_network
-
 from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
 from fuzz.records import mutated_safetensors
+from oracles import caffemodel as caffe
+from tiny import TINY, tiny_network
+
 from multibox import build, model
 from multibox.formats.foreign import Foreign, read_foreign
 from multibox.formats.keras import read_keras
@@ -165,7 +165,9 @@ def _inserted(choices: Choices) -> bytes:
             name = choices.pick(_ATTRIBUTES).encode()
             return b"}X" + struct.pack("<I", len(name)) + name + b"K\x01sb"
         case 5:
-            return choices.pick((b"(", b"t", b"]", b"}", b")", b"\x85", b"\x86", b"\x87", b"0", b"2"))
+            return choices.pick(
+                (b"(", b"t", b"]", b"}", b")", b"\x85", b"\x86", b"\x87", b"0", b"2")
+            )
         case 6:
             return choices.pick((b"R", b"b", b"s", b"u", b"a", b"e", b"Q", b".", b"N", b"\x88"))
         case _:
@@ -239,7 +241,9 @@ def _mutated_archive(data: bytes, choices: Choices) -> bytes:
             case 2:
                 members[place] = name + "x", content
             case 3:
-                added = choices.pick(("byteorder", "version", "data/99", ".data/x", "constants.pkl"))
+                added = choices.pick(
+                    ("byteorder", "version", "data/99", ".data/x", "constants.pkl")
+                )
                 members.append((f"archive/{added}", choices.pick((b"big", b"little", b"9", b""))))
             case _:
                 members[place] = name, content[: choices.below(len(content) + 1)]
@@ -272,7 +276,9 @@ def keras(choices: Choices, folder: Path) -> None:
         root = file
         if choices.one_in(4):
             root = file.create_group("model_weights")
-            config = '{"config":{"layers":[{"class_name":"AnchorBoxes","config":{"this_scale":0.1}}]}}'
+            config = (
+                '{"config":{"layers":[{"class_name":"AnchorBoxes","config":{"this_scale":0.1}}]}}'
+            )
             file.attrs["model_config"] = values.text_of(values.mutated(config, choices))[:60_000]
         for name, value in members:
             root[name] = value

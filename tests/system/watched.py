@@ -33,7 +33,9 @@ def _watch(event: str, arguments: tuple) -> None:
     elif event.startswith(_CHANGES):
         found = any(str(value).startswith(_folder) for value in arguments)
     if found:
-        os.write(_writing, f"{event} {arguments[1:] if event in _ADDRESSED else arguments}\n".encode())
+        os.write(
+            _writing, f"{event} {arguments[1:] if event in _ADDRESSED else arguments}\n".encode()
+        )
 
 
 sys.addaudithook(_watch)

@@ -187,7 +187,9 @@ def _decode_jpeg(data: bytes, file: Path) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _decode_other(data: bytes) -> np.ndarray | None:
-    if _format(data) == "PNG" and not _is_whole_png(data):
+    if _format(data) == "PNG":
+        data = _whole_png(data)
+    if not data:
         return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -220,13 +222,16 @@ def _png_header(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _is_whole_png(data: bytes) -> bool:
-    """Whether each chunk lies in the file: OpenCV makes room for what a chunk claims to hold."""
-    place, name = 8, b""
+def _whole_png(data: bytes) -> bytes:
+    """Returns a PNG as far as its end, or nothing if a chunk leaves the file.
+
+    OpenCV makes room for what a chunk claims to hold, and goes on behind an end that holds anything.
+    """
+    place, name, length = 8, b"", 0
     while name != b"IEND" and place + 12 <= len(data):
         length, name = struct.unpack_from(">I4s", data, place)
         place += 12 + length
-    return name == b"IEND" and place <= len(data)
+    return data[:place] if name == b"IEND" and length == 0 and place <= len(data) else b""
 
 
 def _bmp_header(data: bytes) -> tuple[int, int]:

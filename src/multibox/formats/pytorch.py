@@ -1,9 +1,14 @@
-"""Reads the parameters in a `.pth` file, with the unpickler that knows tensors only."""
+"""Reads the parameters in a `.pth` file, with the unpickler that knows tensors only.
 
+What its pickles call is looked at before, without calling it.
+"""
+
+import pickletools
 import re
 import struct
 import warnings
 import zipfile
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import torch
@@ -16,6 +21,23 @@ _WRAPPERS = ("model", "state_dict")
 # nn.DataParallel puts this before every name.
 _PARALLEL = "module."
 _PICKLE = b"\x80"
+# Magic number, version, system, state and the storages' keys.
+_LEGACY_PICKLES = 5
+_GLOBALS = {
+    "collections.OrderedDict",
+    "collections.Counter",  # in the state of a schedule
+    "torch.Size",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    *(
+        f"torch.{kind}Storage"
+        for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Bool", "Byte")
+    ),
+}
+# What the standard library lets through of bytes that say nonsense.
+_DAMAGE = (ValueError, RuntimeError, LookupError, EOFError, struct.error)
+_REMEDY = "Only files of tensors are opened; save the model's state_dict() alone"
 _NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 
 
@@ -25,7 +47,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: It holds something else than tensors, or is damaged.
     """
-    _refuse_compressed(path)
+    _refuse_calls(path)
     try:
         with warnings.catch_warnings():
             # Of files of before 2020, about types of storage that are no concern here.
@@ -36,7 +58,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"cannot be read as a PyTorch state dict ({_reason(error)})",
             file=path,
-            remedy="Only files of tensors are opened; save the model's state_dict() alone",
+            remedy=_REMEDY,
         ) from None
     return _tensors(loaded, path)
 
@@ -49,20 +71,53 @@ def _reason(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def _refuse_compressed(path: Path) -> None:
-    """PyTorch stores without compression; a compressed file may be of any size in memory."""
-    with path.open("rb") as file:
-        if file.read(1) == _PICKLE:
-            return
+def _refuse_calls(path: Path) -> None:
+    """Refuses a file that calls more than states need, before PyTorch's unpickler sees it.
+
+    That one runs no code, but lets a small file make storages and sparse tensors of any size, and
+    prints them where it complains.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, struct.error) as error:
+        with path.open("rb") as file:
+            if file.read(1) == _PICKLE:
+                file.seek(0)
+                needed = [name for _ in range(_LEGACY_PICKLES) for name in _globals(file)]
+            else:
+                with zipfile.ZipFile(path) as archive:
+                    needed = _archived(archive, path)
+    except (OSError, zipfile.BadZipFile, *_DAMAGE) as error:
         raise WeightsError(f"is a damaged archive ({error})", file=path) from None
+    others = set(needed).difference(_GLOBALS)
+    if others:
+        raise WeightsError(
+            f"cannot be read as a PyTorch state dict (it needs {min(others)[:100]})",
+            file=path,
+            remedy=_REMEDY,
+        )
+
+
+def _archived(archive: zipfile.ZipFile, path: Path) -> list[str]:
+    """Returns what the pickles in an archive call.
+
+    Raises:
+        WeightsError: It unpacks to more than it is: PyTorch stores without compression.
+    """
+    members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise WeightsError("is compressed, which PyTorch's files are not", file=path)
     if sum(member.file_size for member in members) > path.stat().st_size:
         raise WeightsError("is an archive whose members share their bytes", file=path)
+    pickles = [member for member in members if member.filename.endswith("data.pkl")]
+    return [name for member in pickles for name in _globals(BytesIO(archive.read(member)))]
+
+
+def _globals(file: BufferedReader | BytesIO) -> list[str]:
+    """Returns the functions and classes that a pickle names; the next one begins behind it."""
+    return [
+        argument.replace(" ", ".")
+        for operation, argument, _ in pickletools.genops(file)
+        if operation.name == "GLOBAL"
+    ]
 
 
 def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
