@@ -25,6 +25,9 @@ from multibox.runtime.signals import Interrupted
 _Store = Any
 """A `torch.distributed.Store`, a name that PyTorch does not export."""
 
+_ENDED: list[Any] = []
+"""Process groups that are left."""
+
 MEETING_SECONDS = 120.0
 """How long the processes that came wait for the others."""
 
@@ -108,6 +111,9 @@ def join(device: str) -> Iterator[Processes]:
 
 
 def _part(liveness: Liveness) -> None:
+    # Of the last two that hold gloo's threads, the other, the replica that an exception's frames
+    # keep, would await them with the interpreter in its hands, for which they wait.
+    _ENDED.append(dist.group.WORLD)
     dist.destroy_process_group()
     liveness.leave()
 
