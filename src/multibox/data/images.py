@@ -225,7 +225,7 @@ def _png_header(data: bytes) -> tuple[int, int]:
 def _whole_png(data: bytes) -> bytes:
     """Returns a PNG as far as its end, or nothing if a chunk leaves the file.
 
-    OpenCV makes room for what a chunk claims to hold, and goes on behind an end that holds anything.
+    OpenCV makes room for what a chunk claims to hold, and goes on behind an end that is not empty.
     """
     place, name, length = 8, b"", 0
     while name != b"IEND" and place + 12 <= len(data):

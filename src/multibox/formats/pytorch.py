@@ -114,7 +114,7 @@ def _archived(archive: zipfile.ZipFile, path: Path) -> list[str]:
 def _globals(file: BufferedReader | BytesIO) -> list[str]:
     """Returns the functions and classes that a pickle names; the next one begins behind it."""
     return [
-        argument.replace(" ", ".")
+        str(argument).replace(" ", ".")
         for operation, argument, _ in pickletools.genops(file)
         if operation.name == "GLOBAL"
     ]
