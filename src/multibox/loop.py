@@ -1,32 +1,27 @@
 """The training loop: steps, journal, validation, milestones, checkpoints, and the way back.
 
 What a run computes is a function of its configuration, data and step. All that the loop remembers
-between two steps is in `_State` and in the learner, and both are in every checkpoint.
+between two steps is in `keeping.State` and in the learner, and both are in every checkpoint.
 """
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from multibox.build import build_network
 from multibox.config import Config
 from multibox.data.dataset import Dataset
-from multibox.data.decoded import DecodedImages
-from multibox.data.pipeline import TrainingExamples, batches, training_numbers
-from multibox.data.resident import ResidentExamples, load, resident_batches
 from multibox.errors import NonFiniteError
 from multibox.evaluate import Setting, validation_loss
+from multibox.feed import Feed
+from multibox.keeping import Keeper, State
 from multibox.learner import Learner, NonFinite
 from multibox.milestone import evaluate_milestone
-from multibox.runtime import checkpoint as checkpoints
-from multibox.runtime.checkpoint import Checkpoint
 from multibox.runtime.distributed import Processes, agree, from_first, gather, wait_for_all
 from multibox.runtime.logbook import Logbook
 from multibox.runtime.progress import Display
@@ -47,8 +42,7 @@ class Surroundings(NamedTuple):
         test_set: The split it is judged on.
         processes: This process among the others.
         console: For the first process's messages.
-        workers: Processes that prepare images, for each process of the run.
-        decode: Returns the training images that need not be decoded, if there are any.
+        feed: Makes the batches.
         metadata: Goes into every file of weights.
     """
 
@@ -57,30 +51,8 @@ class Surroundings(NamedTuple):
     test_set: Dataset
     processes: Processes
     console: Console
-    workers: int
-    decode: Callable[[], DecodedImages | None]
+    feed: Feed
     metadata: dict[str, str]
-
-
-@dataclass
-class _State:
-    """The plain numbers of a checkpoint.
-
-    Attributes:
-        sums: Confidence loss, localization loss and positives since the last journal line.
-        validation_losses: All of them, for the plateau.
-        best: Step and mAP of the best milestone.
-        lr: The rate of the step before.
-        lr_scale: Halved by each rollback.
-        journal: Length of `metrics.jsonl`.
-    """
-
-    lr: float
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    validation_losses: list[float] = field(default_factory=list)
-    best: dict[str, Any] | None = None
-    lr_scale: float = 1.0
-    journal: int = 0
 
 
 class _Fault(NamedTuple):
@@ -109,16 +81,21 @@ class Loop:
     def __init__(self, config: Config, learner: Learner, around: Surroundings) -> None:
         self._config, self._learner, self._around = config, learner, around
         self._processes = around.processes
-        self._checkpoints = around.folder / "checkpoints"
+        self._keeper = Keeper(
+            around.folder / "checkpoints",
+            keep=config.run.keep_checkpoints,
+            learner=learner,
+            processes=around.processes,
+            console=around.console,
+            metadata=around.metadata,
+        )
         judged = build_network(
             config.network, len(around.train_set.classes), learner.network.traits
         )
         self._judged = judged.to(around.processes.device)
         self._step = 0
-        self._state = _State(lr=config.optimizer.lr)
+        self._state = State(lr=config.optimizer.lr)
         self._rollbacks: list[dict[str, Any]] = []
-        self._resident: ResidentExamples | None = None
-        self._decoded: DecodedImages | None = None
 
     def run(self) -> None:
         """Makes all steps that are left.
@@ -131,8 +108,6 @@ class Loop:
         self._resume()
         run, steps = self._config.run, self._config.schedule.steps
         first = self._processes.is_first
-        if self._step < steps:
-            self._decoded = self._around.decode()
         with ExitStack() as stack:
             self._signals = stack.enter_context(Signals(repeated=self._processes.world_size > 1))
             logbook = Logbook(self._around.folder, self._state.journal, silent=not first)
@@ -148,6 +123,9 @@ class Loop:
                     every=run.log_every,
                 )
             )
+            if self._step < steps:
+                with self._display.busy("decoding"):
+                    self._around.feed.prepare()
             while self._step < steps:
                 fault = self._train()
                 if fault:
@@ -156,7 +134,8 @@ class Loop:
     def _train(self) -> _Fault | None:
         """Trains to the last step; returns early at one that is not finite."""
         state, annotations = self._state, self._around.train_set.annotations
-        for batch, waited in _timed(self._batches()):
+        batches = self._around.feed.batches(self._step, on_loss=self._note_loss)
+        for batch, waited in _timed(batches):
             lr, number = self._rate(), self._step
             try:
                 losses = self._learner.step(batch, lr=lr, number=number)
@@ -178,57 +157,11 @@ class Loop:
         rate = learning_rate(config.schedule, config.optimizer.lr, self._step, drops)
         return rate * state.lr_scale
 
-    def _batches(self) -> Iterator[Any]:
-        config, around = self._config, self._around
-        examples = TrainingExamples(
-            around.train_set.annotations,
-            self._judged.image_size_px,
-            config.augmentation,
-            config.run.seed,
-            self._decoded,
-        )
-        numbers = training_numbers(
-            range(self._step, config.schedule.steps),
-            batch_size=config.run.batch_size,
-            rank=self._processes.rank,
-            world_size=self._processes.world_size,
-        )
-        if config.run.pipeline == "cuda":
-            self._resident = self._resident or self._load(examples)
-            return resident_batches(
-                self._resident, numbers, workers=around.workers, on_loss=self._note_loss
-            )
-        cuda = self._processes.device.type == "cuda"
-        return batches(
-            examples,
-            numbers,
-            workers=around.workers,
-            pin_memory=cuda,
-            on_loss=self._note_loss,
-        )
-
     def _note_loss(self, reason: str, seconds: float) -> None:
         self._logbook.time("workers", self._step, seconds=seconds, reason=reason)
         self._around.console.print(
             f"step {self._step}: {reason}; new ones take over", highlight=False
         )
-
-    def _load(self, examples: TrainingExamples) -> ResidentExamples:
-        """Decodes all training images into the device's memory, and says how far that is."""
-        around = self._around
-
-        def progress(done: int, total: int) -> None:
-            if done * 10 // total > (done - 1) * 10 // total:
-                around.console.print(f"decoded {done} of {total} images", highlight=False)
-
-        with self._display.busy("decoding"):
-            return load(
-                examples,
-                self._processes.device,
-                batch_size=self._config.run.batch_size // self._processes.world_size,
-                workers=around.workers,
-                progress=progress,
-            )
 
     def _after_step(self) -> None:
         """Does what is due after a step; all that writes the journal precedes the checkpoint."""
@@ -328,7 +261,7 @@ class Loop:
         size = max(1, self._config.run.batch_size // self._processes.world_size)
         return Setting(
             size,
-            self._around.workers,
+            self._around.feed.workers,
             self._learner.precision,
             self._processes,
             self._note_loss,
@@ -338,36 +271,16 @@ class Loop:
         if self._processes.is_first:
             start = time.monotonic()
             self._state.journal = self._logbook.commit()
-            learner, state = self._learner, dataclasses.asdict(self._state)
-            found = Checkpoint(self._step, learner.model(), learner.optimizer(), state)
-            checkpoints.save(self._checkpoints, found, metadata=self._around.metadata)
-            self._prune()
+            self._keeper.save(self._step, self._state)
             self._logbook.time("checkpoint", self._step, seconds=time.monotonic() - start)
         self._rollbacks.clear()
         wait_for_all(self._processes)
 
-    def _prune(self) -> None:
-        keep, best = self._config.run.keep_checkpoints, self._state.best
-        checkpoints.prune(self._checkpoints, keep=keep, best=best["step"] if best else None)
-
     def _resume(self) -> None:
         """Goes to the newest sound checkpoint, if there is any."""
-        step = -1
-        if self._processes.is_first:
-            newest, refusals = checkpoints.newest(self._checkpoints)
-            for refusal in refusals:
-                self._around.console.print(f"Set aside: {refusal}", highlight=False)
-            step = newest.step if newest else -1
-        step = agree(step, self._processes)
-        if step < 0:
-            return
-        found = checkpoints.load(checkpoints.path_of(self._checkpoints, step))
-        self._state = _State(**cast(dict[str, Any], found.state))
-        self._learner.restore(found.model, found.optimizer, self._state.lr)
-        self._step = step
-        if self._processes.is_first:
-            # A run that was killed in between has not come to it.
-            self._prune()
+        found = self._keeper.resume()
+        if found:
+            self._step, self._state = found
 
     def _go_back(self, fault: _Fault) -> None:
         """Returns to the last checkpoint with half the rate, or ends the run."""

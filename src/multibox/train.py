@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +13,9 @@ from rich.console import Console
 from multibox.build import build_network, new_network, read_datasets
 from multibox.config import Config, OptimizerConfig, flatten
 from multibox.data.dataset import Dataset
-from multibox.data.decoded import DecodedImages, decode_into, find_decoded, remove_decoded
+from multibox.data.decoded import remove_decoded
 from multibox.errors import ConfigError
+from multibox.feed import Feed
 from multibox.learner import Learner
 from multibox.loop import Loop, Surroundings
 from multibox.milestone import SAMPLE_PICTURES
@@ -28,8 +28,6 @@ from multibox.runtime.folder import claim, environment, write_json
 from multibox.runtime.lock import RunLock
 from multibox.ssd.network import SSD
 from multibox.transfer import start_from
-
-MAX_GPU_WORKERS = 8
 
 RESULTS_BYTES = 200 * 40
 """Of an image in a milestone's results files: `keep_top_k` lines."""
@@ -104,8 +102,15 @@ def train(request: Request, console: Console) -> None:
             test_set=test_set,
             processes=processes,
             console=console,
-            workers=_workers(config, processes),
-            decode=lambda: _decode(request, train_set, processes, console),
+            feed=Feed(
+                config,
+                train_set,
+                network.image_size_px,
+                folder=request.out,
+                processes=processes,
+                console=console,
+                decoded_cache_gib=request.decoded_cache_gib,
+            ),
             metadata=describe(network, config.network, train_set.classes, request.licence),
         )
         Loop(config, Learner(network, config, processes), surroundings).run()
@@ -242,35 +247,3 @@ def _facts(network: SSD, train_set: Dataset, test_set: Dataset) -> dict[str, Any
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "default_boxes": network.default_boxes.shape[0],
     }
-
-
-def _decode(
-    request: Request, dataset: Dataset, processes: Processes, console: Console
-) -> DecodedImages | None:
-    """Returns the images that need not be decoded; the first process writes, the others read."""
-    if not 0 <= request.decoded_cache_gib < float("inf"):
-        raise ConfigError(
-            f"decoded_cache_gib is {request.decoded_cache_gib}, but it is finite and not negative",
-            remedy="Change --decoded-cache-gib",
-        )
-    limit, found = int(request.decoded_cache_gib * 2**30), None
-    if limit and processes.is_first:
-
-        def say(line: str) -> None:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-        found = decode_into(request.out, dataset, limit_bytes=limit, say=say)
-    wait_for_all(processes)
-    if limit and not processes.is_first:
-        found = find_decoded(request.out, dataset, limit_bytes=limit)
-    return found
-
-
-def _workers(config: Config, processes: Processes) -> int:
-    """Returns how many processes prepare images: one beside a CPU's network, many for a GPU."""
-    if config.run.workers >= 0:
-        return config.run.workers
-    cores = len(os.sched_getaffinity(0)) // processes.world_size
-    if processes.device.type == "cpu":
-        return max(0, min(1, cores - 1))
-    return max(1, min(MAX_GPU_WORKERS, cores - 1))
