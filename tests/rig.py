@@ -67,7 +67,9 @@ class Run:
 
     def said(self) -> str:
         """What it printed."""
-        return (self._folder / "said").read_text(encoding="utf-8")
+        path = self._folder / "said"
+        # A run may end before it could say anything.
+        return path.read_text(encoding="utf-8") if path.exists() else ""
 
     def steps(self) -> list[int]:
         """The steps that the runs with this folder completed, in order."""

@@ -326,7 +326,7 @@ def broken(change: str) -> dict[str, Tensor]:
         ("five levels", "5 feature maps"),
         ("heads", "count of outputs"),
         ("scalar", "count of outputs"),
-        ("meta", "no plain tensor"),
+        ("meta", "_rebuild_meta_tensor_no_storage"),
         ("other", r"unknown model \(layer1"),
         ("empty", "unknown model"),
     ],

@@ -1,6 +1,7 @@
 """Fuzz targets: what a run leaves behind, results of other programs, and what is typed."""
 
 import contextlib
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -19,6 +20,7 @@ from multibox.recipes import RECIPES
 from multibox.reporting.reading import read_record
 from multibox.runtime import checkpoint, manifest
 from multibox.runtime.folder import read_run
+from multibox.runtime.tensors import serialized
 
 _CONFIG = RECIPES["ssd300-lite"]().to_json()
 _NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -83,7 +85,7 @@ def checkpoint_folder(choices: Choices, folder: Path) -> None:
     place = folder / "run" / "checkpoints" / "step-00000002"
     place.mkdir(parents=True, exist_ok=True)
     tensors = {"a.weight": torch.ones(2, 3), "b": torch.zeros(1, dtype=torch.int64)}
-    data = {name: b"".join(checkpoint._serialized(tensors, {})) for name in _NAMES[:2]}
+    data = {name: b"".join(serialized(tensors, {})) for name in _NAMES[:2]}
     data["state.json"] = manifest.encoded(_STATE)
     victim = choices.pick((*_NAMES[::-1], "manifest.json"))
     if victim == "state.json":
@@ -91,7 +93,10 @@ def checkpoint_folder(choices: Choices, folder: Path) -> None:
         data[victim] = choices.pick((state, state + b"\n"))
     elif victim in data:
         data[victim] = mutated_safetensors(data[victim], choices)
-    files = {name: manifest._fingerprint([content]) for name, content in data.items()}
+    files = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in data.items()
+    }
     vouching = {"format": manifest.FORMAT, "step": 2, "files": files}
     text = manifest.encoded(vouching)
     if victim == "manifest.json":
