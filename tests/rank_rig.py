@@ -207,7 +207,6 @@ def _wait(pids: Sequence[int], seconds: float, ended: dict[int, int]) -> list[in
 def _serve() -> None:
     _add_tiny()
     # What optimizers and milestones would import.
-    import faster_coco_eval  # noqa: F401
     import torch._dynamo  # noqa: F401
 
     from multibox import cli
