@@ -251,6 +251,13 @@ def test_another_configuration_or_other_data_is_refused(
         run(tmp_path / "data", finished)
 
 
+def test_one_image_at_a_time_is_not_normalised(data: Path, tmp_path: Path) -> None:
+    alone = replace(CONFIG, network="ssd300-lite", run=replace(CONFIG.run, batch_size=1))
+    with pytest.raises(ConfigError, match="leaves one image at a time"):
+        run(data, tmp_path / "run", alone)
+    assert not (tmp_path / "run").exists()
+
+
 def test_workers_and_checkpoints_may_change_on_resume(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

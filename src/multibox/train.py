@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from multibox.build import build_network, new_network, read_datasets
 from multibox.config import Config, OptimizerConfig, flatten
@@ -69,12 +70,12 @@ def train(request: Request, console: Console) -> None:
     with ExitStack() as stack:
         processes = stack.enter_context(join(config.run.device))
         console.quiet = console.quiet or not processes.is_first
-        _check_shares(config, processes)
+        # Before the data are read, which may take minutes.
+        sketch = build_network(config.network, max(1, len(config.data.classes)))
+        _check_shares(config, sketch, processes)
         if processes.is_first:
-            # Before the data are read, which may take minutes.
             stack.enter_context(RunLock(request.out))
-            classes = max(1, len(config.data.classes))
-            _require_room(request.out, config, build_network(config.network, classes), images=0)
+            _require_room(request.out, config, sketch, images=0)
         train_set, test_set = read_datasets(config, request.data)
         for dataset in (train_set, test_set):
             _introduce(dataset, console)
@@ -118,13 +119,19 @@ def train(request: Request, console: Console) -> None:
             remove_decoded(request.out)
 
 
-def _check_shares(config: Config, processes: Processes) -> None:
+def _check_shares(config: Config, network: SSD, processes: Processes) -> None:
+    remedy = "Change --batch-size, --accumulate or the number of processes"
+    batch = config.run.batch_size
     shares = processes.world_size * config.optimizer.accumulate
-    if config.run.batch_size % shares:
+    among = f"{processes.world_size} processes in {config.optimizer.accumulate} parts"
+    if batch % shares:
+        raise ConfigError(f"a batch of {batch} cannot be shared equally by {among}", remedy=remedy)
+    normalised = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    if normalised and batch == shares:
         raise ConfigError(
-            f"a batch of {config.run.batch_size} cannot be shared equally by "
-            f"{processes.world_size} processes in {config.optimizer.accumulate} parts",
-            remedy="Change --batch-size, --accumulate or the number of processes",
+            f"a batch of {batch} leaves one image at a time to {among}, but {config.network} "
+            "normalises over several",
+            remedy=remedy,
         )
 
 

@@ -55,7 +55,7 @@ def test_killed_run_ends_with_the_same_bits(
     assert journal(out)["train"] == [3, 6, 9, 10]
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_a_signal_saves_the_step_and_the_same_line_goes_on(
     drawn: Path, unbroken: tuple[Path, float], tmp_path: Path
 ) -> None:
