@@ -1,5 +1,7 @@
 """A tiny drawn dataset, and the command line in a process of its own."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from multibox.cli import main
 from multibox.data.drawn import draw_dataset
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -46,5 +49,23 @@ def multibox() -> Command:
             timeout=300,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Does the same in this process, which has imported everything already."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        said, complained = io.StringIO(), io.StringIO()
+        line = [*map(str, arguments)]
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+            try:
+                status = main(line)
+            except SystemExit as end:
+                status = end.code
+        return subprocess.CompletedProcess(line, status, said.getvalue(), complained.getvalue())
 
     return run

@@ -23,7 +23,7 @@ def test_killed_runs_end_with_the_same_bits(wanted: int, tmp_path: Path) -> None
             rng = stream(wanted, "kill", runs)
             out, workers = tmp_path / f"run{runs}", 2 * (runs % 2)
             runs += 1
-            left = int(rng.integers(1, 4))
+            left = int(rng.integers(1, 7))
             while True:
                 run = rig.start(out, workers=workers)
                 if left:

@@ -30,68 +30,66 @@ def test_missing_folder(multibox: Command, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_empty_split(multibox: Command, drawn: Path, tmp_path: Path) -> None:
+def test_empty_split(called: Command, drawn: Path, tmp_path: Path) -> None:
     data = copied(drawn, tmp_path)
     (data / "ImageSets" / "Main" / "trainval.txt").write_text("")
-    refused(
-        multibox("train", "ssd300-lite", "--data", data, "--out", tmp_path / "r"), 3, "trainval"
-    )
+    refused(called("train", "ssd300-lite", "--data", data, "--out", tmp_path / "r"), 3, "trainval")
 
 
-def test_class_that_no_object_has(multibox: Command, drawn: Path, tmp_path: Path) -> None:
+def test_class_that_no_object_has(called: Command, drawn: Path, tmp_path: Path) -> None:
     line = ["train", "ssd300-lite", "--data", drawn, "--out", tmp_path / "r", "--on-bad", "skip"]
-    refused(multibox(*line, "--classes", "fish", "unicorn"), 3, "'unicorn'")
+    refused(called(*line, "--classes", "fish", "unicorn"), 3, "'unicorn'")
 
 
-def test_truncated_jpeg(multibox: Command, drawn: Path, tmp_path: Path) -> None:
+def test_truncated_jpeg(called: Command, drawn: Path, tmp_path: Path) -> None:
     data = copied(drawn, tmp_path)
     victim = sorted((data / "JPEGImages").iterdir())[2]
     victim.write_bytes(victim.read_bytes()[:-2000])
-    result = multibox("train", "ssd300-lite", "--data", data, "--out", tmp_path / "r", *TINY)
+    result = called("train", "ssd300-lite", "--data", data, "--out", tmp_path / "r", *TINY)
     refused(result, 3, victim.name)
 
 
-def test_jpeg_that_rots_during_the_run(multibox: Command, drawn: Path, tmp_path: Path) -> None:
+def test_jpeg_that_rots_during_the_run(called: Command, drawn: Path, tmp_path: Path) -> None:
     data = copied(drawn, tmp_path)
     for victim in (data / "JPEGImages").iterdir():
         content = bytearray(victim.read_bytes())
         middle = len(content) // 2
         content[middle : middle + 400] = b"\xff\xd8" * 200
         victim.write_bytes(content)
-    result = multibox("train", "ssd300-lite", "--data", data, "--out", tmp_path / "r", *TINY)
+    result = called("train", "ssd300-lite", "--data", data, "--out", tmp_path / "r", *TINY)
     refused(result, 3, ".jpg")
 
 
-def test_unknown_recipe(multibox: Command) -> None:
-    refused(multibox("train", "ssd300-light", "--data", "x", "--out", "y"), 2, "ssd300-lite")
+def test_unknown_recipe(called: Command) -> None:
+    refused(called("train", "ssd300-light", "--data", "x", "--out", "y"), 2, "ssd300-lite")
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--lr", "-1"), ("--lr", "fast"), ("--steps", "0")])
-def test_bad_value(multibox: Command, tmp_path: Path, flag: str, value: str) -> None:
+def test_bad_value(called: Command, tmp_path: Path, flag: str, value: str) -> None:
     line = ["train", "ssd300-lite", "--data", tmp_path, "--out", tmp_path / "r", flag, value]
-    refused(multibox(*line), 2, flag.lstrip("-"))
+    refused(called(*line), 2, flag.lstrip("-"))
 
 
-def test_run_of_another_configuration(multibox: Command, drawn: Path, tmp_path: Path) -> None:
+def test_run_of_another_configuration(called: Command, drawn: Path, tmp_path: Path) -> None:
     line = ["train", "ssd300-lite", "--data", drawn, "--out", tmp_path / "r", *TINY]
-    assert multibox(*line, "--steps", "1").returncode == 0
+    assert called(*line, "--steps", "1").returncode == 0
     before = (tmp_path / "r" / "metrics.jsonl").read_bytes()
-    refused(multibox(*line, "--steps", "1", "--lr", "0.5"), 2, "--lr: 0.002, now 0.5")
+    refused(called(*line, "--steps", "1", "--lr", "0.5"), 2, "--lr: 0.002, now 0.5")
     assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == before
 
 
-def test_folder_of_something_else(multibox: Command, drawn: Path, tmp_path: Path) -> None:
+def test_folder_of_something_else(called: Command, drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("...")
-    refused(multibox("train", "ssd300-lite", "--data", drawn, "--out", tmp_path), 2, "thesis.tex")
+    refused(called("train", "ssd300-lite", "--data", drawn, "--out", tmp_path), 2, "thesis.tex")
 
 
-def test_predict_goes_on_after_a_bad_file(multibox: Command, drawn: Path, tmp_path: Path) -> None:
+def test_predict_goes_on_after_a_bad_file(called: Command, drawn: Path, tmp_path: Path) -> None:
     line = ["train", "ssd300-lite", "--data", drawn, "--out", tmp_path / "r", *TINY]
-    assert multibox(*line, "--steps", "1").returncode == 0
+    assert called(*line, "--steps", "1").returncode == 0
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     good = sorted((drawn / "JPEGImages").iterdir())[0]
     out = tmp_path / "found"
-    result = multibox("predict", tmp_path / "r", tmp_path / "broken.jpg", good, "--out", out)
+    result = called("predict", tmp_path / "r", tmp_path / "broken.jpg", good, "--out", out)
     refused(result, 3, "broken.jpg")
     record = json.loads((out / f"{good.stem}.json").read_text())
     assert record["image"] == str(good)
@@ -99,8 +97,8 @@ def test_predict_goes_on_after_a_bad_file(multibox: Command, drawn: Path, tmp_pa
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "report", "predict"])
-def test_no_run(multibox: Command, tmp_path: Path, verb: str) -> None:
+def test_no_run(called: Command, tmp_path: Path, verb: str) -> None:
     images = [tmp_path / "a.jpg", "--out", tmp_path / "o"] if verb == "predict" else []
-    result = multibox(verb, tmp_path / "none", *images)
+    result = called(verb, tmp_path / "none", *images)
     assert result.returncode in (2, 4, 5)
     refused(result, result.returncode, "none")

@@ -9,12 +9,14 @@ import atexit
 import ctypes
 import math
 import multiprocessing
+import os
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,6 +45,8 @@ MAX_LOSSES = 4
 
 # glibc's `malloc.h`.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Linux's `prctl.h`.
+_PR_SET_PDEATHSIG = 1
 
 OnLoss: TypeAlias = Callable[[str, float], None]
 """Is told why workers are replaced, and for how many seconds they were waited for."""
@@ -118,7 +122,7 @@ def work_ahead(
             collate_fn=join,
             pin_memory=pin_memory,
             generator=torch.Generator(),
-            worker_init_fn=_begin,
+            worker_init_fn=partial(_begin, os.getpid()),
             timeout=POLL_SECONDS if workers else 0,
         )
         try:
@@ -187,11 +191,22 @@ def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
-def _begin(_: int) -> None:
-    """Leaves it to the training process to notice a signal that is meant for all of the run."""
+def _begin(parent: int, _: int) -> None:
+    """Leaves it to the training process to notice a signal that is meant for all of the run.
+
+    Args:
+        parent: The training process, without which a worker ends.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     keep_memory()
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    # PyTorch looks every five seconds whether the parent is still the one that was there when it
+    # first looked: not the training process any more, if that was killed while it made workers.
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 class _Crew:
