@@ -199,6 +199,7 @@ BAD_OBJECTS = {
     "nested": ({"bbox": [[[[[[[[[[1]]]]]]]]], 2, 3, 4]}, "not four plain numbers"),
     "empty": ({"bbox": [1, 2, 0, 4]}, "is empty"),
     "inverted": ({"bbox": [20, 2, -5, 4]}, "is empty"),
+    "nothing in float32": ({"bbox": [1, 2, 1e-9, 4]}, "is empty"),
     "outside": ({"bbox": [90, 2, 12, 4]}, "leaves the image of 100 x 50"),
 }
 

@@ -84,7 +84,7 @@ def test_pictures_outside_the_run_and_missing_ones_are_left_out(run: Path, tmp_p
     synthetic_runs.add_samples(run, synthetic_runs.STOPPED, count=1)
     (tmp_path / "secret.jpg").write_bytes(b"not of the run")
     (run / "samples" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
-    paths = ["../secret.jpg", str(tmp_path / "secret.jpg"), "samples/link.jpg", "samples/no.jpg"]
+    paths = ["../secret.jpg", str(tmp_path / "secret.jpg"), "samples/link.jpg", "x" * 300, "a\0b"]
     (inside,) = (run / "samples").glob("step-*.jpg")
     rows = [{"id": path, "picture": path} for path in [*paths, f"samples/{inside.name}"]]
     synthetic_runs.write_json(run / "samples" / "step-00009999.json", rows)

@@ -51,6 +51,10 @@ class Annotation:
         return self.boxes_px / np.array(frame, np.float32)
 
 
+MIN_SIDE_PX = 0.01
+"""Of a box: of a smaller one nothing is left in the unit frame's float32."""
+
+
 class Object(NamedTuple):
     """An object as a reader finds it: its class by name, its corners in pixels."""
 
@@ -146,7 +150,8 @@ def fit_box(
     if min(left, top) < -1 or right > width + 1 or bottom > height + 1:
         raise DataError(f"its box {_written(box_px)} leaves the image of {width:g} x {height:g}")
     fitted = max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
-    if fitted[0] >= fitted[2] or fitted[1] >= fitted[3]:
+    x0, y0, x1, y1 = np.array(fitted, np.float32)
+    if min(x1 - x0, y1 - y0) < MIN_SIDE_PX:
         raise DataError(f"its box {_written(box_px)} is empty")
     return fitted
 

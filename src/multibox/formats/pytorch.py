@@ -113,11 +113,14 @@ def _archived(archive: zipfile.ZipFile, path: Path) -> list[str]:
 
 def _globals(file: BufferedReader | BytesIO) -> list[str]:
     """Returns the functions and classes that a pickle names; the next one begins behind it."""
-    return [
-        str(argument).replace(" ", ".")
-        for operation, argument, _ in pickletools.genops(file)
-        if operation.name == "GLOBAL"
-    ]
+    with warnings.catch_warnings():
+        # Of escapes in texts, which nobody is to read.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return [
+            str(argument).replace(" ", ".")
+            for operation, argument, _ in pickletools.genops(file)
+            if operation.name == "GLOBAL"
+        ]
 
 
 def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:

@@ -211,8 +211,12 @@ def _samples(folder: Path) -> list[Sample]:
         for value in _parse(list, _load(files[-1]), files[-1])
     ]
     inside = folder.resolve()
-    return [
-        sample
-        for sample in read
-        if sample.picture.is_file() and sample.picture.resolve().is_relative_to(inside)
-    ]
+    return [sample for sample in read if _is_inside(sample.picture, inside)]
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    try:
+        return path.is_file() and path.resolve().is_relative_to(folder)
+    except (OSError, ValueError):
+        # No name that a file could have.
+        return False
