@@ -292,8 +292,10 @@ def _shared_batches(
         files=lambda batch: examples.files(batch[0].numbers),
         on_loss=on_loss,
     ):
-        pixels = torch.from_numpy(delivering.pixels(place)[: len(labels.samples)])
-        images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pin_memory).copy_(pixels)
+        pixels = delivering.pixels(place)[: len(labels.samples)]
+        images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pin_memory)
+        # By one thread: PyTorch's would each wait for a core that a worker has.
+        np.copyto(images.numpy(), pixels)
         yield labels.around(images, pin_memory=pin_memory)
 
 
