@@ -28,6 +28,7 @@ from multibox.data.layouts import read_dataset
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
 from multibox.data.plans import join_plans, plan
 from multibox.data.resident import ResidentExamples, load, resident_batches
+from multibox.errors import ConfigError
 from multibox.learner import Learner
 from multibox.recipes import RECIPES
 from multibox.runtime.distributed import Processes, pick_device
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=[32, 64])
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--warmup", type=int, default=10, help="steps before the clock starts")
+    parser.add_argument("--compile", action="store_true", help="train a compiled network, too")
     parser.add_argument("--parts", nargs="*", default=["data", "step", "detect", "predict"])
     parser.add_argument("--workers", type=int, default=max(1, min(8, _cores() - 1)))
     parser.add_argument("--peak-tflops", type=float, help="of the device, in bf16")
@@ -108,12 +110,18 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "agreement": agreement(resident),
         "training": [],
     }
+    trials = [("cpu", False), ("cuda", False), *([("cuda", True)] if options.compile else [])]
     for size in options.batches:
-        for pipeline in ("cpu", "cuda"):
+        for pipeline, compiled in trials:
             start = time.monotonic()
-            batch_config = replace(config, run=replace(config.run, batch_size=size))
-            found["training"].append(train(batch_config, pipeline, resident, options, peak))
-            _say(f"training, batches of {size}, pipeline {pipeline}", start)
+            run = replace(config.run, batch_size=size, compile=compiled)
+            batch_config = replace(config, run=run)
+            what = f"training, batches of {size}, pipeline {pipeline}{', compiled' * compiled}"
+            try:
+                found["training"].append(train(batch_config, pipeline, resident, options, peak))
+            except ConfigError as error:
+                what = f"{what}: {error}"
+            _say(what, start)
     found["parts"] = {part: _part(part, config, folder, device) for part in options.parts}
     return found
 
@@ -151,6 +159,7 @@ def train(
     return {
         "batch_size": size,
         "pipeline": pipeline,
+        "compiled": config.run.compile,
         "precision": str(learner.precision).removeprefix("torch."),
         "images_per_second": rate,
         "data_wait": waited / seconds,
@@ -224,13 +233,15 @@ def table(found: dict[str, Any]) -> str:
         f"on average, {same['within_3_levels']:.2%} by at most 3. Utilisation is three forward "
         f"passes' operations over {found['peak_bf16_tflops']} TFLOP/s.",
         "",
-        "| batch | pipeline | arithmetic | images/s | waiting for data | utilisation | peak GiB |",
-        "|---|---|---|---|---|---|---|",
+        "| batch | pipeline | network | arithmetic | images/s | waits for data | utilisation "
+        "| peak GiB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["training"]:
         busy, peak = row["utilisation"], row["peak_bytes"]
         lines.append(
-            f"| {row['batch_size']} | {row['pipeline']} | {row['precision']} "
+            f"| {row['batch_size']} | {row['pipeline']} "
+            f"| {'compiled' if row['compiled'] else 'eager'} | {row['precision']} "
             f"| {row['images_per_second']:.1f} | {row['data_wait']:.1%} "
             f"| {'' if busy is None else f'{busy:.1%}'} "
             f"| {'' if peak is None else f'{peak / gib:.1f}'} |"

@@ -20,4 +20,4 @@ if ! "$python" -c 'import importlib.metadata as m; m.version("multibox")' 2>/dev
     printf 'Metadata-Version: 2.1\nName: multibox\nVersion: %s\n' "$version" \
         >"$work/packages/multibox-$version.dist-info/METADATA"
 fi
-"$python" benchmarks/gpu.py --work "$work/data" --out "${OUT:-benchmarks/results}" "$@"
+"$python" benchmarks/gpu.py --work "$work/data" --out "${OUT:-benchmarks/results}" --compile "$@"

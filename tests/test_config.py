@@ -75,6 +75,7 @@ CHANGED = Config(
         workers=0,
         device="cpu",
         pipeline="cuda",
+        compile=True,
     ),
 )
 WITHOUT_SECTION = ["network", "default_boxes"]

@@ -2,7 +2,7 @@
 
 import pickle
 
-from multibox.errors import DataError, StorageError
+from multibox.errors import DataError, MultiboxError, StorageError
 
 
 def test_names_and_texts_of_others_do_not_leave_their_line() -> None:
@@ -18,5 +18,6 @@ def test_names_and_texts_of_others_do_not_leave_their_line() -> None:
 def test_a_reason_of_any_length_fits_a_page() -> None:
     error = StorageError("x" * 1_000_000, remedy="Look")
     assert str(error).endswith("x [and so on]. Look.")
+    assert len(str(MultiboxError("x", position="y" * 100_000))) < 9_000
     assert len(str(error)) < 9_000
     assert pickle.loads(pickle.dumps(error)).reason == error.reason

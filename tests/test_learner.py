@@ -1,10 +1,13 @@
+import shutil
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from tiny import batch, tiny_network
 
 from multibox.config import Config, DataConfig, OptimizerConfig, RunConfig
+from multibox.errors import ConfigError
 from multibox.learner import Learner, NonFinite
 from multibox.runtime.distributed import Processes
 from multibox.ssd.loss import multibox_loss
@@ -171,3 +174,40 @@ def test_gradients_are_clipped_to_the_norm() -> None:
     ]
     norm = torch.cat([part.flatten() for part in moved]).norm()
     assert float(norm) == pytest.approx(0.5, rel=1e-4)
+
+
+def compiled(optimizer: OptimizerConfig = PLAIN) -> Learner:
+    run = RunConfig(batch_size=8, precision="fp32", compile=True)
+    return Learner(tiny_network(), Config(network="tiny", optimizer=optimizer, run=run), ALONE)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves shapes unchecked: PyTorch's compiler cannot follow what checks them."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+# What PyTorch itself does.
+own_warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@own_warnings
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch's compiler needs a C++ compiler")
+def test_a_compiled_network_learns_the_same() -> None:
+    plain, other = learner(replace(PLAIN, accumulate=2)), compiled(replace(PLAIN, accumulate=2))
+    for number in range(3):
+        examples = batch(8, seed=number)
+        expected = plain.step(examples, lr=0.01, number=number)
+        assert other.step(examples, lr=0.01, number=number) == pytest.approx(expected, rel=1e-5)
+    found = other.model()
+    for name, tensor in plain.model().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@own_warnings
+@pytest.mark.usefixtures("unchecked")
+def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    with pytest.raises(ConfigError, match=r"cannot be compiled here .*compiler.* --compile"):
+        compiled().step(batch(8), lr=0.01, number=0)

@@ -171,6 +171,8 @@ class BenchArguments:
     """Annotated photographs to prepare; by default drawn ones."""
     batch_size: int | None = None
     """Images per step; by default the recipe's."""
+    compile: bool = False
+    """Compile the network of the step; the one beside it stays as it is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs."""
     json: bool = False

@@ -1,5 +1,6 @@
 """The one place where a configuration becomes networks, optimizers and datasets."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from multibox.config import Config, OptimizerConfig
 from multibox.data.dataset import Dataset, require_objects
@@ -28,6 +30,7 @@ from multibox.ssd.default_boxes import (
     default_boxes,
 )
 from multibox.ssd.network import CAFFE, SSD, Scales, Traits, initialise, parameter_groups
+from multibox.structures import Output
 
 
 class Architecture(NamedTuple):
@@ -156,3 +159,27 @@ def read_datasets(config: Config, root: Path) -> tuple[Dataset, Dataset]:
     require_objects(train)
     test = read_dataset(root, data.test_split, classes=train.classes, on_bad=data.on_bad)
     return train, test
+
+
+def translate(network: nn.Module) -> Callable[[Tensor], Output]:
+    """Returns a network as PyTorch's compiler translates it when it is first called.
+
+    That raises a ConfigError where it cannot be done. The network's own methods stay as they are.
+    """
+    # It would keep its work as pickles, in a folder whose name other users of the machine know.
+    torch.compiler.config.force_disable_caches = True
+    warnings.filterwarnings("ignore", "dynamo_pgo force disabled", UserWarning)
+    translated = torch.compile(network, dynamic=False)
+
+    def forward(images: Tensor) -> Output:
+        try:
+            output: Output = translated(images)
+        except TorchDynamoException as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"compile is set, but the network cannot be compiled here ({reason})",
+                remedy="Install a C++ compiler, or leave --compile out",
+            ) from None
+        return output
+
+    return forward

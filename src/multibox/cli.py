@@ -170,7 +170,8 @@ def _bench(verb: BenchArguments) -> None:
         )
     config = RECIPES[verb.recipe]()
     size = verb.batch_size or config.run.batch_size
-    config = replace(config, run=replace(config.run, batch_size=size))
+    run = replace(config.run, batch_size=size, compile=verb.compile)
+    config = replace(config, run=run)
     figures = bench(verb.part, config, data=verb.data, device=verb.device)
     if verb.json:
         rows = [figure._asdict() | {"images_per_second": figure.per_second} for figure in figures]

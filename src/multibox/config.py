@@ -216,6 +216,10 @@ class RunConfig:
     """Where images are cropped, resized and distorted: in --workers, or where the network runs,
     whose memory then holds all training images. Boxes are the same, pixels but for rounding."""
 
+    compile: bool = False
+    """Train with the network as PyTorch's compiler translates it, after some minutes for that. It
+    needs a C++ compiler, on a GPU Triton. The results are the same but for rounding."""
+
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a seed lies in 0..2^63")
         for field in (

@@ -6,12 +6,16 @@ The command line prints them as one message without a traceback and exits with `
 from pathlib import Path
 
 _MOST_CHARACTERS = 8_000
-"""Of a reason in a message; the file it quotes may be of any size."""
+"""Of a reason or a position in a message; the file they quote may be of any size."""
 
 
 def one_line(text: str) -> str:
     """Returns a text in which what would leave its line, or alter a terminal, is escaped."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} [and so on]"
 
 
 class MultiboxError(Exception):
@@ -36,10 +40,9 @@ class MultiboxError(Exception):
     ) -> None:
         self.reason, self.file, self.position, self.remedy = reason, file, position, remedy
         # Files and what they hold have names that others chose; a reason may have several lines.
-        where = ", ".join(one_line(str(part)) for part in (file, position) if part is not None)
-        if len(reason) > _MOST_CHARACTERS:
-            reason = f"{reason[:_MOST_CHARACTERS]} [and so on]"
-        reason = "\n".join(map(one_line, reason.split("\n")))
+        parts = [str(part) for part in (file, position) if part is not None]
+        where = ", ".join(one_line(_brief(part)) for part in parts)
+        reason = "\n".join(map(one_line, _brief(reason).split("\n")))
         message = f"{where}: {reason}" if where else reason
         super().__init__(f"{message}. {remedy}." if remedy else f"{message}.")
 

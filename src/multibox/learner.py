@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multibox.build import build_optimizer
+from multibox.build import build_optimizer, translate
 from multibox.config import Config
 from multibox.data.pipeline import without_difficult
 from multibox.model import arithmetic, in_precision
@@ -68,6 +68,7 @@ class Learner:
         self._optimizer = build_optimizer(self.network, config.optimizer)
         blank = torch.zeros(1, 3, *network.image_size_px, dtype=torch.uint8)
         self._replica = replicate(self.network, blank.to(processes.device), processes)
+        self._forward = translate(self._replica) if config.run.compile else self._replica
         self._parameters = list(self.network.parameters())
         self._average: dict[str, Tensor] = {}
         if self._config.ema_decay:
@@ -82,6 +83,7 @@ class Learner:
             number: How many steps came before this one.
 
         Raises:
+            ConfigError: The network is to be compiled, and cannot be here.
             NonFinite: A loss or gradient is NaN or infinite; weights, optimizer and average are as
                 they were. Only the running statistics of batch normalisation have seen the batch.
         """
@@ -100,7 +102,7 @@ class Learner:
             wanted = Matches(matches.offsets[share], matches.classes[share])
             with summing(self._replica, last=part == parts - 1):
                 with in_precision(self.precision, processes.device):
-                    output = self._replica(images[share])
+                    output = self._forward(images[share])
                 losses = multibox_loss(output, wanted, normaliser)
                 torch.autograd.backward(losses.confidence + losses.localization)
             sums += torch.stack([losses.confidence, losses.localization]).detach()

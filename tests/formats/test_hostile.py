@@ -200,6 +200,13 @@ def test_numbers_that_are_not_in_an_old_file_are_refused(tmp_path: Path) -> None
         read_foreign(path)
 
 
+def test_bytes_that_an_old_file_only_claims_need_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"\x80\x05\x96" + (1 << 60).to_bytes(8, "little") + b"abc.")
+    with pytest.raises(WeightsError, match=r"is a damaged archive .*only 4 remain"):
+        read_foreign(path)
+
+
 def test_members_that_share_bytes_are_refused(tmp_path: Path) -> None:
     """Many names for one stretch of a file: what is read is more than what there is."""
     path = tmp_path / "weights.pth"

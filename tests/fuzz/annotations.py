@@ -32,6 +32,7 @@ _ENCODINGS = ("utf-8-sig", "utf-16", "latin-1", "ascii", "utf-32")
 
 Node = list
 """[tag, text, children]"""
+_MOST_NODES = 3_000
 
 
 def _seed() -> Node:
@@ -66,7 +67,7 @@ def _copied(node: Node) -> Node:
 
 def _change(root: Node, choices: Choices) -> None:
     places = _nodes(root)
-    if not places or len(places) > 3_000:
+    if not places or len(places) > _MOST_NODES:
         return
     parent, place = choices.pick(places)
     node = parent[2][place]
@@ -78,8 +79,8 @@ def _change(root: Node, choices: Choices) -> None:
         case 4:
             del parent[2][place]
         case 5:
-            copy = _copied(node)
-            parent[2][place:place] = [copy] * choices.pick((1, 1, 2, 50, 2000))
+            copy, most = _copied(node), _MOST_NODES // (1 + len(_nodes(node)))
+            parent[2][place:place] = [copy] * min(most, choices.pick((1, 1, 2, 50, 2000)))
         case 6:
             node[0] = choices.pick(_TAGS)
         case 7:
@@ -107,7 +108,8 @@ def xml(choices: Choices) -> bytes:
     root = _seed()
     for _ in range(choices.below(5)):
         _change(root, choices)
-    text = _xml(root)
+    # Some times what is read at most; more would only take the time to make it.
+    text = _xml(root)[: 4 << 20]
     if choices.one_in(16):
         depth, tag = choices.pick((10, 1_000, 50_000)), choices.pick(("object", "bndbox", "size"))
         deep = f"<{tag}>" * depth + f"</{tag}>" * depth

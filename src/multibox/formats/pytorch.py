@@ -3,13 +3,15 @@
 What its pickles call is looked at before, without calling it.
 """
 
+import mmap
 import pickletools
 import re
 import struct
 import warnings
 import zipfile
-from io import BufferedReader, BytesIO
+from io import BytesIO
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 from torch import Tensor
@@ -80,8 +82,9 @@ def _refuse_calls(path: Path) -> None:
     try:
         with path.open("rb") as file:
             if file.read(1) == _PICKLE:
-                file.seek(0)
-                needed = [name for _ in range(_LEGACY_PICKLES) for name in _globals(file)]
+                # Unlike the file's own, its `read` makes no room for more than there is.
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    needed = [name for _ in range(_LEGACY_PICKLES) for name in _globals(content)]
             else:
                 with zipfile.ZipFile(path) as archive:
                     needed = _archived(archive, path)
@@ -111,14 +114,14 @@ def _archived(archive: zipfile.ZipFile, path: Path) -> list[str]:
     return [name for member in pickles for name in _globals(BytesIO(archive.read(member)))]
 
 
-def _globals(file: BufferedReader | BytesIO) -> list[str]:
+def _globals(file: mmap.mmap | BytesIO) -> list[str]:
     """Returns the functions and classes that a pickle names; the next one begins behind it."""
     with warnings.catch_warnings():
         # Of escapes in texts, which nobody is to read.
         warnings.simplefilter("ignore", DeprecationWarning)
         return [
             str(argument).replace(" ", ".")
-            for operation, argument, _ in pickletools.genops(file)
+            for operation, argument, _ in pickletools.genops(cast(IO[bytes], file))
             if operation.name == "GLOBAL"
         ]
 

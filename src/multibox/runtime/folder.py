@@ -18,6 +18,9 @@ from multibox.runtime.disk import sync_files
 
 JSON = Any
 
+# Of a configuration, or of the facts of a run; they have a few thousand.
+_MOST_BYTES = 4 << 20
+
 
 def write_json(path: Path, value: JSON) -> None:
     """Writes a JSON file whole or not at all, making its folder where it is absent.
@@ -147,11 +150,24 @@ def read_run(folder: Path) -> tuple[Config, dict[str, JSON]]:
     stored = folder / "config.json"
     if not stored.is_file():
         raise ConfigError("is not a run's folder", file=folder, remedy="Give what --out was")
+    facts = folder / "run.json"
+    config = Config.from_json(_text(stored), file=str(stored))
     try:
-        config = Config.from_json(stored.read_text(encoding="utf-8"), file=str(stored))
-        return config, json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot be read ({error})", file=folder / "run.json") from None
+        return config, json.loads(_text(facts))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot be read ({error})", file=facts) from None
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) <= _MOST_BYTES:
+            return content.decode()
+        reason = f"has more than {_MOST_BYTES} bytes, which no run wrote"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = f"cannot be read ({error})"
+    raise ConfigError(reason, file=path)
 
 
 def environment(device: torch.device, precision: torch.dtype) -> dict[str, JSON]:
