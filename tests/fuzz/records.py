@@ -100,10 +100,10 @@ def checkpoint_folder(choices: Choices, folder: Path) -> None:
     vouching = {"format": manifest.FORMAT, "step": 2, "files": files}
     text = manifest.encoded(vouching)
     if victim == "manifest.json":
-        value = values.mutated(text.decode(), choices)
+        value = values.text_of(values.mutated(text.decode(), choices))
+        # As this program writes it, so that it is read at all; indented, deep ones become long.
         with contextlib.suppress(ValueError, RecursionError):
-            # As this program writes it, so that it is read at all.
-            text = manifest.encoded(json.loads(values.text_of(value)))
+            text = manifest.encoded(json.loads(value)) if len(value) < 20_000 else value.encode()
         text = damaged(text, choices) if choices.one_in(4) else text
     for name, content in (data | {"manifest.json": text}).items():
         (place / name).write_bytes(content)
