@@ -147,6 +147,18 @@ def test_a_restored_learner_goes_on_alike(name: str, ema_decay: float) -> None:
         assert all(torch.equal(found[n], t) for n, t in expected.items())
 
 
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_restored_optimizer_is_where_its_weights_are(name: str) -> None:
+    """Fused optimizers want all of it there. Without a GPU, no device at all serves as well."""
+    optimizer = replace(PLAIN, optimizer=name)
+    taught, other = learner(optimizer), learner(optimizer)
+    taught.step(batch(8), lr=0.01, number=0)
+    other.network.to("meta")
+    other.restore(taught.model(), taught.optimizer(), 0.01)
+    assert {tensor.device.type for tensor in other.optimizer().values()} == {"meta"}
+
+
 def test_the_average_follows_the_weights() -> None:
     taught = learner(replace(PLAIN, ema_decay=0.5))
     start = taught.network.logit_heads[0].weight.detach().clone()

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from multibox.data.pipeline import PlainExamples, batches, without_difficult
 from multibox.data.voc import read_voc
 from multibox.errors import ConfigError, NonFiniteError, StorageError
 from multibox.evaluate import evaluate_model, evaluate_results
+from multibox.feed import Feed
 from multibox.learner import Learner, NonFinite, StepLosses
 from multibox.model import find_weights, load_network, read_weights
 from multibox.recipes import ssd7
 from multibox.report import write_report
 from multibox.runtime.lock import RunLock
+from multibox.runtime.signals import Interrupted
 from multibox.ssd.default_boxes import default_boxes
 from multibox.ssd.loss import multibox_loss
 from multibox.ssd.matching import match
@@ -293,6 +297,43 @@ def test_a_run_on_resident_images_goes_on_with_the_same_bits(
     assert digests(cut) == digests(whole)
 
 
+def test_a_gpu_without_enough_memory_is_said_so(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(Learner, "step", step)
+    with pytest.raises(ConfigError, match=r"does not suffice \(CUDA out .*--accumulate"):
+        run(data, tmp_path / "run")
+
+
+def test_who_interrupts_while_images_are_decoded_waits_for_no_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Feed, "prepare", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(Learner, "step", None)
+        with pytest.raises(Interrupted) as caught:
+            run(data, out)
+    assert caught.value.step == 0
+    run(data, out)
+    assert steps_of(out, "train") == [3, 6, 9, 12]
+
+
+def test_rates_are_of_the_steps_since_the_run_went_back(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at(monkeypatch, 10, above_lr=0.00004)
+    often = replace(CONFIG.run, log_every=2, evaluate_every=12, on_nonfinite="rollback")
+    run(data, tmp_path / "run", replace(CONFIG, run=often))
+    text = (tmp_path / "run" / "timings.jsonl").read_text()
+    lines = [line for line in map(json.loads, text.splitlines()) if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 6, 8, 10, 12]
+    assert all(line["images_per_second"] > 0 for line in lines)
+
+
 def test_a_folder_in_use_is_refused(data: Path, tmp_path: Path) -> None:
     with RunLock(tmp_path / "run"), pytest.raises(StorageError, match="is in use by process"):
         run(data, tmp_path / "run")
@@ -316,6 +357,10 @@ def test_weights_alone_are_evaluated_where_one_says_on_what(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = json.loads((finished / "evaluations" / "step-00000012.json").read_text())
+    facts = finished / "run.json"
+    facts.write_text("{}")
+    with pytest.raises(ConfigError, match=r"run\.json: does not say where its data .*--data"):
+        evaluate_model(finished, which="last", data=None, split=None, on_bad=None, device="cpu")
     alone = tmp_path / "weights"
     alone.write_bytes(find_weights(finished).read_bytes())
     with pytest.raises(ConfigError, match="--data and --split"):

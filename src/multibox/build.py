@@ -1,7 +1,8 @@
 """The one place where a configuration becomes networks, optimizers and datasets."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -162,24 +163,29 @@ def read_datasets(config: Config, root: Path) -> tuple[Dataset, Dataset]:
 
 
 def translate(network: nn.Module) -> Callable[[Tensor], Output]:
-    """Returns a network as PyTorch's compiler translates it when it is first called.
+    """Returns a network as PyTorch's compiler translates it, when it is first called.
 
-    That raises a ConfigError where it cannot be done. The network's own methods stay as they are.
+    The network's own methods stay as they are.
     """
     # It would keep its work as pickles, in a folder whose name other users of the machine know.
     torch.compiler.config.force_disable_caches = True
     warnings.filterwarnings("ignore", "dynamo_pgo force disabled", UserWarning)
-    translated = torch.compile(network, dynamic=False)
+    translated: Callable[[Tensor], Output] = torch.compile(network, dynamic=False)
+    return translated
 
-    def forward(images: Tensor) -> Output:
-        try:
-            output: Output = translated(images)
-        except TorchDynamoException as error:
-            reason = str(error).partition("\n")[0]
-            raise ConfigError(
-                f"compile is set, but the network cannot be compiled here ({reason})",
-                remedy="Install a C++ compiler, or leave --compile out",
-            ) from None
-        return output
 
-    return forward
+@contextmanager
+def translating() -> Iterator[None]:
+    """Says it in our words if the compiler fails, in the first pass forward or backward.
+
+    Raises:
+        ConfigError: It cannot compile the network here.
+    """
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"compile is set, but the network cannot be compiled here ({reason})",
+            remedy="Install a C++ compiler, or leave --compile out",
+        ) from None

@@ -161,6 +161,13 @@ def score(
     }
 
 
+def _data_root(facts: Mapping[str, Any], file: Path) -> Path:
+    root = facts.get("data_root")
+    if not isinstance(root, str):
+        raise ConfigError("does not say where its data are", file=file, remedy="Give --data")
+    return Path(root)
+
+
 def evaluate_model(
     path: Path,
     *,
@@ -188,7 +195,7 @@ def evaluate_model(
     config = Config(network=weights.network)
     if (path / "config.json").exists():
         config, facts = read_run(path)
-        data = data or Path(facts["data_root"])
+        data = data or _data_root(facts, path / "run.json")
         split = split or config.data.test_split
     if data is None or split is None:
         raise ConfigError(

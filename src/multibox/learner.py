@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multibox.build import build_optimizer, translate
+from multibox.build import build_optimizer, translate, translating
 from multibox.config import Config
 from multibox.data.pipeline import without_difficult
 from multibox.model import arithmetic, in_precision
@@ -67,6 +67,8 @@ class Learner:
         self._processes = processes
         self._optimizer = build_optimizer(self.network, config.optimizer)
         blank = torch.zeros(1, 3, *network.image_size_px, dtype=torch.uint8)
+        # It would choose what is fastest, and with that the order in which gradients are added.
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         self._replica = replicate(self.network, blank.to(processes.device), processes)
         self._forward = translate(self._replica) if config.run.compile else self._replica
         self._parameters = list(self.network.parameters())
@@ -100,7 +102,7 @@ class Learner:
         for part in range(parts):
             share = slice(part, None, parts)
             wanted = Matches(matches.offsets[share], matches.classes[share])
-            with summing(self._replica, last=part == parts - 1):
+            with summing(self._replica, last=part == parts - 1), translating():
                 with in_precision(self.precision, processes.device):
                     output = self._forward(images[share])
                 losses = multibox_loss(output, wanted, normaliser)
@@ -208,7 +210,9 @@ class Learner:
             if kind != "optimizer":
                 continue
             key, _, name = rest.partition(".")
-            value = tensor if key == "step" else torch.empty_like(by_name[name]).copy_(tensor)
-            self._optimizer.state[by_name[name]][key] = value
+            parameter = by_name[name]
+            # Laid out in memory as the parameter is; the count of steps is a scalar.
+            blank = torch.empty_like(parameter) if tensor.dim() else parameter.new_empty(())
+            self._optimizer.state[parameter][key] = blank.copy_(tensor)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_multiplier"]

@@ -126,6 +126,9 @@ class Loop:
             if self._step < steps:
                 with self._display.busy("decoding"):
                     self._around.feed.prepare()
+                # Decoding may have taken minutes.
+                if stop := agree(self._signals.received, self._processes):
+                    raise Interrupted(stop, self._step)
             while self._step < steps:
                 fault = self._train()
                 if fault:
@@ -298,6 +301,7 @@ class Loop:
         self._resume()
         self._state.lr_scale = scale
         self._logbook.cut(self._state.journal)
+        self._display.restart(self._step)
         rollbacks.append(
             {"step": fault.step, "to": self._step, "lr_scale": scale, "images": fault.files}
         )

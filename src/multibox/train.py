@@ -114,7 +114,15 @@ def train(request: Request, console: Console) -> None:
             ),
             metadata=describe(network, config.network, train_set.classes, request.licence),
         )
-        Loop(config, Learner(network, config, processes), surroundings).run()
+        try:
+            Loop(config, Learner(network, config, processes), surroundings).run()
+        except torch.OutOfMemoryError as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"the GPU's memory does not suffice ({reason})",
+                remedy="Begin in another folder with a larger --accumulate, a smaller --batch-size "
+                "or --pipeline cpu",
+            ) from None
         if processes.is_first:
             remove_decoded(request.out)
 

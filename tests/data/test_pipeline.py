@@ -1,3 +1,4 @@
+import multiprocessing
 import threading
 from collections.abc import Iterator
 from itertools import chain
@@ -50,6 +51,18 @@ def test_workers_and_the_first_step_alter_nothing(folder: Path, workers: int) ->
     for one, other in zip(alone[2:], together, strict=True):
         for a, b in zip(tensors(one), tensors(other), strict=True):
             assert torch.equal(a, b)
+
+
+def test_workers_need_not_be_how_python_starts_processes(folder: Path) -> None:
+    """Python 3.14 no longer forks them of itself."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        (found,) = load(folder, range(1), workers=1)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    (expected,) = load(folder, range(1), workers=0)
+    assert torch.equal(found.images, expected.images)
 
 
 def test_batches_of_workers_stay_as_they_are_when_later_ones_are_made(folder: Path) -> None:

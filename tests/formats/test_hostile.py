@@ -200,6 +200,19 @@ def test_numbers_that_are_not_in_an_old_file_are_refused(tmp_path: Path) -> None
         read_foreign(path)
 
 
+def test_names_of_members_may_be_of_any_case(tmp_path: Path) -> None:
+    """They may be to PyTorch."""
+    path, content = tmp_path / "weights.pth", tmp_path / "plain.pth"
+    torch.save({"0.weight": torch.ones(4)}, content)
+    with zipfile.ZipFile(content) as plain, zipfile.ZipFile(path, "w") as file:
+        for member in plain.infolist():
+            name = member.filename.replace("data.pkl", "DATA.PKL")
+            data = plain.read(member).replace(b"FloatStorage", b"HalfTensor")
+            file.writestr(name, data)
+    with pytest.raises(WeightsError, match=r"it needs torch\.HalfTensor"):
+        read_foreign(path)
+
+
 def test_bytes_that_an_old_file_only_claims_need_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(b"\x80\x05\x96" + (1 << 60).to_bytes(8, "little") + b"abc.")

@@ -19,6 +19,7 @@ from multibox.convert import convert
 from multibox.errors import ConfigError, StorageError
 from multibox.formats import onnx
 from multibox.model import describe
+from multibox.runtime.folder import new_file
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,16 @@ def test_without_its_packages_the_remedy_is_named(
     monkeypatch.setattr(onnx, "PACKAGES", ("no_such_package",))
     with pytest.raises(ConfigError, match=r"pip install 'multibox\[onnx\]'"):
         onnx.write_onnx(tmp_path / "a.onnx", tiny_network(), {})
+
+
+def test_an_exporter_that_fails_is_not_taken_for_a_full_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def export(*_: object, **__: object) -> None:
+        raise torch.onnx.errors.OnnxExporterError("no such operator\nand more")
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    path = tmp_path / "a.onnx"
+    with pytest.raises(ConfigError, match=r"\(no such operator\)"), new_file(path) as new:
+        onnx.write_onnx(new, tiny_network(), {})
+    assert not list(tmp_path.iterdir())

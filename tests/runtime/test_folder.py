@@ -15,6 +15,7 @@ from multibox.runtime.folder import read_run, write_json
         (b"\xff", "cannot be read"),
         (b"[" * 100_000, "recursion|not JSON|cannot be read"),
         (b"{", "not JSON|cannot be read"),
+        (b"[]", "is not a JSON object|[Ee]xpected|object"),
     ],
 )
 def test_a_file_that_no_run_wrote_is_refused(

@@ -6,13 +6,13 @@ a sample, so workers hold no state, and any step's batch can be made at any time
 """
 
 import math
+import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from multiprocessing import RawArray
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -246,7 +246,7 @@ class _Delivering(Dataset[_Delivery | MultiboxError]):
     """
 
     examples: TrainingExamples | PlainExamples
-    memory: Any
+    memory: mmap.mmap
     slot: tuple[int, int, int, int]
 
     def pixels(self, slot: int) -> UInt8[np.ndarray, "B H W 3"]:
@@ -281,7 +281,8 @@ def _shared_batches(
     # As many batches are under way as the workers make ahead, and one is being copied here.
     slots = AHEAD * workers + 1
     slot = (len(first), *examples.image_size_px, 3)
-    delivering = _Delivering(examples, RawArray("B", slots * math.prod(slot)), slot)
+    # Of no file system, which may be full; the processes that are forked share it.
+    delivering = _Delivering(examples, mmap.mmap(-1, slots * math.prod(slot)), slot)
     orders = ([_Order(place % slots, batch)] for place, batch in enumerate(chain([first], queue)))
     for place, labels in work_ahead(
         delivering,

@@ -114,10 +114,13 @@ def work_ahead(
 
     while True:
         again = bool(due)
+        crew = 1 if again else workers
         loader = DataLoader(
             examples,
             batch_sampler=cast(Any, iter(tuple(due)) if again else taken()),
-            num_workers=1 if again else workers,
+            num_workers=crew,
+            # Whatever is Python's own choice: workers share what is in memory by then.
+            multiprocessing_context="fork" if crew else None,
             prefetch_factor=(1 if again else AHEAD) if workers else None,
             collate_fn=join,
             pin_memory=pin_memory,

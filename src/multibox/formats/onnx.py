@@ -67,7 +67,7 @@ def write_onnx(path: Path, network: SSD, header: Mapping[str, str]) -> None:
         header: Of its weights file; goes into the metadata.
 
     Raises:
-        ConfigError: The packages that this takes are not installed.
+        ConfigError: The packages that this takes are not installed, or do not fit PyTorch.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -78,16 +78,23 @@ def write_onnx(path: Path, network: SSD, header: Mapping[str, str]) -> None:
     height, width = network.image_size_px
     # Two images, because the exporter takes a single one for a constant.
     images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    with _silence():
-        program = torch.onnx.export(
-            _Exported(network),
-            (images,),
-            dynamo=True,
-            verbose=False,
-            input_names=["images"],
-            output_names=["boxes", "scores"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
-        )
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                _Exported(network),
+                (images,),
+                dynamo=True,
+                verbose=False,
+                input_names=["images"],
+                output_names=["boxes", "scores"],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"PyTorch's exporter fails ({reason})",
+            remedy="Install the versions of torch, onnx and onnxscript in constraints.txt",
+        ) from error
     assert program is not None  # as `dynamo` has it
     model = program.model_proto
     settings = DetectionSettings(clip=network.traits.clip_detections)

@@ -110,7 +110,8 @@ def _archived(archive: zipfile.ZipFile, path: Path) -> list[str]:
         raise WeightsError("is compressed, which PyTorch's files are not", file=path)
     if sum(member.file_size for member in members) > path.stat().st_size:
         raise WeightsError("is an archive whose members share their bytes", file=path)
-    pickles = [member for member in members if member.filename.endswith("data.pkl")]
+    # PyTorch's reader takes any case.
+    pickles = [member for member in members if member.filename.lower().endswith("data.pkl")]
     return [name for member in pickles for name in _globals(BytesIO(archive.read(member)))]
 
 

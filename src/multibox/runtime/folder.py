@@ -153,9 +153,12 @@ def read_run(folder: Path) -> tuple[Config, dict[str, JSON]]:
     facts = folder / "run.json"
     config = Config.from_json(_text(stored), file=str(stored))
     try:
-        return config, json.loads(_text(facts))
+        found = json.loads(_text(facts))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"cannot be read ({error})", file=facts) from None
+    if not isinstance(found, dict):
+        raise ConfigError("is not a JSON object", file=facts)
+    return config, found
 
 
 def _text(path: Path) -> str:

@@ -191,7 +191,9 @@ class Liveness:
         while self._peers or not self._complete.is_set():
             for key, _ in self._selector.select(max(0.0, beat - time.monotonic())):
                 if key.data is None:
-                    self._meet(_Peer(self._listening().accept()[0], None))
+                    # It may have been closed by the last of those that were awaited.
+                    with suppress(OSError):
+                        self._meet(_Peer(self._listening().accept()[0], None))
                 else:
                     self._read(key.data)
             if time.monotonic() >= beat:

@@ -38,6 +38,7 @@ class Logbook:
         if self._silent:
             return
         self.__exit__()
+        self._metrics = self._timings = None
         self._metrics = Journal(self._folder / "metrics.jsonl", length)
         self._timings = Journal(self._folder / "timings.jsonl", None)
 

@@ -39,12 +39,8 @@ class Display:
         self, console: Console, *, total: int, done: int, images_per_step: int, every: int
     ) -> None:
         self._console = console
-        self._total, self._first, self._images = total, done, images_per_step
-        self._every = every
-        self._start = time.monotonic()
-        self._paused = 0.0
-        self._waited = 0.0
-        self._last = (done, 0.0, 0.0)
+        self._total, self._images, self._every = total, images_per_step, every
+        self.restart(done)
         # 80 columns must do.
         self._progress = Progress(
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -63,6 +59,12 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def restart(self, step: int) -> None:
+        """Counts anew from a step that the run is at, having begun or gone back."""
+        self._first, self._start = step, time.monotonic()
+        self._paused = self._waited = 0.0
+        self._last = (step, 0.0, 0.0)
 
     @contextmanager
     def busy(self, what: str) -> Iterator[Callable[[], float]]:
@@ -109,5 +111,5 @@ class Display:
             self._console.print(f"step {step}/{self._total}  {text} left", highlight=False)
 
     def training_time(self) -> float:
-        """Returns the seconds of training since the run began or was resumed."""
+        """Returns the seconds of training since the run began, was resumed or went back."""
         return time.monotonic() - self._start - self._paused
