@@ -7,9 +7,21 @@ detections = detector("photo.jpg")
 """
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from multibox.errors import MultiboxError
-from multibox.predict import Detection, Detector
+
+if TYPE_CHECKING:
+    from multibox.predict import Detection, Detector
 
 __all__ = ["Detection", "Detector", "MultiboxError", "__version__"]
 __version__ = version("multibox")
+
+
+def __getattr__(name: str) -> object:
+    """Loads PyTorch, which takes seconds, when it is needed."""
+    if name not in ("Detection", "Detector"):
+        raise AttributeError(f"module 'multibox' has no attribute {name!r}")
+    from multibox import predict
+
+    return getattr(predict, name)

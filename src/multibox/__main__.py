@@ -1,8 +1,21 @@
-"""`python -m multibox`: what torchrun starts."""
+"""What `multibox` and `python -m multibox`, and with that torchrun, start."""
 
+import signal
 import sys
 
-from multibox.cli import main
+
+def main() -> int:
+    """Runs this process's command line and returns its exit status."""
+    plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if plain:
+        # Loading PyTorch takes seconds, in which Ctrl-C would print what is being loaded.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from multibox.cli import main as run
+
+    if plain:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

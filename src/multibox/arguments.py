@@ -217,7 +217,8 @@ def parse(arguments: Sequence[str] | None = None) -> object:
         _Verb,
         prog="multibox",
         args=given,
-        description="SSD object detection: check, train, evaluate, report, predict, download.",
+        description="SSD object detection: trains, evaluates and uses SSD300 and SSD512. "
+        "`multibox VERB --help` lists a verb's options; --version says which multibox this is.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     return verb

@@ -30,6 +30,7 @@ from multibox.ssd.matching import match
 from multibox.ssd.network import SSD
 from multibox.structures import Batch, Output, Targets
 from multibox.timing import Figure, Work, timed
+from multibox.train import check_shares
 
 Part = Literal["data", "step", "detect", "evaluate", "predict"]
 
@@ -88,7 +89,9 @@ def random_batch(size: int, image_size_px: tuple[int, int]) -> Batch:
 
 def _step(config: Config, device: torch.device) -> list[Work]:
     """A training step beside the network's bare forward and backward pass, and the loss alone."""
-    learner = Learner(new_network(config, _CLASSES), config, Processes(0, 1, device))
+    alone, fresh = Processes(0, 1, device), new_network(config, _CLASSES)
+    check_shares(config, fresh, alone)
+    learner = Learner(fresh, config, alone)
     network, size = learner.network, config.run.batch_size
     batch = random_batch(size, network.image_size_px)
     images, targets = batch.images.to(device), batch.targets.to(device)

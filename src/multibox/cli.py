@@ -22,6 +22,7 @@ from multibox.arguments import (
 from multibox.bench import bench
 from multibox.check import check, print_checkup
 from multibox.convert import convert
+from multibox.data.fixing import RECORD
 from multibox.demo import demo
 from multibox.errors import ConfigError, DataError, MultiboxError, ProcessError
 from multibox.evaluate import evaluate_model, evaluate_results
@@ -126,6 +127,8 @@ def _check(verb: CheckArguments, console: Console) -> int:
         print(json.dumps(found.as_json()))  # noqa: T201  # the result
     else:
         print_checkup(found, Console(), examples=max(1, verb.examples))
+        if verb.fix is not None:
+            console.print(f"{found.changes} changes are in {verb.fix / RECORD}", highlight=False)
     counting = found.count("fault") + verb.strict * found.count("warning")
     return DataError.exit_code if counting else 0
 
@@ -169,7 +172,7 @@ def _bench(verb: BenchArguments) -> None:
             f"no recipe is called {verb.recipe!r}", remedy=f"Say {', '.join(RECIPES)}"
         )
     config = RECIPES[verb.recipe]()
-    size = verb.batch_size or config.run.batch_size
+    size = config.run.batch_size if verb.batch_size is None else verb.batch_size
     run = replace(config.run, batch_size=size, compile=verb.compile)
     config = replace(config, run=run)
     figures = bench(verb.part, config, data=verb.data, device=verb.device)

@@ -6,7 +6,8 @@ detector = Detector.open("runs/bccd")
 detections = detector("photo.jpg")
 """
 
-from collections import Counter
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from multibox.data.geometry import whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import render
 from multibox.drawing import draw_detections, write_picture
-from multibox.errors import MultiboxError, StorageError
+from multibox.errors import ConfigError, MultiboxError, StorageError
 from multibox.model import (
     arithmetic,
     find_weights,
@@ -156,14 +157,23 @@ def predict(
         score_threshold: Detections of a lower score are left out.
 
     Raises:
-        StorageError: The folder cannot be written.
+        ConfigError: There is no image, or no such threshold.
+        StorageError: The folder cannot be written, or has a file of one of these names that is not
+            of an earlier prediction.
     """
+    if not images:
+        raise ConfigError("no image is given", remedy="Name the files to look at")
+    if not 0 <= score_threshold <= 1:
+        raise ConfigError(f"score_threshold is {score_threshold}, but scores lie in 0..1")
     refusals: list[MultiboxError] = []
+    names = _names(images)
+    for name in names:
+        _spare_others(out, name)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot be made ({error.strerror})", file=out) from None
-    for path, name in zip(images, _names(images), strict=True):
+    for path, name in zip(images, names, strict=True):
         try:
             pixels = read_image(path)
         except MultiboxError as error:
@@ -180,11 +190,40 @@ def predict(
 
 
 def _names(images: Sequence[Path]) -> list[str]:
-    """Returns a name for each image's results: its stem, numbered where several share it."""
-    seen: Counter[str] = Counter()
-    names = []
+    """Returns a name for each image's results: its stem, numbered where several share it.
+
+    Names that differ in case only would be the same file on some disks.
+    """
+    taken = {path.stem.casefold() for path in images}
+    names: list[str] = []
+    first = set[str]()
     for path in images:
-        seen[path.stem] += 1
-        count = seen[path.stem]
-        names.append(path.stem if count == 1 else f"{path.stem}-{count}")
+        name, number = path.stem, 1
+        if name.casefold() in first:
+            while name.casefold() in taken:
+                number += 1
+                name = f"{path.stem}-{number}"
+        first.add(name.casefold())
+        taken.add(name.casefold())
+        names.append(name)
     return names
+
+
+def _spare_others(out: Path, name: str) -> None:
+    """Refuses to replace what is not an earlier result: the image itself, if it lies there."""
+    record = out / f"{name}.json"
+    for file in (record, out / f"{name}.jpg"):
+        if os.path.lexists(file) and not _is_record(record):
+            raise StorageError(
+                "exists, is not of an earlier prediction, and is not replaced",
+                file=file,
+                remedy="Choose another folder for --out",
+            )
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.keys() == {"image", "width", "height", "detections"}

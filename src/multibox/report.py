@@ -59,7 +59,7 @@ def write_report(run: Path, *, beside: str | None = None) -> Path:
     except OSError as error:
         raise StorageError(
             f"the report cannot be written ({error.strerror})",
-            file=error.filename or run,
+            file=run,
             remedy="Make room or give write permission; an earlier report is still whole",
         ) from None
     return run / "report" / "index.html"

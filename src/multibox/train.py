@@ -25,7 +25,7 @@ from multibox.rng import STREAM_VERSION
 from multibox.runtime.checkpoint import steps
 from multibox.runtime.disk import mebibytes, require_room
 from multibox.runtime.distributed import Processes, join, require_same, wait_for_all
-from multibox.runtime.folder import claim, environment, write_json
+from multibox.runtime.folder import claim, environment, refuse_foreign, write_json
 from multibox.runtime.lock import RunLock
 from multibox.ssd.network import SSD
 from multibox.transfer import start_from
@@ -72,8 +72,10 @@ def train(request: Request, console: Console) -> None:
         console.quiet = console.quiet or not processes.is_first
         # Before the data are read, which may take minutes.
         sketch = build_network(config.network, max(1, len(config.data.classes)))
-        _check_shares(config, sketch, processes)
+        check_shares(config, sketch, processes)
+        _require_apart(request.out, request.data)
         if processes.is_first:
+            refuse_foreign(request.out)
             stack.enter_context(RunLock(request.out))
             _require_room(request.out, config, sketch, images=0)
         train_set, test_set = read_datasets(config, request.data)
@@ -127,7 +129,21 @@ def train(request: Request, console: Console) -> None:
             remove_decoded(request.out)
 
 
-def _check_shares(config: Config, network: SSD, processes: Processes) -> None:
+def _require_apart(out: Path, data: Path) -> None:
+    if out.resolve().is_relative_to(data.resolve()):
+        raise ConfigError(
+            "the run would lie in the dataset",
+            file=out,
+            remedy=f"Choose a folder for --out that is not below {data}",
+        )
+
+
+def check_shares(config: Config, network: SSD, processes: Processes) -> None:
+    """Refuses a batch that the processes cannot share.
+
+    Raises:
+        ConfigError: It is not a multiple of them, or leaves one image where several are needed.
+    """
     remedy = "Change --batch-size, --accumulate or the number of processes"
     batch = config.run.batch_size
     shares = processes.world_size * config.optimizer.accumulate

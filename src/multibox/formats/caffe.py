@@ -89,11 +89,15 @@ def parse_caffemodel(data: memoryview, *, file: Path) -> dict[str, CaffeLayer]:
             if len(found) > _MAX_LAYERS:
                 raise _DamageError(f"more than {_MAX_LAYERS} layers")
     except _DamageError as error:
+        known = name or file.suffix == ".caffemodel"
         raise WeightsError(
-            f"is no sound .caffemodel: {error}",
+            f"is {'no sound' if known else 'of no known format; it would be a damaged'} "
+            f".caffemodel: {error}",
             file=file,
             position=f"after layer {name!r}" if name else None,
-            remedy="Download it again, and compare its size with the publisher's",
+            remedy="Download it again, and compare its size with the publisher's"
+            if known
+            else "Give weights of this program, or a .caffemodel, .h5, .pth or .pt",
         ) from None
     return found
 

@@ -90,12 +90,34 @@ def new_file(path: Path) -> Iterator[Path]:
             raise
     # A full disk is an error of their own to the writers of PyTorch and of safetensors.
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        # The system's own error would name the temporary file.
+        reason = error.strerror if isinstance(error, OSError) else None
+        reason = reason or str(error).strip().partition("\n")[0]
         raise StorageError(
             f"cannot be written ({reason})",
             file=path,
             remedy="Check that the folder is writable and the disk not full",
         ) from None
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuses a folder that holds something else than a run.
+
+    Raises:
+        ConfigError: It does.
+        StorageError: It cannot be read, or is none.
+    """
+    if not os.path.lexists(folder) or (folder / "config.json").exists():
+        return
+    # A run that was killed before it began has the facts only: they are written first.
+    names = set(_names(folder)) - {"run.json"}
+    foreign = sorted(name for name in names if not name.startswith("."))
+    if foreign:
+        raise ConfigError(
+            f"is not empty and not a run (it holds {foreign[0]})",
+            file=folder,
+            remedy="Choose another folder for --out",
+        )
 
 
 def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
@@ -113,16 +135,10 @@ def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
     """
     stored = folder / "config.json"
     if not stored.exists():
-        # A run that was killed before it began has the facts only: they are written first.
-        names = set(_names(folder)) - {"run.json"}
-        foreign = sorted(name for name in names if not name.startswith("."))
-        if foreign:
-            raise ConfigError(
-                f"is not empty and not a run (it holds {foreign[0]})",
-                file=folder,
-                remedy="Choose another folder for --out",
-            )
+        refuse_foreign(folder)
         write_json(folder / "run.json", facts)
+        # Both are written anew if the power fails before the second is there.
+        sync_files(folder, [folder / "run.json"])
         write_text(stored, config.to_json())
         sync_files(folder, [stored])
         return
@@ -200,7 +216,9 @@ def _names(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)  # noqa: PTH208
     except OSError as error:
-        raise StorageError(f"cannot be read ({error.strerror})", file=folder) from None
+        raise StorageError(
+            f"cannot be read ({error.strerror})", file=folder, remedy="Choose another folder"
+        ) from None
 
 
 def _temporary(path: Path) -> Path:
