@@ -102,6 +102,14 @@ def test_an_unknown_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert "nothing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", ["0", "1"])
+def test_a_batch_that_cannot_be_trained_is_refused(
+    size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "step", "--batch-size", size]) == 2
+    assert f"batch of {size}" in capsys.readouterr().err.replace("batch_size is", "batch of")
+
+
 def test_the_random_batch_is_sound() -> None:
     batch = random_batch(3, (30, 40))
     assert batch.images.shape == (3, 3, 30, 40)

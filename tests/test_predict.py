@@ -13,7 +13,7 @@ from multibox.build import build_network, new_network
 from multibox.config import Config
 from multibox.data.images import read_image
 from multibox.drawing import draw_detections, draw_truth, write_picture
-from multibox.errors import WeightsError
+from multibox.errors import ConfigError, StorageError, WeightsError
 from multibox.model import (
     Weights,
     describe,
@@ -86,16 +86,45 @@ def test_boxes_lie_in_the_picture_by_descending_score(run: Path, picture: Path) 
 def test_results_of_equal_names_do_not_overwrite_each_other(
     run: Path, picture: Path, tmp_path: Path
 ) -> None:
-    twin = tmp_path / "elsewhere" / picture.name
-    twin.parent.mkdir()
-    twin.write_bytes(picture.read_bytes())
-    refusals = predict(
-        Detector.open(run), [picture, twin], out=tmp_path / "out", score_threshold=0.5
-    )
-    assert refusals == []
-    records = sorted((tmp_path / "out").glob("*.json"))
-    images = {json.loads(record.read_text())["image"] for record in records}
-    assert images == {str(picture), str(twin)}
+    names = ("1/a.jpg", "2/a.jpg", "3/a-2.jpg", "4/A.jpg", "5/a.jpg")
+    images = [tmp_path / name for name in names]
+    for image in images:
+        image.parent.mkdir()
+        image.write_bytes(picture.read_bytes())
+    out = tmp_path / "out"
+    for _ in range(2):
+        # Earlier results are replaced.
+        assert predict(Detector.open(run), images, out=out, score_threshold=0.5) == []
+        found = {path.stem: json.loads(path.read_text())["image"] for path in out.glob("*.json")}
+        stems = ("a", "a-3", "a-2", "A-4", "a-5")
+        assert found == dict(zip(stems, map(str, images), strict=True))
+
+
+@pytest.mark.parametrize("name", ["cat.jpg", "cat.json"])
+def test_what_is_no_earlier_result_is_not_replaced(
+    run: Path, picture: Path, tmp_path: Path, name: str
+) -> None:
+    photo = tmp_path / "cat.jpg"
+    photo.write_bytes(picture.read_bytes())
+    out = tmp_path if name == photo.name else tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    if name == "cat.json":
+        (out / name).write_text('{"label": "cat"}')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(StorageError, match=rf"{name}: exists, is not of an earlier prediction"):
+        predict(Detector.open(run), [picture, photo], out=out, score_threshold=0.5)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
+def test_a_threshold_that_no_score_has_and_no_image_are_refused(
+    run: Path, picture: Path, tmp_path: Path, threshold: float
+) -> None:
+    detector = Detector.open(run)
+    with pytest.raises(ConfigError, match=r"lie in 0\.\.1"):
+        predict(detector, [picture], out=tmp_path / "out", score_threshold=threshold)
+    with pytest.raises(ConfigError, match="no image is given"):
+        predict(detector, [], out=tmp_path / "out", score_threshold=0.5)
 
 
 def test_foreign_and_damaged_files_are_refused(run: Path, tmp_path: Path) -> None:

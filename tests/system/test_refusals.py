@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,32 @@ def test_run_of_another_configuration(called: Command, drawn: Path, tmp_path: Pa
 def test_folder_of_something_else(called: Command, drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("...")
     refused(called("train", "ssd300-lite", "--data", drawn, "--out", tmp_path), 2, "thesis.tex")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    file = tmp_path / "thesis.tex"
+    refused(called("train", "ssd300-lite", "--data", drawn, "--out", file), 5, "Not a directory")
+
+
+@pytest.mark.parametrize("below", [".", "runs/a"])
+def test_run_in_its_own_dataset(called: Command, drawn: Path, tmp_path: Path, below: str) -> None:
+    data = copied(drawn, tmp_path)
+    before = sorted(data.rglob("*"))
+    result = called("train", "ssd300-lite", "--data", data, "--out", data / below)
+    refused(result, 2, "the run would lie in the dataset")
+    assert sorted(data.rglob("*")) == before
+
+
+def test_ctrl_c_while_everything_is_loaded() -> None:
+    """It ends the process without a word, and without what Python was loading."""
+    line = [sys.executable, "-X", "importtime", "-m", "multibox", "report", "nowhere"]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stderr is not None
+        for shown in process.stderr:
+            if "torch" in shown:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in rest
 
 
 def test_predict_goes_on_after_a_bad_file(called: Command, drawn: Path, tmp_path: Path) -> None:
