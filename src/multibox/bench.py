@@ -208,6 +208,8 @@ def _exported(config: Config, image: Tensor) -> list[Work]:
         write_onnx(path, new_network(config, _CLASSES).eval(), {})
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # Else its threads keep the cores busy while the next work is timed.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     pixels = image.permute(0, 2, 3, 1).cpu().numpy()
     name = "ONNX Runtime on the CPU, fp32"
