@@ -203,6 +203,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 own_warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
+@pytest.mark.slow
 @own_warnings
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch's compiler needs a C++ compiler")
