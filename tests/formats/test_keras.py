@@ -89,3 +89,25 @@ def test_a_whole_keras_model_says_which_boxes_it_has(tmp_path: Path) -> None:
     found = read_foreign(path)
     assert (found.traits.scales, found.traits.clip) == ("coco", "none")
     assert found.tensors["logit_heads.0.weight"].shape == (16, 3, 1, 1)
+
+
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+@pytest.mark.parametrize("others", [0, 20])
+def test_a_configuration_that_claims_more_than_its_file_is_not_read(
+    tmp_path: Path, version: str, others: int
+) -> None:
+    """HDF5 would make room for it first. Many attributes, or one: they lie in other places."""
+    path, text = tmp_path / "model.h5", "a" * 70_001
+    with h5py.File(path, "w", libver=version) as file:
+        for number in range(others):
+            file.attrs[f"other {number}"] = number
+        file.attrs["model_config"] = text
+    with pytest.raises(WeightsError, match="holds no layers"):
+        read_foreign(path)
+    content, length = path.read_bytes(), len(text).to_bytes(4, "little")
+    # The length in front of the place of the text; another stands where the text is.
+    place = content.index(length, content.index(b"model_config\0"))
+    path.write_bytes(content[:place] + (1 << 31).to_bytes(4, "little") + content[place + 4 :])
+    reason = {"earliest": "model_config: is longer than its file", "latest": "metadata checksum"}
+    with pytest.raises(WeightsError, match=reason[version]):
+        read_foreign(path)

@@ -6,7 +6,9 @@ HDF5's own is undone, and a model's configuration is read as text, never built.
 
 import json
 import math
+import mmap
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +27,7 @@ _SPARE_BYTES = 1 << 20
 _MAX_RATIO = 25
 """Bytes of numbers out of a file's byte, besides the spare ones: weights hardly shrink, and what
 was never written is zeros without end."""
+_CONFIGURATION = "model_config"
 _MAX_OBJECTS = 10_000
 _MAX_DEPTH = 8
 _KINDS = {
@@ -65,7 +68,7 @@ def read_keras(path: Path) -> KerasFile:
         with h5py.File(path, "r") as file:
             root = _group(file, "model_weights", path) if "model_weights" in file else file
             tensors = _tensors(root, path)
-            config = file.attrs.get("model_config")
+            config = _configuration(file, path)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise WeightsError(f"cannot be read as HDF5 ({error})", file=path) from None
     if not tensors:
@@ -159,6 +162,40 @@ def _check_storage(dataset: h5py.Dataset, path: Path, name: str) -> None:
     filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
     if not filters <= _OWN_FILTERS:
         raise WeightsError("is compressed by a foreign filter", file=path, position=name)
+
+
+def _configuration(file: h5py.File, path: Path) -> object:
+    """Returns the text of the model's configuration, if there is one."""
+    if _CONFIGURATION not in file.attrs:
+        return None
+    attribute = file.attrs.get_id(_CONFIGURATION)
+    kind = attribute.get_type()
+    if not isinstance(kind, h5py.h5t.TypeStringID) or attribute.shape != ():
+        return None
+    claimed = _claimed_bytes(path) if kind.is_variable_str() else attribute.get_storage_size()
+    if claimed > path.stat().st_size:
+        raise WeightsError("is longer than its file", file=path, position=_CONFIGURATION)
+    return file.attrs[_CONFIGURATION]
+
+
+def _claimed_bytes(path: Path) -> int:
+    """Returns how long the configuration is by the file, which HDF5 believes: it makes room first.
+
+    An attribute is its version, a byte, the sizes of its name, type and space, since version 3 the
+    encoding, then these three, up to version 1 each filled up to 8 bytes, and its value; that of a
+    text of any length begins with the length (HDF5 File Format Specification, IV.A.2.m). What
+    only looks like it counts, too.
+    """
+    name, longest, place = _CONFIGURATION.encode() + b"\0", 0, -1
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        while (place := content.find(name, place + 1)) >= 0:
+            for version, ahead, unit in ((1, 8, 8), (2, 8, 1), (3, 9, 1)):
+                head = place - ahead
+                if head >= 0 and content[head] == version:
+                    sizes = struct.unpack_from("<HHH", content, head + 2)
+                    value = place + sum(-(-size // unit) * unit for size in sizes)
+                    longest = max(longest, int.from_bytes(content[value : value + 4], "little"))
+    return longest
 
 
 def _anchor_boxes(config: object) -> list[dict[str, Any]]:
