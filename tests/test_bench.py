@@ -110,6 +110,22 @@ def test_a_batch_that_cannot_be_trained_is_refused(
     assert f"batch of {size}" in capsys.readouterr().err.replace("batch_size is", "batch of")
 
 
+@pytest.mark.parametrize(
+    ("part", "option"),
+    [
+        ("detect", ["--data", "."]),
+        ("predict", ["--batch-size", "4"]),
+        ("data", ["--compile"]),
+        ("evaluate", ["--device", "cpu"]),
+    ],
+)
+def test_an_option_that_a_part_makes_no_use_of_is_refused(
+    part: str, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", part, *option]) == 2
+    assert f"bench {part} makes no use of {option[0]}" in capsys.readouterr().err
+
+
 def test_the_random_batch_is_sound() -> None:
     batch = random_batch(3, (30, 40))
     assert batch.images.shape == (3, 3, 30, 40)

@@ -59,6 +59,11 @@ def test_status_json_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert found["splits"]["trainval"]["images"] == 12
     assert main(["check", str(tmp_path)]) == 3
     assert main(["check", str(root), "--network", "ssd301"]) == 2
+    capsys.readouterr()
+    assert main(["check", str(root), "--splits", "nope"]) == 3
+    text = capsys.readouterr().out
+    assert "Objects per class" not in text
+    assert text.endswith("1 fault, 0 warnings, 0 notes\n")
 
 
 def test_census_counts_what_a_plain_loop_counts(tmp_path: Path) -> None:

@@ -127,6 +127,14 @@ def test_a_threshold_that_no_score_has_and_no_image_are_refused(
         predict(detector, [], out=tmp_path / "out", score_threshold=0.5)
 
 
+def test_a_checkpoint_of_a_file_is_not_asked_for(run: Path) -> None:
+    alone = find_weights(run)
+    for path in (alone, alone.parent):
+        assert find_weights(path) == alone
+        with pytest.raises(ConfigError, match="is no run, whose checkpoint 'best'"):
+            find_weights(path, "best")
+
+
 def test_foreign_and_damaged_files_are_refused(run: Path, tmp_path: Path) -> None:
     content = find_weights(run).read_bytes()
     for name, wrong in (("cut", content[:-9]), ("text", b"hello"), ("empty", b"")):

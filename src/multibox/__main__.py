@@ -1,11 +1,15 @@
 """What `multibox` and `python -m multibox`, and with that torchrun, start."""
 
+import io
 import signal
 import sys
 
 
 def main() -> int:
     """Runs this process's command line and returns its exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Paths are printed as the bytes that they are on the disk.
+        sys.stdout.reconfigure(errors="surrogateescape")
     plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if plain:
         # Loading PyTorch takes seconds, in which Ctrl-C would print what is being loaded.

@@ -170,7 +170,7 @@ class BenchArguments:
     data: Path | None = None
     """Annotated photographs to prepare; by default drawn ones."""
     batch_size: int | None = None
-    """Images per step; by default the recipe's."""
+    """Images of the training step; by default the recipe's."""
     compile: bool = False
     """Compile the network of the step; the one beside it stays as it is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

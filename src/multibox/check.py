@@ -131,11 +131,13 @@ def print_checkup(checkup: Checkup, console: Console, *, examples: int) -> None:
         examples: How many findings of each kind are shown.
     """
     width = min(80, console.width)
-    for table in (*_split_tables(checkup), *_class_tables(checkup), *_size_tables(checkup)):
-        console.print(table, width=width)
+    if checkup.census:
+        for table in (*_split_tables(checkup), *_class_tables(checkup), *_size_tables(checkup)):
+            console.print(table, width=width)
     if checkup.findings:
         console.print(_findings_table(checkup, examples), width=width)
-    counts = ", ".join(f"{checkup.count(severity)} {severity}s" for severity in _SEVERITIES)
+    found = [(checkup.count(severity), severity) for severity in _SEVERITIES]
+    counts = ", ".join(f"{n} {severity}{'s' * (n != 1)}" for n, severity in found)
     console.print(Text(f"{one_line(str(checkup.root))}: {counts}"), soft_wrap=True)
 
 

@@ -1,7 +1,10 @@
 """The command line: calls a verb, prints its result, and turns refusals into messages."""
 
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from rich.console import Console
@@ -24,7 +27,7 @@ from multibox.check import check, print_checkup
 from multibox.convert import convert
 from multibox.data.fixing import RECORD
 from multibox.demo import demo
-from multibox.errors import ConfigError, DataError, MultiboxError, ProcessError
+from multibox.errors import ConfigError, DataError, MultiboxError, ProcessError, StorageError
 from multibox.evaluate import evaluate_model, evaluate_results
 from multibox.predict import Detector, predict
 from multibox.recipes import RECIPES
@@ -44,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     console = Console(stderr=True, quiet=not is_first())
     try:
-        return _run(parse(arguments), console)
+        with _printing():
+            verb = parse(arguments)
+        return _run(verb, console)
     except MultiboxError as error:
         # Whoever misses the others cannot leave it to the first of them to say so.
         _refuse(error, Console(stderr=True) if isinstance(error, ProcessError) else console)
@@ -75,7 +80,7 @@ def _run(verb: object, console: Console) -> int:
         case EvaluateArguments():
             return _evaluate(verb, console)
         case ReportArguments():
-            print(write_report(verb.run, beside=verb.beside))  # noqa: T201  # the result
+            _print(write_report(verb.run, beside=verb.beside))
         case PredictArguments():
             detector = Detector.open(verb.model, which=verb.which, device=verb.device)
             for note in detector.notes:
@@ -98,19 +103,19 @@ def _run(verb: object, console: Console) -> int:
             )
             for line in lines:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
-            print(verb.out)  # noqa: T201  # the result
+            _print(verb.out)
         case DownloadArguments():
             # Here alone, so that nothing else loads what opens connections.
             from multibox.download import download
 
             for folder in download(verb.names, verb.out, console):
-                print(folder)  # noqa: T201  # the result
+                _print(folder)
         case BenchArguments():
             _bench(verb)
         case DemoArguments():
             page = demo(verb.out, console)
             console.print("Summary page:", end=" ")
-            print(page)  # noqa: T201  # the result
+            _print(page)
     return 0
 
 
@@ -124,9 +129,10 @@ def _check(verb: CheckArguments, console: Console) -> int:
         fix=verb.fix,
     )
     if verb.json:
-        print(json.dumps(found.as_json()))  # noqa: T201  # the result
+        _print(json.dumps(found.as_json()))
     else:
-        print_checkup(found, Console(), examples=max(1, verb.examples))
+        with _printing():
+            print_checkup(found, Console(), examples=max(1, verb.examples))
         if verb.fix is not None:
             console.print(f"{found.changes} changes are in {verb.fix / RECORD}", highlight=False)
     counting = found.count("fault") + verb.strict * found.count("warning")
@@ -136,6 +142,9 @@ def _check(verb: CheckArguments, console: Console) -> int:
 def _evaluate(verb: EvaluateArguments, console: Console) -> int:
     if (verb.model is None) == (verb.results is None):
         raise ConfigError("evaluate takes a run or weights, or --results, and not both")
+    if verb.results is not None:
+        unused = {"--which": verb.which != "last", "--device": verb.device != "auto"}
+        _refuse_unused("--results", unused | {"--on-bad": verb.on_bad is not None})
     if verb.model is not None:
         metrics = evaluate_model(
             verb.model,
@@ -157,12 +166,13 @@ def _evaluate(verb: EvaluateArguments, console: Console) -> int:
     mean = found["AP"] if verb.metric == "coco" else found["mAP"]
     by_class = found["AP_by_class"] if verb.metric == "coco" else found["AP"]
     if verb.json:
-        print(json.dumps({"metric": verb.metric, "mAP": mean, "AP": by_class}))  # noqa: T201
+        _print(json.dumps({"metric": verb.metric, "mAP": mean, "AP": by_class}))
         return 0
     table = Table("class", f"AP ({verb.metric})")
     for name, value in [*by_class.items(), ("mean", mean)]:
         table.add_row(name, "none" if value is None else f"{value:.4f}")
-    Console().print(table)
+    with _printing():
+        Console().print(table)
     return 0
 
 
@@ -171,6 +181,14 @@ def _bench(verb: BenchArguments) -> None:
         raise ConfigError(
             f"no recipe is called {verb.recipe!r}", remedy=f"Say {', '.join(RECIPES)}"
         )
+    part = verb.part
+    unused = {
+        "--data": verb.data is not None and part not in ("data", "predict"),
+        "--batch-size": verb.batch_size is not None and part != "step",
+        "--compile": verb.compile and part != "step",
+        "--device": verb.device != "auto" and part == "evaluate",
+    }
+    _refuse_unused(f"bench {part}", unused)
     config = RECIPES[verb.recipe]()
     size = config.run.batch_size if verb.batch_size is None else verb.batch_size
     run = replace(config.run, batch_size=size, compile=verb.compile)
@@ -178,7 +196,7 @@ def _bench(verb: BenchArguments) -> None:
     figures = bench(verb.part, config, data=verb.data, device=verb.device)
     if verb.json:
         rows = [figure._asdict() | {"images_per_second": figure.per_second} for figure in figures]
-        print(json.dumps({"part": verb.part, "recipe": verb.recipe, "figures": rows}))  # noqa: T201
+        _print(json.dumps({"part": verb.part, "recipe": verb.recipe, "figures": rows}))
         return
     table = Table("work", "ms", "images/s", "rate beside", "MiB a worker")
     for figure in figures:
@@ -186,7 +204,34 @@ def _bench(verb: BenchArguments) -> None:
         ms, rate = f"{1000 * figure.seconds:.1f}", f"{figure.per_second:.1f}"
         memory = "" if figure.worker_mib is None else f"{figure.worker_mib:.0f}"
         table.add_row(figure.name, ms, rate, beside, memory)
-    Console().print(table)
+    with _printing():
+        Console().print(table)
+
+
+def _refuse_unused(what: str, unused: dict[str, bool]) -> None:
+    """Refuses options that are given where nothing comes of them."""
+    for option, given in unused.items():
+        if given:
+            raise ConfigError(f"{what} makes no use of {option}", remedy="Leave it out")
+
+
+def _print(result: object) -> None:
+    with _printing():
+        print(result)  # noqa: T201  # what was asked for
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Lets no result be lost in silence, as on a full disk."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        # Python tries again at its end, and would say so in words of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StorageError(
+            f"the result cannot be written ({error.strerror})", file="standard output"
+        ) from None
 
 
 def _refuse(error: MultiboxError, console: Console) -> None:

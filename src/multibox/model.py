@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from multibox.build import NETWORKS, build_network
 from multibox.config import Precision
-from multibox.errors import WeightsError
+from multibox.errors import ConfigError, WeightsError
 from multibox.formats.foreign import TRUNK_ONLY, is_ours, read_foreign
 from multibox.runtime import checkpoint as checkpoints
 from multibox.ssd.default_boxes import Clip
@@ -88,11 +88,17 @@ def find_weights(path: Path, which: str = "last") -> Path:
 
     Raises:
         WeightsError: There is no such checkpoint.
+        ConfigError: One of several is asked for where there is but one.
     """
-    if path.is_file():
-        return path
-    if (path / "model.safetensors").is_file():
-        return path / "model.safetensors"
+    alone = path if path.is_file() else path / "model.safetensors"
+    if alone.is_file():
+        if which != "last":
+            raise ConfigError(
+                f"is no run, whose checkpoint {which!r} could be meant",
+                file=path,
+                remedy="Leave out --which, or give the run's folder",
+            )
+        return alone
     folder = path / "checkpoints"
     steps = checkpoints.steps(folder)
     if not steps:

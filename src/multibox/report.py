@@ -93,7 +93,7 @@ def _write_pages(folder: Path, record: Record, reference: Reference | None) -> N
         context["samples"].append({"id": sample.id, "file": file, "uri": uri})
     for template, file in (("report.html.j2", "index.html"), ("report.md.j2", "report.md")):
         page = _environment(template).get_template(template).render(context)
-        (folder / file).write_text(page, encoding="utf-8")
+        (folder / file).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _environment(template: str) -> jinja2.Environment:

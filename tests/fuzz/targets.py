@@ -1,6 +1,6 @@
 """All parsers that read what others wrote, with the count of cases that each is put to."""
 
-from fuzz import annotations, packed, pictures, records, weights
+from fuzz import annotations, answers, packed, pictures, records, weights
 from fuzz.sweep import Target
 
 TARGETS = (
@@ -14,6 +14,7 @@ TARGETS = (
     Target("results", records.results, quick=1_000),
     Target("arguments", records.arguments, quick=15, many=20_000),
     Target("archive", packed.archive, quick=500),
+    Target("download", answers.download, quick=200),
     Target("image-header", pictures.header, quick=1_500),
     Target("image", pictures.image, quick=600, extra_bytes=256 << 20),
     Target("own-weights", weights.own, quick=300),

@@ -1,6 +1,8 @@
 """Whatever a server does, a file ends up byte for byte as it was published, or is refused."""
 
 import hashlib
+import io
+import json
 import os
 import resource
 import shutil
@@ -64,6 +66,11 @@ def _cut(request: Request) -> None:
 def _cut_other(request: Request) -> None:
     request.start(200, Content_Length=len(OTHER), ETag='"0"')
     request.wfile.write(OTHER[:HALF])
+
+
+def _cut_with_a_version_that_no_request_can_hold(request: Request) -> None:
+    request.start(200, Content_Length=len(BODY), ETag='"\x85\xe9"')
+    request.wfile.write(BODY[:HALF])
 
 
 def _cut_chunked(request: Request) -> None:
@@ -134,6 +141,7 @@ def _hang_up(_: Request) -> None:
         (_until_close, [0]),
         (_then_sound(_cut), [0, HALF]),
         (_then_sound(_cut_chunked), [0, HALF]),
+        (_then_sound(_cut_with_a_version_that_no_request_can_hold), [0, HALF]),
         (_then_sound(_cut, _whole), [0, HALF]),
         (_then_sound(_cut, _wrong_begin), [0, HALF, 0]),
         (_then_sound(_cut, _wrong_total), [0, HALF, 0]),
@@ -158,6 +166,33 @@ def test_what_a_server_gets_right_in_the_end_is_identical(
     asked = [request.headers.get("Range", "bytes=0-") for request in server.requests]
     for got, begin in zip(asked, begins, strict=True):
         assert begin is None or got == f"bytes={begin}-"
+
+
+@pytest.mark.parametrize("version", ["\u2028", "a\nb: c", "\ud800"])
+def test_a_note_that_no_request_can_hold_is_ignored(target: Path, version: str) -> None:
+    target.with_name("file.tar.part").write_bytes(BODY[:HALF])
+    with serve(_sound) as server:
+        note = json.dumps({"address": server.address, "validator": version})
+        target.with_name("file.tar.part.json").write_text(note)
+        _fetch(target, server.address)
+    assert target.read_bytes() == BODY
+    assert [request.headers["Range"] for request in server.requests] == [f"bytes={HALF}-"]
+
+
+def test_what_a_server_says_does_not_reach_the_terminal_as_it_is(target: Path) -> None:
+    def answer(request: Request) -> None:
+        request.send_response(503, "\x1b[31mred")
+        request.end_headers()
+
+    said = io.StringIO()
+    published = Published("file.tar", len(BODY), hashlib.sha256(BODY).hexdigest(), ())
+    with (
+        serve(_then_sound(answer)) as server,
+        Progress(console=Console(file=said, width=200), disable=True) as progress,
+    ):
+        there = published._replace(addresses=(server.address,))
+        fetch(there, target, progress=progress, task=progress.add_task(""), policy=IMPATIENT)
+    assert r"answers 503 \x1b[31mred" in said.getvalue()
 
 
 def test_a_transfer_that_gets_on_may_break_any_number_of_times(target: Path) -> None:

@@ -1,6 +1,7 @@
 """Wrong input ends in one clear message, the right exit status and no traceback."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from system.conftest import TINY, Command
+from system.conftest import TINY, Command, environment
 
 pytestmark = pytest.mark.system
 
@@ -123,6 +124,42 @@ def test_predict_goes_on_after_a_bad_file(called: Command, drawn: Path, tmp_path
     record = json.loads((out / f"{good.stem}.json").read_text())
     assert record["image"] == str(good)
     assert (out / f"{good.stem}.jpg").stat().st_size > 0
+
+
+def test_options_that_results_files_make_no_use_of(
+    called: Command, drawn: Path, tmp_path: Path
+) -> None:
+    line = ["evaluate", "--results", tmp_path, "--data", drawn]
+    for option in (["--which", "best"], ["--device", "cpu"], ["--on-bad", "skip"]):
+        refused(called(*line, *option), 2, "--results makes no use of", option[0])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_result_that_cannot_be_written(drawn: Path, options: list[str]) -> None:
+    line = [sys.executable, "-m", "multibox", "check", str(drawn), *options]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            line, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+        )
+    assert result.returncode == 5
+    assert result.stderr.startswith("error: standard output: the result cannot be written (No ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names there are text")
+def test_paths_that_are_no_text(multibox: Command, drawn: Path, tmp_path: Path) -> None:
+    data, run = (tmp_path / os.fsdecode(name) for name in (b"d\xff", b"r\xff"))
+    shutil.copytree(drawn, data)
+    line = ["train", "ssd300-lite", "--data", data, "--out", run, *TINY, "--steps", "2"]
+    for _ in range(2):  # its own folder is known again
+        result = multibox(*line)
+        assert result.returncode == 0, result.stderr
+    assert Path(json.loads((run / "run.json").read_text())["data_root"]) == data
+    page = subprocess.run(
+        [sys.executable, "-m", "multibox", "report", run], stdout=subprocess.PIPE, check=True
+    )
+    assert Path(os.fsdecode(page.stdout.rstrip(b"\n"))).is_file()
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "report", "predict"])

@@ -20,7 +20,7 @@ from rich.filesize import decimal
 from rich.progress import Progress, TaskID
 from urllib3 import BaseHTTPResponse
 
-from multibox.errors import DownloadError, StorageError
+from multibox.errors import DownloadError, StorageError, one_line
 from multibox.runtime.https import POLICY, Broken, Policy, chunks, open_address
 
 _HEADWAY = 1 << 16
@@ -58,7 +58,7 @@ class _Part:
         """Returns the version; empty if it is unknown or another address's."""
         try:
             origin = json.loads(self._origin.read_text(encoding="utf-8"))
-            return str(origin["validator"]) if origin["address"] == address else ""
+            return _sendable(str(origin["validator"])) if origin["address"] == address else ""
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 
@@ -154,7 +154,7 @@ def _fetch_from(
                 raise DownloadError(f"{broken}, {failures} times", file=address) from None
             wait_s = max(broken.wait_s, policy.backoff_s * 2 ** (failures - 1))
             text = f"{published.name}: {broken}; next attempt in {wait_s:.0f} s"
-            progress.console.print(text, markup=False, highlight=False)
+            progress.console.print(one_line(text), markup=False, highlight=False)
             time.sleep(wait_s)
 
 
@@ -216,7 +216,12 @@ def _begin(response: BaseHTTPResponse, address: str, published: Published, asked
 def _validator(response: BaseHTTPResponse) -> str:
     """Returns what tells one version of a file from another; If-Range takes no weak ETag."""
     etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
+    return _sendable(etag if etag.startswith('"') else response.headers.get("Last-Modified", ""))
+
+
+def _sendable(text: str) -> str:
+    """Returns what a request's header can hold; else nothing: the SHA-256 decides."""
+    return text if text.isascii() and text.isprintable() else ""
 
 
 def _matches(file: Path, published: Published) -> bool:
