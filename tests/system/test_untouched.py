@@ -107,7 +107,7 @@ def test_every_verb_leaves_the_dataset_alone_and_the_network_too(
     lines = lines_for(root, image, mine)
     if layout == "voc":
         lines += [
-            ["bench", "data", "ssd300-lite", "--data", root, "--batch-size", "2"],
+            ["bench", "data", "ssd300-lite", "--data", root],
             ["convert", mine / "run", mine / "ours.safetensors"],
             ["demo", "--out", mine / "demo"],
         ]
