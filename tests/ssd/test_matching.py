@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from oracles import matching as oracle
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from multibox.boxes import pairwise_iou, to_xyxy
 from multibox.ssd import matching
@@ -204,6 +205,30 @@ def test_any_overlaps_are_matched_as_by_the_oracle(
     overlaps = torch.tensor(FEW)[torch.from_numpy(values)]
     expected = [by_oracle(image) for image in overlaps]
     assert match_table(overlaps, pairs_at_a_time).tolist() == expected
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would be waited for: shapes and numbers that depend on its data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (
+            torch.ops.aten.nonzero,
+            torch.ops.aten.masked_select,
+            torch.ops.aten._local_scalar_dense,
+        )
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("pairs_at_a_time", "waits"), [(3 * 5 * 68, 1), (3 * 2 * 68, 3 + 1)])
+def test_a_gpu_is_waited_for_once_where_all_pairs_fit(pairs_at_a_time: int, waits: int) -> None:
+    images = [[((0.1 * n, 0, 0.1 * n + 0.2, 0.3), n) for n in range(count)] for count in (5, 1, 0)]
+    with mock.patch.object(matching, "_PAIRS_AT_A_TIME", pairs_at_a_time), Waits() as counted:
+        match(TABLE, targets(images))
+    assert counted.count == waits
 
 
 # --- boxes in, classes and offsets out

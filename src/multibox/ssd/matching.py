@@ -26,6 +26,9 @@ MIN_OVERLAP = 1e-6
 _TIE_STEP = 2.0**-40
 
 _PAIRS_AT_A_TIME = 2**20
+"""On a CPU: larger tables leave its cache."""
+_PAIRS_ON_A_GPU = 2**25
+"""Its launches cost more than its memory: all objects of a VOC batch at once."""
 
 
 def match(
@@ -75,12 +78,14 @@ def match_boxes(
     objects = torch.full((batch, num_boxes), -1, device=device)
     values = torch.zeros(batch, num_objects, device=device)
     chosen = torch.zeros(batch, num_objects, dtype=torch.int64, device=device)
-    # A few objects of each image at a time, because the tables of all would not fit in the cache,
-    # and only of those images that have so many.
-    count = max(1, _PAIRS_AT_A_TIME // (batch * num_boxes))
+    pairs = _PAIRS_AT_A_TIME if device.type == "cpu" else _PAIRS_ON_A_GPU
+    count = max(1, pairs // (batch * num_boxes))
     for first in range(0, num_objects, count):
         some = slice(first, first + count)
-        images = valid[:, some].any(dim=1).nonzero().squeeze(1)
+        images: slice | Tensor = slice(None)
+        if count < num_objects:
+            # Few images have many objects. To know which, a GPU would be waited for.
+            images = valid[:, some].any(dim=1).nonzero().squeeze(1)
         overlaps = bx.pairwise_iou(boxes[images, some], default_boxes)
         overlaps.mul_(valid[images, some].unsqueeze(2))
         # `max` returns the first of equal ones.
@@ -94,7 +99,7 @@ def match_boxes(
     wanted = torch.where(found, chosen, -1 - torch.arange(num_objects, device=device))
     wanted = wanted.sort(dim=1).values
     contested = (wanted[:, 1:] == wanted[:, :-1]).any(dim=1).nonzero().squeeze(1)
-    size = max(1, _PAIRS_AT_A_TIME // (num_objects * num_boxes))
+    size = max(1, pairs // (num_objects * num_boxes))
     for start in range(0, len(contested), size):
         some_images = contested[start : start + size]
         chosen[some_images], found[some_images] = _contend(
