@@ -40,12 +40,12 @@ def together(line: list[object], out: Path) -> None:
 
 
 def test_torchrun_s_processes_have_the_samples_of_one(
-    multibox: Command, drawn: Path, tmp_path: Path
+    called: Command, drawn: Path, tmp_path: Path
 ) -> None:
     line = ["train", "ssd300-lite", "--data", drawn, *TINY, "--steps", "2", "--log-every", "1"]
     line += ["--batch-size", "4"]
     one, two = tmp_path / "one", tmp_path / "two"
-    assert multibox(*line, "--out", one).returncode == 0
+    assert called(*line, "--out", one).returncode == 0
     together(line, two)
     assert journalled(two, "train", "positives") == journalled(one, "train", "positives")
     assert journalled(two, "train", "positives")

@@ -1,5 +1,7 @@
 """Wrong input ends in one clear message, the right exit status and no traceback."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -9,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from system.conftest import TINY, Command, environment
+from system.conftest import TINY, Command
+
+from multibox.cli import main
 
 pytestmark = pytest.mark.system
 
@@ -136,24 +140,24 @@ def test_options_that_results_files_make_no_use_of(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_result_that_cannot_be_written(drawn: Path, options: list[str]) -> None:
-    line = [sys.executable, "-m", "multibox", "check", str(drawn), *options]
-    with Path("/dev/full").open("w") as full:
-        result = subprocess.run(
-            line, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False
-        )
-    assert result.returncode == 5
-    assert result.stderr.startswith("error: standard output: the result cannot be written (No ")
-    assert len(result.stderr.splitlines()) == 1
+def test_a_result_that_cannot_be_written(
+    drawn: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = io.StringIO()
+    with Path("/dev/full").open("w") as full, contextlib.redirect_stderr(said):
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(["check", str(drawn), *options]) == 5
+    words = " ".join(said.getvalue().split())
+    assert words.startswith("error: standard output: the result cannot be written (No space ")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names there are text")
-def test_paths_that_are_no_text(multibox: Command, drawn: Path, tmp_path: Path) -> None:
+def test_paths_that_are_no_text(called: Command, drawn: Path, tmp_path: Path) -> None:
     data, run = (tmp_path / os.fsdecode(name) for name in (b"d\xff", b"r\xff"))
     shutil.copytree(drawn, data)
     line = ["train", "ssd300-lite", "--data", data, "--out", run, *TINY, "--steps", "2"]
     for _ in range(2):  # its own folder is known again
-        result = multibox(*line)
+        result = called(*line)
         assert result.returncode == 0, result.stderr
     assert Path(json.loads((run / "run.json").read_text())["data_root"]) == data
     page = subprocess.run(

@@ -40,11 +40,14 @@ def _watch(event: str, arguments: tuple) -> None:
 
 sys.addaudithook(_watch)
 
+import multibox.bench_data  # noqa: E402
 import multibox.demo  # noqa: E402
+import multibox.timing  # noqa: E402
 from multibox.cli import main  # noqa: E402
 from multibox.data.drawn import draw_dataset  # noqa: E402
 
 multibox.demo.STEPS = 2
+multibox.bench_data.SAMPLES, multibox.timing.RUNS = 32, 1
 multibox.demo.draw_dataset = lambda folder: draw_dataset(folder, train_images=4, test_images=2)
 
 if __name__ == "__main__":
