@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from multibox.errors import WeightsError
+from multibox.formats import keras
 from multibox.formats.foreign import read_foreign
 
 SENTINEL = "CODE_RAN"
@@ -319,6 +320,22 @@ def test_hdf5_is_not_followed_out_of_its_file(
         build(file, elsewhere)
     with pytest.raises(WeightsError):
         read_foreign(path)
+
+
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+@pytest.mark.parametrize("scanned_bytes", [1 << 20, 11])
+def test_hdf5_does_not_see_numbers_of_other_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, scanned_bytes: int
+) -> None:
+    """HDF5 2.0 can be brought down by damage in the list of such files, which it reads first."""
+    path = tmp_path / "weights.h5"
+    with h5py.File(path, "w", libver=version) as file:
+        file.attrs["backend"] = "tensorflow"  # in a global heap, too
+        h5_virtual(file, tmp_path / "elsewhere.h5")
+    monkeypatch.setattr(keras, "_SCANNED_BYTES", scanned_bytes)
+    monkeypatch.setattr(h5py, "File", None)
+    with pytest.raises(WeightsError, match="lie in another file"):
+        keras.read_keras(path)
 
 
 def test_a_saved_model_s_functions_are_not_run(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ _KINDS = {
 }
 # Keras numbers the names of what was built twice: `kernel_1:0`.
 _VARIABLE = re.compile(rf"(?:.*_(?=gamma))?({'|'.join(_KINDS)})(?:_\d+)?(?::\d+)?")
+_SCANNED_BYTES = 1 << 20
 _OWN_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
@@ -65,6 +66,7 @@ def read_keras(path: Path) -> KerasFile:
         WeightsError: It is damaged, or holds links, foreign filters or anything but numbers.
     """
     try:
+        _refuse_virtual(path)
         with h5py.File(path, "r") as file:
             root = _group(file, "model_weights", path) if "model_weights" in file else file
             tensors = _tensors(root, path)
@@ -162,6 +164,25 @@ def _check_storage(dataset: h5py.Dataset, path: Path, name: str) -> None:
     filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
     if not filters <= _OWN_FILTERS:
         raise WeightsError("is compressed by a foreign filter", file=path, position=name)
+
+
+def _refuse_virtual(path: Path) -> None:
+    """Refuses numbers of other files before HDF5 looks where they lie.
+
+    It does so as soon as it opens a dataset, and damage there brings it down. Layouts are found by
+    their version, 4 or 5, their class, 3, and the address after them, which is a global heap's
+    (HDF5 File Format Specification, IV.A.2.i and III.E).
+    """
+    content = np.memmap(path, np.uint8, "r")
+    for first in range(0, content.size, _SCANNED_BYTES):
+        # A message may begin in this part and end in the next.
+        part = content[first : first + _SCANNED_BYTES + 9]
+        places = np.flatnonzero((part[1:-8] == 3) & ((part[:-9] | 1) == 5))
+        addresses = part[places[:, None] + np.arange(2, 10)].view("<u8")[:, 0]
+        addresses = addresses[addresses <= content.size - 4].astype(np.int64)
+        heads = content[addresses[:, None] + np.arange(4)]
+        if (heads == np.frombuffer(b"GCOL", np.uint8)).all(axis=1).any():
+            raise WeightsError("its numbers lie in another file", file=path)
 
 
 def _configuration(file: h5py.File, path: Path) -> object:
