@@ -224,8 +224,11 @@ def _print(result: object) -> None:
 def _printing() -> Iterator[None]:
     """Lets no result be lost in silence, as on a full disk."""
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # as it is where it was closed
+                sys.stdout.flush()
     except OSError as error:
         # Python tries again at its end, and would say so in words of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

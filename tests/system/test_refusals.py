@@ -151,6 +151,13 @@ def test_a_result_that_cannot_be_written(
     assert words.startswith("error: standard output: the result cannot be written (No space ")
 
 
+def test_a_closed_standard_output_is_the_user_s_wish(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["check", str(drawn)]) == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names there are text")
 def test_paths_that_are_no_text(called: Command, drawn: Path, tmp_path: Path) -> None:
     data, run = (tmp_path / os.fsdecode(name) for name in (b"d\xff", b"r\xff"))
