@@ -17,6 +17,19 @@ CHECKED = [
 install_import_hook(CHECKED, "beartype.beartype")
 
 
+# Of the processes that share the tests, none should begin with one of these when all others end.
+LONG_FILES = (
+    *("test_kills", "test_train", "test_workers", "test_ranks", "test_resume", "test_untouched"),
+    *("test_fuzz", "test_signals", "test_foreign", "test_nonfinite", "test_writing"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first."""
+    rank = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference data that lies beside the checkout."""

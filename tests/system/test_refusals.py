@@ -30,10 +30,10 @@ def copied(drawn: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(drawn, tmp_path / "copy"))
 
 
-def test_missing_folder(multibox: Command, tmp_path: Path) -> None:
+def test_missing_folder(called: Command, tmp_path: Path) -> None:
     out = tmp_path / "run"
     data = tmp_path / "nowhere"
-    result = multibox("train", "ssd300-lite", "--data", data, "--out", out)
+    result = called("train", "ssd300-lite", "--data", data, "--out", out)
     refused(result, 3, "nowhere", "is not a folder")
     assert not out.exists()
 
