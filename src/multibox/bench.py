@@ -37,6 +37,8 @@ Part = Literal["data", "step", "detect", "evaluate", "predict"]
 _OBJECTS = 20
 _CLASSES = 20
 _CANDIDATES = 160
+# For works of milliseconds.
+_TIMES = 5
 # VOC2007's test split, with the detections that SSD300 makes of it.
 _TEST_IMAGES, _DETECTIONS = 4_952, 985_000
 
@@ -57,13 +59,13 @@ def bench(part: Part, config: Config, *, data: Path | None, device: str) -> list
     if part == "evaluate":
         return _evaluate()
     if part == "detect":
-        return timed(_detect(config, place), place)
+        return timed(_detect(config, place), place, times=_TIMES)
     if part == "step":
         return timed(_step(config, place), place)
     with tempfile.TemporaryDirectory(prefix="multibox-") as folder:
         photographs = find_photographs(config, data, Path(folder))
         if part == "predict":
-            return timed(_predict(config, photographs, place), place)
+            return timed(_predict(config, photographs, place), place, times=_TIMES)
         size = new_network(config, _CLASSES).image_size_px
         return timed(prepare_images(config, photographs, size, Path(folder), place), place)
 

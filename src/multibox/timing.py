@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 RUNS = 5
+"""Of each work; several times as many of one that takes milliseconds."""
 
 
 class Figure(NamedTuple):
@@ -66,10 +67,10 @@ class Work(NamedTuple):
     beside: str | None = None
 
 
-def timed(works: Sequence[Work], device: torch.device) -> list[Figure]:
-    """Returns a figure for each work."""
+def timed(works: Sequence[Work], device: torch.device, *, times: int = 1) -> list[Figure]:
+    """Returns a figure for each work, of so many times `RUNS`."""
     found: dict[str, list[Measured]] = {work.name: [] for work in works}
-    for run in range(RUNS + 1):
+    for run in range(times * RUNS + 1):
         for work in works:
             start = time.perf_counter()
             result = work.run()
