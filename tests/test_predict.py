@@ -131,7 +131,7 @@ def test_a_checkpoint_of_a_file_is_not_asked_for(run: Path) -> None:
     alone = find_weights(run)
     for path in (alone, alone.parent):
         assert find_weights(path) == alone
-        with pytest.raises(ConfigError, match="is no run, whose checkpoint 'best'"):
+        with pytest.raises(ConfigError, match=r"is no run\. Leave out --which best"):
             find_weights(path, "best")
 
 

@@ -93,11 +93,7 @@ def find_weights(path: Path, which: str = "last") -> Path:
     alone = path if path.is_file() else path / "model.safetensors"
     if alone.is_file():
         if which != "last":
-            raise ConfigError(
-                f"is no run, whose checkpoint {which!r} could be meant",
-                file=path,
-                remedy="Leave out --which, or give the run's folder",
-            )
+            raise ConfigError("is no run", file=path, remedy=f"Leave out --which {which}")
         return alone
     folder = path / "checkpoints"
     steps = checkpoints.steps(folder)
