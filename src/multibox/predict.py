@@ -136,8 +136,7 @@ class Detector:
         device = network.default_boxes.device
         height, width = pixels.shape[:2]
         resized = render(pixels, whole_image(width, height), None, network.image_size_px)
-        # In this order, for else the strides do not look like channels_last, which is slower.
-        images = torch.from_numpy(resized).unsqueeze(0).permute(0, 3, 1, 2).to(device)
+        images = torch.from_numpy(resized).permute(2, 0, 1).unsqueeze(0).to(device)
         with in_precision(self._precision, device):
             output = network(images)
         (found,) = network.detect(output, score_threshold=score_threshold)

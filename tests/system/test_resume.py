@@ -45,10 +45,11 @@ def test_killed_run_ends_with_the_same_bits(
     run, seconds = unbroken
     out = tmp_path / "run"
     command = arguments(drawn, out, workers=1)
-    # While it imports, and in the midst of its steps; `test_kills.py` has all other moments.
+    # While it imports; then from before its first step to near its end.
     assert train(command, kill_after=0.3, number=signal.SIGINT) in (-signal.SIGINT, 130)
     assert not out.exists()
-    train(command, kill_after=0.8 * seconds)
+    for part in (0.6, 0.9):
+        train(command, kill_after=part * seconds)
     assert train(command) == 0
     assert digests(out) == digests(run)
     assert journal(out)["train"] == [3, 6, 9, 10]
