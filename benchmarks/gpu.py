@@ -20,19 +20,19 @@ import cv2
 import torch
 from photographs import CLASSES, HEIGHT_PX, WIDTH_PX, draw_photographs
 
-from multibox.bench import Part, bench
 from multibox.build import new_network
+from multibox.commands.bench.bench import Part, bench
 from multibox.config import Config
-from multibox.data.batched import render
-from multibox.data.layouts import read_dataset
+from multibox.data.device.batches import ResidentExamples, load, resident_batches
+from multibox.data.device.plan import join_plans, plan
+from multibox.data.device.render import render
+from multibox.data.formats.layouts import read_dataset
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
-from multibox.data.plans import join_plans, plan
-from multibox.data.resident import ResidentExamples, load, resident_batches
 from multibox.errors import ConfigError
-from multibox.learner import Learner
+from multibox.processes.distributed import Processes, pick_device
 from multibox.recipes import RECIPES
-from multibox.runtime.distributed import Processes, pick_device
 from multibox.structures import Batch
+from multibox.training.train_step import Learner
 
 FORWARD_GFLOP = {"ssd300-vgg16": 62.7}
 """Of an image, with multiplication and addition counted as two; a step takes three times that."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from multibox.build import build_network
-from multibox.runtime.checkpoint import Checkpoint, load, path_of, prune, save
+from multibox.storage.checkpoint import Checkpoint, load, path_of, prune, save
 
 INTERVAL = 300
 """Seconds between checkpoints that the share is of."""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from multibox.data.dataset import Dataset
-from multibox.data.voc import read_voc
+from multibox.data.formats.voc import read_voc
 
 
 def export_coco(voc: Path, folder: Path) -> Path:

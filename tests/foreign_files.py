@@ -11,7 +11,7 @@ import torch
 from oracles.caffemodel import Style, caffemodel
 from torch import Tensor
 
-from multibox.formats.layers import TRUNK, PyTorchFormat, layers, pytorch_names
+from multibox.weights.layer_names import TRUNK, PyTorchFormat, layers, pytorch_names
 
 ORIGINALS = (
     "ssd_pytorch_ssd300",

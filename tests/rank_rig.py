@@ -81,7 +81,7 @@ class Rig:
             arguments: What follows the command's name; a list of lists: by rank.
             folder: For what the processes say.
             ranks: How many.
-            options: Attributes of `runtime.liveness` to set, or `trace`.
+            options: Attributes of `processes.heartbeat` to set, or `trace`.
         """
         folder.mkdir(parents=True, exist_ok=True)
         by_rank = arguments if isinstance(arguments[0], list) else [arguments] * ranks
@@ -172,8 +172,8 @@ def _prepare(rank: int, request: dict[str, Any]) -> None:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": request["port"], "RANK": rank}
         place |= {"LOCAL_RANK": rank, "WORLD_SIZE": world_size}
         os.environ.update({name: str(value) for name, value in place.items()})
-    from multibox.learner import Learner
-    from multibox.runtime import distributed, liveness
+    from multibox.processes import distributed, heartbeat
+    from multibox.training.train_step import Learner
 
     options = request["options"]
     if options.pop("trace", False):
@@ -188,7 +188,7 @@ def _prepare(rank: int, request: dict[str, Any]) -> None:
 
         Learner.step = traced
     for name, value in options.items():
-        for module in (liveness, distributed):
+        for module in (heartbeat, distributed):
             if hasattr(module, name):
                 setattr(module, name, value)
 
@@ -209,7 +209,7 @@ def _serve() -> None:
     # What optimizers and milestones would import.
     import torch._dynamo  # noqa: F401
 
-    from multibox import cli
+    from multibox.cli import main
 
     def answer(value: object) -> None:
         sys.stdout.write(json.dumps(value) + "\n")
@@ -228,7 +228,7 @@ def _serve() -> None:
                 status = 99
                 try:
                     _prepare(rank, request)
-                    status = cli.main(arguments)
+                    status = main.main(arguments)
                 except BaseException:
                     traceback.print_exc()
                 finally:
@@ -241,7 +241,7 @@ def _serve() -> None:
 if __name__ == "__main__":
     if sys.argv[1:]:  # under torchrun
         _add_tiny()
-        from multibox import cli
+        from multibox.cli import main
 
-        sys.exit(cli.main(sys.argv[1:]))
+        sys.exit(main.main(sys.argv[1:]))
     _serve()

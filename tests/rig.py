@@ -243,7 +243,7 @@ def _prepare() -> None:
     recipes.RECIPES.clear()
     recipes.RECIPES["tiny"] = tiny_config
 
-    import multibox.cli  # noqa: F401
+    import multibox.cli.main  # noqa: F401
 
     # The first optimizer imports a great deal, and the first convolutions prepare themselves.
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
@@ -274,7 +274,7 @@ def _plant(
         nohup: Hangups are ignored.
     """
     from multibox.data import pipeline, workers
-    from multibox.learner import Learner
+    from multibox.training.train_step import Learner
 
     steps = os.open(folder / "steps", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
     step, read = Learner.step, pipeline.read_pixels
@@ -329,7 +329,7 @@ def _train(request: dict[str, Any]) -> NoReturn:
     status = 1
     try:
         _plant(folder, **request["faults"])
-        status = sys.modules["multibox.cli"].main(request["line"])
+        status = sys.modules["multibox.cli.main"].main(request["line"])
     except KeyboardInterrupt:
         status = 130
     except BaseException:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from multibox.arguments import parse
+from multibox.cli.arguments import parse
 from multibox.recipes import RECIPES
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
 
-from multibox.runtime.https import Policy
+from multibox.download.https import Policy
 
 IMPATIENT = Policy(
     connect_s=5.0,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from multibox.errors import MultiboxError
 
 if TYPE_CHECKING:
-    from multibox.predict import Detection, Detector
+    from multibox.detector import Detection, Detector
 
 __all__ = ["Detection", "Detector", "MultiboxError", "__version__"]
 __version__ = version("multibox")
@@ -22,6 +22,6 @@ def __getattr__(name: str) -> object:
     """Loads PyTorch, which takes seconds, when it is needed."""
     if name not in ("Detection", "Detector"):
         raise AttributeError(f"module 'multibox' has no attribute {name!r}")
-    from multibox import predict
+    from multibox.commands import predict
 
     return getattr(predict, name)

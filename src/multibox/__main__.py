@@ -14,7 +14,7 @@ def main() -> int:
     if plain:
         # Loading PyTorch takes seconds, in which Ctrl-C would print what is being loaded.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from multibox.cli import main as run
+    from multibox.cli.main import main as run
 
     if plain:
         signal.signal(signal.SIGINT, signal.default_int_handler)

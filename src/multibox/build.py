@@ -14,7 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from multibox.config import Config, OptimizerConfig
 from multibox.data.dataset import Dataset, require_objects
-from multibox.data.layouts import read_dataset
+from multibox.data.formats.layouts import read_dataset
 from multibox.errors import ConfigError
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.lite import Lite

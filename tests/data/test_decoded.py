@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from multibox.commands.demo.dataset import draw_dataset
 from multibox.config import AugmentationConfig
 from multibox.data import decoded
 from multibox.data.dataset import Dataset
 from multibox.data.decoded import NAME, DecodedImages, decode_into, find_decoded
-from multibox.data.drawn import draw_dataset
+from multibox.data.formats.voc import read_voc
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
-from multibox.data.voc import read_voc
 from multibox.errors import DataError
 
 ALL = 1 << 30

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from multibox.commands.demo.dataset import draw_dataset
 from multibox.config import AugmentationConfig
-from multibox.data.drawn import draw_dataset
+from multibox.data.formats.voc import read_voc
 from multibox.data.pipeline import (
     PlainExamples,
     TrainingExamples,
@@ -17,7 +18,6 @@ from multibox.data.pipeline import (
     training_numbers,
     without_difficult,
 )
-from multibox.data.voc import read_voc
 from multibox.data.workers import one_ahead
 from multibox.errors import DataError
 from multibox.structures import Batch

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from multibox.inference import objects_by_class
 from oracles import voc_ap
 
-from multibox.data.voc import read_voc
+from multibox.commands.evaluate import evaluate_results
+from multibox.data.formats.voc import read_voc
 from multibox.errors import DataError
-from multibox.evaluate import evaluate_results, objects_by_class
 from multibox.evaluation.results import file_split, read_results, write_results
 from multibox.evaluation.voc import NO_DETECTIONS, ClassDetections, evaluate_voc
 

@@ -9,10 +9,10 @@ import simplejpeg
 from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
 
-from multibox.data.coco import read_coco
+from multibox.data.check.dataset_checks import preflight
 from multibox.data.dataset import Dataset
-from multibox.data.preflight import preflight
-from multibox.data.voc import read_voc
+from multibox.data.formats.coco import read_coco
+from multibox.data.formats.voc import read_voc
 
 WIDTH, HEIGHT = 40, 30
 IDS = ("a", "b", "c")

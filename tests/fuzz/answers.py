@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import Progress
 from urllib3.exceptions import NewConnectionError
 
+from multibox.download.fetch import Published, fetch
+from multibox.download.https import Policy
 from multibox.errors import DownloadError
-from multibox.runtime.https import Policy
-from multibox.runtime.transfer import Published, fetch
 
 _HOST = "published.invalid"
 _CONTENT = bytes(range(256)) * 4
@@ -149,7 +149,7 @@ def _network(choices: Choices) -> Iterator[None]:
         for name, value in {
             "urllib3.util.connection.create_connection": connect,
             "urllib3.connection.HTTPSConnection.connect": refuse,
-            "multibox.runtime.https.getproxies": dict,
+            "multibox.download.download.https.getproxies": dict,
             "time.sleep": lambda _: None,
         }.items():
             stack.enter_context(mock.patch(name, value))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fuzz.choices import TEXTS, Choices, damaged
 
-from multibox.data.archives import unpack
+from multibox.download.archives import unpack
 
 _NAMES = (
     *("VOC/a.xml", "VOC/b.xml", "VOC", "VOC/", "./VOC/c", "VOC//a.xml", "../out", "/tmp/out"),

@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 from fuzz.choices import Choices, damaged
 
-from multibox.data import stored
+from multibox.data.check import image_metadata
 from multibox.data.images import MAX_PIXELS, check_image, decode_image, image_size
 from multibox.errors import DataError
 
@@ -60,7 +60,7 @@ def _exif(choices: Choices) -> bytes:
 
 
 def _changed_jpeg(data: bytes, choices: Choices) -> bytes:
-    segments = [(part.name, data[part.start : part.end]) for part in stored._parts(data)]
+    segments = [(part.name, data[part.start : part.end]) for part in image_metadata._parts(data)]
     scan = data[2 + sum(4 + len(body) for _, body in segments) :]
     for _ in range(1 + choices.below(3)):
         place = choices.below(len(segments))
@@ -92,7 +92,9 @@ def _changed_jpeg(data: bytes, choices: Choices) -> bytes:
 
 
 def _changed_png(data: bytes, choices: Choices) -> bytes:
-    chunks = [(part.name.encode(), data[part.start : part.end]) for part in stored._parts(data)]
+    chunks = [
+        (part.name.encode(), data[part.start : part.end]) for part in image_metadata._parts(data)
+    ]
     for _ in range(1 + choices.below(3)):
         place = choices.below(len(chunks))
         name, body = chunks[place]
@@ -169,10 +171,10 @@ def image(choices: Choices, folder: Path) -> None:
     data = picture(choices)
     path = folder / "image"
     path.write_bytes(data)
-    stored.find_orientation(data)
-    upright = stored.without_orientation(data)
+    image_metadata.find_orientation(data)
+    upright = image_metadata.without_orientation(data)
     assert len(upright) == len(data)
-    orientation = stored.find_orientation(upright)
+    orientation = image_metadata.find_orientation(upright)
     assert orientation is None or orientation.value == 1
     size = image_size(data, file=_NAME)
     pixels = decode_image(data, file=_NAME)
@@ -180,7 +182,7 @@ def image(choices: Choices, folder: Path) -> None:
     assert pixels.dtype == np.uint8
     assert check_image(path) == size
     assert np.array_equal(decode_image(data, file=_NAME), pixels)
-    for reason in stored.peculiarities(data, ".jpg").values():
+    for reason in image_metadata.peculiarities(data, ".jpg").values():
         assert reason.isprintable()
     try:
         turned = decode_image(upright, file=_NAME)

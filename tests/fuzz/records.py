@@ -12,15 +12,15 @@ import torch
 from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
 
-from multibox.arguments import parse
+from multibox.cli.arguments import parse
 from multibox.config import Config, differences, flatten
 from multibox.evaluation.results import read_results
-from multibox.model import find_weights
 from multibox.recipes import RECIPES
 from multibox.reporting.reading import read_record
-from multibox.runtime import checkpoint, manifest
-from multibox.runtime.folder import read_run
-from multibox.runtime.tensors import serialized
+from multibox.storage import checkpoint, manifest
+from multibox.storage.run_folder import read_run
+from multibox.storage.safetensors_io import serialized
+from multibox.weights.files import find_weights
 
 _CONFIG = RECIPES["ssd300-lite"]().to_json()
 _NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")

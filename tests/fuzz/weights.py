@@ -21,9 +21,10 @@ from fuzz.records import mutated_safetensors
 from oracles import caffemodel as caffe
 from tiny import TINY, tiny_network
 
-from multibox import build, model
-from multibox.formats.foreign import Foreign, read_foreign
-from multibox.formats.keras import read_keras
+from multibox import build
+from multibox.weights import files
+from multibox.weights.foreign import Foreign, read_foreign
+from multibox.weights.keras import read_keras
 
 _JSON_KEYS = ("classes", "traits", "image_size")
 _SECRET = 1234.5
@@ -42,7 +43,7 @@ def _check(found: Foreign, *, most: int) -> None:
 @cache
 def _own_seed() -> bytes:
     network = tiny_network()
-    header = model.describe(network, "tiny", ("cat", "dog"), "mine")
+    header = files.describe(network, "tiny", ("cat", "dog"), "mine")
     return safetensors.torch.save(
         {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, header
     )
@@ -50,7 +51,7 @@ def _own_seed() -> bytes:
 
 def own(choices: Choices, folder: Path) -> None:
     """A weights file of ours, as far as a network that predicts."""
-    path = folder / "model.safetensors"
+    path = folder / "files.safetensors"
     data = _own_seed()
     if choices.one_in(4):
         data = mutated_safetensors(data, choices)
@@ -66,9 +67,9 @@ def own(choices: Choices, folder: Path) -> None:
         data = struct.pack("<Q", len(text)) + text + data[end:]
     path.write_bytes(data)
     with mock.patch.dict(build.NETWORKS, {"tiny": TINY}):
-        weights = model.read_weights(path)
+        weights = files.read_weights(path)
         assert all(isinstance(name, str) and name for name in weights.classes)
-        network = model.load_network(weights, torch.device("cpu"))
+        network = files.load_network(weights, torch.device("cpu"))
     assert all(torch.isfinite(tensor).all() for tensor in network.state_dict().values())
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from multibox.cli import main
-from multibox.data.drawn import draw_dataset
+from multibox.cli.main import main
+from multibox.commands.demo.dataset import draw_dataset
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

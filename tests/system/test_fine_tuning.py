@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from multibox.data.drawn import draw_dataset
-from multibox.formats.names import VOC
+from multibox.commands.demo.dataset import draw_dataset
+from multibox.weights.class_names import VOC
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -17,7 +17,7 @@ from rank_rig import LATE, Ranks, Rig, children, free_port, left_behind
 from system.conftest import environment
 from system.test_resume import digests
 
-from multibox.data.drawn import draw_dataset
+from multibox.commands.demo.dataset import draw_dataset
 from multibox.rng import stream
 
 pytestmark = pytest.mark.system

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from system.conftest import TINY, Command
 
-from multibox.cli import main
+from multibox.cli.main import main
 
 pytestmark = pytest.mark.system
 

@@ -10,7 +10,7 @@ import pytest
 from rig import LINES, STEPS, Rig, digests, journal
 
 from multibox.rng import stream
-from multibox.runtime import checkpoint as checkpoints
+from multibox.storage import checkpoint as checkpoints
 
 pytestmark = pytest.mark.system
 

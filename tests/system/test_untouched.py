@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from coco_layout import export_coco
 
-from multibox.data.drawn import draw_dataset
+from multibox.commands.demo.dataset import draw_dataset
 
 pytestmark = pytest.mark.system
 

@@ -40,15 +40,17 @@ def _watch(event: str, arguments: tuple) -> None:
 
 sys.addaudithook(_watch)
 
-import multibox.bench_data  # noqa: E402
-import multibox.demo  # noqa: E402
-import multibox.timing  # noqa: E402
-from multibox.cli import main  # noqa: E402
-from multibox.data.drawn import draw_dataset  # noqa: E402
+from multibox.cli.main import main  # noqa: E402
+from multibox.commands.bench import (
+    data,  # noqa: E402
+    timing,  # noqa: E402
+)
+from multibox.commands.demo import demo  # noqa: E402
+from multibox.commands.demo.dataset import draw_dataset  # noqa: E402
 
-multibox.demo.STEPS = 2
-multibox.bench_data.SAMPLES, multibox.timing.RUNS = 32, 1
-multibox.demo.draw_dataset = lambda folder: draw_dataset(folder, train_images=4, test_images=2)
+demo.STEPS = 2
+data.SAMPLES, timing.RUNS = 32, 1
+demo.draw_dataset = lambda folder: draw_dataset(folder, train_images=4, test_images=2)
 
 if __name__ == "__main__":
     statuses = [main(line) for line in json.loads(sys.argv[2])]

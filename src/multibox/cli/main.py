@@ -1,0 +1,243 @@
+"""The command line: calls a verb, prints its result, and turns refusals into messages."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from multibox.cli.arguments import (
+    BenchArguments,
+    CheckArguments,
+    ConvertArguments,
+    DemoArguments,
+    DownloadArguments,
+    EvaluateArguments,
+    PredictArguments,
+    ReportArguments,
+    TrainArguments,
+    parse,
+)
+from multibox.commands.bench.bench import bench
+from multibox.commands.check import check, print_checkup
+from multibox.commands.convert import convert
+from multibox.commands.demo.demo import demo
+from multibox.commands.evaluate import evaluate_model, evaluate_results
+from multibox.commands.predict import predict
+from multibox.commands.report import write_report
+from multibox.commands.train import Request, train
+from multibox.data.check.fixed_copy import RECORD
+from multibox.detector import Detector
+from multibox.errors import ConfigError, DataError, MultiboxError, ProcessError, StorageError
+from multibox.processes.distributed import is_first
+from multibox.processes.signals import Interrupted, end_at_once
+from multibox.recipes import RECIPES
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit status.
+
+    Args:
+        arguments: What follows the command's name; by default this process's.
+    """
+    console = Console(stderr=True, quiet=not is_first())
+    try:
+        with _printing():
+            verb = parse(arguments)
+        return _run(verb, console)
+    except MultiboxError as error:
+        # Whoever misses the others cannot leave it to the first of them to say so.
+        _refuse(error, Console(stderr=True) if isinstance(error, ProcessError) else console)
+        return error.exit_code
+    except Interrupted as stop:
+        end_at_once()
+        console.print(
+            f"Stopped after step {stop.step}, which is saved; the same line again goes on.",
+            highlight=False,
+        )
+        return 128 + stop.number
+    except KeyboardInterrupt:
+        end_at_once()
+        console.print("Interrupted.")
+        return INTERRUPTED
+
+
+def _run(verb: object, console: Console) -> int:
+    match verb:
+        case TrainArguments(recipe=r):
+            request = Request(
+                r.recipe, r.config, r.data, r.out, r.init, r.licence, r.decoded_cache_gib
+            )
+            train(request, console)
+            console.print(f"Done: {r.out}. Summary: multibox report {r.out}", highlight=False)
+        case CheckArguments():
+            return _check(verb, console)
+        case EvaluateArguments():
+            return _evaluate(verb, console)
+        case ReportArguments():
+            _print(write_report(verb.run, beside=verb.beside))
+        case PredictArguments():
+            detector = Detector.open(verb.model, which=verb.which, device=verb.device)
+            for note in detector.notes:
+                console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+            refusals = predict(
+                detector, verb.images, out=verb.out, score_threshold=verb.score_threshold
+            )
+            for refusal in refusals:
+                _refuse(refusal, console)
+            return DataError.exit_code if refusals else 0
+        case ConvertArguments():
+            lines = convert(
+                verb.source,
+                verb.out,
+                target=verb.to,
+                which=verb.which,
+                classes=verb.classes,
+                scales=verb.default_boxes,
+                licence=verb.licence,
+            )
+            for line in lines:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            _print(verb.out)
+        case DownloadArguments():
+            # Here alone, so that nothing else loads what opens connections.
+            from multibox.download.download import download
+
+            for folder in download(verb.names, verb.out, console):
+                _print(folder)
+        case BenchArguments():
+            _bench(verb)
+        case DemoArguments():
+            page = demo(verb.out, console)
+            console.print("Summary page:", end=" ")
+            _print(page)
+    return 0
+
+
+def _check(verb: CheckArguments, console: Console) -> int:
+    found = check(
+        verb.data,
+        console,
+        splits=verb.splits,
+        classes=verb.classes,
+        network=verb.network,
+        fix=verb.fix,
+    )
+    if verb.json:
+        _print(json.dumps(found.as_json()))
+    else:
+        with _printing():
+            print_checkup(found, Console(), examples=max(1, verb.examples))
+        if verb.fix is not None:
+            console.print(f"{found.changes} changes are in {verb.fix / RECORD}", highlight=False)
+    counting = found.count("fault") + verb.strict * found.count("warning")
+    return DataError.exit_code if counting else 0
+
+
+def _evaluate(verb: EvaluateArguments, console: Console) -> int:
+    if (verb.model is None) == (verb.results is None):
+        raise ConfigError("evaluate takes a run or weights, or --results, and not both")
+    if verb.results is not None:
+        unused = {"--which": verb.which != "last", "--device": verb.device != "auto"}
+        _refuse_unused("--results", unused | {"--on-bad": verb.on_bad is not None})
+    if verb.model is not None:
+        metrics = evaluate_model(
+            verb.model,
+            which=verb.which,
+            data=verb.data,
+            split=verb.split,
+            on_bad=verb.on_bad,
+            device=verb.device,
+        )
+    else:
+        if verb.data is None or verb.results is None:
+            raise ConfigError("--results needs --data", remedy="Say where the annotations are")
+        metrics, missing = evaluate_results(
+            verb.results, data=verb.data, split=verb.split or "test"
+        )
+        for name in missing:
+            console.print(f"No file for {name}: it has no detections", highlight=False)
+    found = metrics[verb.metric]
+    mean = found["AP"] if verb.metric == "coco" else found["mAP"]
+    by_class = found["AP_by_class"] if verb.metric == "coco" else found["AP"]
+    if verb.json:
+        _print(json.dumps({"metric": verb.metric, "mAP": mean, "AP": by_class}))
+        return 0
+    table = Table("class", f"AP ({verb.metric})")
+    for name, value in [*by_class.items(), ("mean", mean)]:
+        table.add_row(name, "none" if value is None else f"{value:.4f}")
+    with _printing():
+        Console().print(table)
+    return 0
+
+
+def _bench(verb: BenchArguments) -> None:
+    if verb.recipe not in RECIPES:
+        raise ConfigError(
+            f"no recipe is called {verb.recipe!r}", remedy=f"Say {', '.join(RECIPES)}"
+        )
+    part = verb.part
+    unused = {
+        "--data": verb.data is not None and part not in ("data", "predict"),
+        "--batch-size": verb.batch_size is not None and part != "step",
+        "--compile": verb.compile and part != "step",
+        "--device": verb.device != "auto" and part == "evaluate",
+    }
+    _refuse_unused(f"bench {part}", unused)
+    config = RECIPES[verb.recipe]()
+    size = config.run.batch_size if verb.batch_size is None else verb.batch_size
+    run = replace(config.run, batch_size=size, compile=verb.compile)
+    config = replace(config, run=run)
+    figures = bench(verb.part, config, data=verb.data, device=verb.device)
+    if verb.json:
+        rows = [figure._asdict() | {"images_per_second": figure.per_second} for figure in figures]
+        _print(json.dumps({"part": verb.part, "recipe": verb.recipe, "figures": rows}))
+        return
+    table = Table("work", "ms", "images/s", "rate beside", "MiB a worker")
+    for figure in figures:
+        beside = "" if figure.ratio is None else f"{figure.ratio:.2f} of {figure.beside}"
+        ms, rate = f"{1000 * figure.seconds:.1f}", f"{figure.per_second:.1f}"
+        memory = "" if figure.worker_mib is None else f"{figure.worker_mib:.0f}"
+        table.add_row(figure.name, ms, rate, beside, memory)
+    with _printing():
+        Console().print(table)
+
+
+def _refuse_unused(what: str, unused: dict[str, bool]) -> None:
+    """Refuses options that are given where nothing comes of them."""
+    for option, given in unused.items():
+        if given:
+            raise ConfigError(f"{what} makes no use of {option}", remedy="Leave it out")
+
+
+def _print(result: object) -> None:
+    with _printing():
+        print(result)  # noqa: T201  # what was asked for
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Lets no result be lost in silence, as on a full disk."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # as it is where it was closed
+                sys.stdout.flush()
+    except OSError as error:
+        # Python tries again at its end, and would say so in words of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StorageError(
+            f"the result cannot be written ({error.strerror})", file="standard output"
+        ) from None
+
+
+def _refuse(error: MultiboxError, console: Console) -> None:
+    console.print("[bold red]error:[/]", end=" ")
+    console.print(error, markup=False, highlight=False, soft_wrap=True)

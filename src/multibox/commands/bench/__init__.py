@@ -1,0 +1,1 @@
+"""Measures what each part costs on this machine."""

@@ -1,0 +1,210 @@
+"""The verb `check`: what is wrong with a dataset, and what is in it, before a training."""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from multibox.data.check.dataset_checks import preflight
+from multibox.data.check.findings import Finding, Severity
+from multibox.data.check.fixed_copy import write_fixed
+from multibox.data.check.statistics import SIZE_EDGES_PX, Census, take_census
+from multibox.errors import ConfigError, one_line
+
+NETWORKS = ("ssd300-vgg16", "ssd512-vgg16")
+"""Whose default boxes are compared with a dataset's, where no network is named."""
+
+_SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")
+_STYLES: dict[Severity, str] = {"fault": "bold red", "warning": "yellow", "note": "dim"}
+_SPLITS_BESIDE = 4
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What a check has found.
+
+    Attributes:
+        root: The dataset's folder; of a corrected copy that folder.
+        findings: What is wrong or odd.
+        census: The counts of each split that can be used.
+        changes: How many corrections the copy has; None where none was made.
+    """
+
+    root: Path
+    findings: tuple[Finding, ...]
+    census: dict[str, Census]
+    changes: int | None
+
+    def count(self, severity: Severity) -> int:
+        """Returns how many findings are that grave."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns all of it as one object of JSON."""
+        return {
+            "data": str(self.root),
+            "counts": {severity: self.count(severity) for severity in _SEVERITIES},
+            "findings": [
+                {
+                    "kind": finding.kind,
+                    "severity": finding.severity,
+                    "file": str(finding.file),
+                    "position": finding.position,
+                    "reason": finding.reason,
+                    "remedy": finding.remedy,
+                }
+                for finding in self.findings
+            ],
+            "size_edges_px": SIZE_EDGES_PX,
+            "splits": {name: dataclasses.asdict(census) for name, census in self.census.items()},
+            "changes": self.changes,
+        }
+
+
+def check(
+    root: Path,
+    console: Console,
+    *,
+    splits: tuple[str, ...] = (),
+    classes: tuple[str, ...] = (),
+    network: str | None = None,
+    fix: Path | None = None,
+) -> Checkup:
+    """Returns what is wrong with a dataset, and its counts; it is read whole and never written.
+
+    Args:
+        root: A folder in VOC or COCO layout.
+        console: Shows how far it is.
+        splits: As `train` takes them; empty: all that the folder has.
+        classes: The only names that objects may have; empty: any.
+        network: Whose default boxes are compared with the objects; None: those of `NETWORKS`.
+        fix: Where to write a corrected copy in VOC layout, which is checked then.
+
+    Raises:
+        DataError: The folder has neither layout, or no split.
+        ConfigError: There is no such network, or the copy would lie inside the dataset.
+        StorageError: The copy's folder has something in it, or cannot be written.
+    """
+    networks = (network,) if network else NETWORKS
+    changes = None
+    if fix is not None:
+        if splits:
+            raise ConfigError("--fix copies all splits", remedy="Leave out --splits")
+        changes = write_fixed(root, fix, classes=classes)
+        root = fix
+    with _progress(console) as bar:
+        task = bar.add_task("decoding")
+        read = preflight(
+            root,
+            splits,
+            classes,
+            workers=os.cpu_count() or 1,
+            progress=lambda done, of: bar.update(task, completed=done, total=of),
+        )
+    census = {name: take_census(dataset, networks) for name, dataset in read.datasets.items()}
+    return Checkup(root, read.findings, census, changes)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        yield progress
+
+
+def print_checkup(checkup: Checkup, console: Console, *, examples: int) -> None:
+    """Prints a check as tables of at most 80 columns.
+
+    Args:
+        checkup: The check.
+        console: Where to.
+        examples: How many findings of each kind are shown.
+    """
+    width = min(80, console.width)
+    if checkup.census:
+        for table in (*_split_tables(checkup), *_class_tables(checkup), *_size_tables(checkup)):
+            console.print(table, width=width)
+    if checkup.findings:
+        console.print(_findings_table(checkup, examples), width=width)
+    found = [(checkup.count(severity), severity) for severity in _SEVERITIES]
+    counts = ", ".join(f"{n} {severity}{'s' * (n != 1)}" for n, severity in found)
+    console.print(Text(f"{one_line(str(checkup.root))}: {counts}"), soft_wrap=True)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left", overflow="fold")
+    return table
+
+
+def _split_tables(checkup: Checkup) -> Iterator[Table]:
+    columns = ("split", "images", "empty", "objects", "difficult", "classes", "imbalance")
+    table = _table("Splits", *columns)
+    for name, census in checkup.census.items():
+        counts = (census.images, census.empty_images, census.objects, census.difficult)
+        cells = [*map(str, counts), str(len(census.classes)), f"{census.imbalance:.1f}"]
+        table.add_row(Text(name), *cells)
+    yield table
+
+
+def _class_tables(checkup: Checkup) -> Iterator[Table]:
+    for start in range(0, len(checkup.census), _SPLITS_BESIDE):
+        splits = list(checkup.census)[start : start + _SPLITS_BESIDE]
+        counts = [checkup.census[name].classes for name in splits]
+        names = sorted({name for classes in counts for name in classes})
+        table = _table("Objects per class", "class", *map(one_line, splits))
+        for name in names:
+            objects = [classes[name].objects if name in classes else 0 for classes in counts]
+            table.add_row(Text(one_line(name)), *map(str, objects))
+        yield table
+
+
+def _size_tables(checkup: Checkup) -> Iterator[Table]:
+    edges = (*(f"<{edge}" for edge in SIZE_EDGES_PX), "more")
+    sizes = _table("Percent of objects by size in the input, pixels", "split", "input", *edges)
+    title = "Percent of objects that no default box overlaps by half, by size likewise"
+    reach = _table(title, "split", "boxes", "all", *edges)
+    for name, census in checkup.census.items():
+        for size in census.sizes:
+            height, width = size.input_px
+            shares = [f"{100 * share:.0f}" for share in size.share_by_size]
+            sizes.add_row(Text(one_line(name)), f"{height}x{width}", *shares)
+        for found in census.reach:
+            parts = ["" if s is None else f"{100 * s:.0f}" for s in found.forced_by_size]
+            label = f"{found.network.partition('-')[0]} {found.default_boxes}"
+            reach.add_row(Text(one_line(name)), label, f"{100 * found.forced:.0f}", *parts)
+    yield from (sizes, reach)
+
+
+def _findings_table(checkup: Checkup, examples: int) -> Table:
+    table = Table("kind", "count", "what", title="Findings", title_justify="left", show_lines=True)
+    kinds = Counter(finding.kind for finding in checkup.findings)
+    order = {severity: place for place, severity in enumerate(_SEVERITIES)}
+    first = {finding.kind: finding for finding in reversed(checkup.findings)}
+    for kind in sorted(kinds, key=lambda kind: (order[first[kind].severity], -kinds[kind], kind)):
+        of_kind = [finding for finding in checkup.findings if finding.kind == kind]
+        lines = [_shortened(finding, checkup.root) for finding in of_kind[:examples]]
+        if len(of_kind) > examples:
+            lines.append(f"and {len(of_kind) - examples} more")
+        lines.append(f"{first[kind].remedy}.")
+        severity = first[kind].severity
+        label = Text(f"{severity}\n{kind}", style=_STYLES[severity])
+        table.add_row(label, str(kinds[kind]), Text("\n".join(lines), overflow="fold"))
+    return table
+
+
+def _shortened(finding: Finding, root: Path) -> str:
+    """Returns a finding as one line, its file named from the dataset's folder on."""
+    file = finding.file.relative_to(root) if finding.file.is_relative_to(root) else finding.file
+    return str(dataclasses.replace(finding, file=file))

@@ -1,0 +1,118 @@
+"""The verb `convert`: weights of any known format become multibox's own, another's, or ONNX."""
+
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+
+from multibox.errors import WeightsError
+from multibox.ssd.network import Scales
+from multibox.storage.run_folder import new_file
+from multibox.weights.export import LEVELS, write_keras, write_pytorch
+from multibox.weights.files import Weights, find_weights, header_of, load_network, read_weights
+from multibox.weights.foreign import TRUNK_ONLY, usual_scales
+from multibox.weights.onnx import write_onnx
+from multibox.weights.publishers import LUFFICC, SSD_KERAS, SSD_PYTORCH, TORCHVISION, Origin
+
+Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "keras", "onnx"]
+
+_ORIGINS: dict[Target, Origin] = {
+    "torchvision": TORCHVISION,
+    "ssd-pytorch": SSD_PYTORCH,
+    "lufficc": LUFFICC,
+    "keras": SSD_KERAS,
+}
+# Normalisations that differ by less move no pixel by a hundredth of a level.
+_SAME_MEAN = 0.01
+
+
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    target: Target,
+    which: str = "last",
+    classes: tuple[str, ...] = (),
+    scales: Scales | None = None,
+    licence: str | None = None,
+) -> list[str]:
+    """Writes weights in another format, and returns what is to be said of them, a line each.
+
+    Args:
+        source: A run, a checkpoint's folder, or a file of any known format.
+        out: The new file.
+        target: Its format.
+        which: For a run: `last`, `best` or a step.
+        classes: Names for the outputs of a foreign file that was trained on classes of its own.
+        scales: Whose default boxes a foreign file was trained with that does not say so itself.
+        licence: What the weights may be used for; by default what the source says.
+
+    Raises:
+        WeightsError: The source cannot be used, or is nothing that the target has.
+        ConfigError: A package for the target is not installed.
+        StorageError: The new file exists, or cannot be written.
+    """
+    weights = read_weights(find_weights(source, which), classes=classes, scales=scales)
+    if licence is not None:
+        weights = weights._replace(licence=licence)
+    lines = [*introduction(weights), *(f"note: {note}" for note in weights.notes)]
+    if target == "multibox":
+        header = header_of(weights)
+        with new_file(out) as temporary:
+            safetensors.torch.save_file(weights.tensors, temporary, metadata=header)
+        return lines
+    if target == "onnx":
+        network, header = load_network(weights, torch.device("cpu")), header_of(weights)
+        with new_file(out) as temporary:
+            write_onnx(temporary, network, header)
+        return lines
+    known = (*LEVELS, "ssd7") if target == "keras" else tuple(LEVELS)
+    if weights.network not in known:
+        raise WeightsError(
+            f"is of {weights.network}, which {target} does not have",
+            file=weights.path,
+            remedy=f"It has {', '.join(known)}",
+        )
+    load_network(weights, torch.device("cpu"))  # refuses what does not fit
+    with new_file(out) as temporary:
+        if target == "keras":
+            write_keras(temporary, weights.network, weights.tensors)
+        else:
+            write_pytorch(temporary, weights.network, weights.tensors, target)
+    return [*lines, *_differences(weights, target)]
+
+
+def introduction(weights: Weights) -> list[str]:
+    """Returns whose weights these are, and all that a prediction with them rests on."""
+    traits = weights.traits
+    mean = ", ".join(f"{value:g}" for value in traits.mean_rgb)
+    classes = weights.classes
+    some = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+    lines = [f"format: {weights.origin}", f"network: {weights.network}"]
+    if weights.network == TRUNK_ONLY:
+        lines.append("no detector: what a training starts from (--init)")
+    else:
+        lines.append(f"classes: {len(classes)} ({some})")
+        clipped = "" if traits.clip == "none" else f", clipped ({traits.clip})"
+        lines.append(f"default boxes: {traits.scales}{clipped}")
+    lines.append(f"pixels: RGB minus ({mean}), times {traits.pixel_scale:g}")
+    return [*lines, f"licence: {weights.licence}"]
+
+
+def _differences(weights: Weights, target: Target) -> list[str]:
+    """Returns what the target's own code does otherwise than the network that was trained."""
+    own, origin = weights.traits, _ORIGINS[target]
+    if weights.network == "ssd7":
+        return []
+    found = []
+    if own.scales != usual_scales(origin, len(weights.classes)):
+        found.append(f"note: give {origin.title} the default boxes for {own.scales}")
+    if own.clip != origin.clip:
+        found.append(f"note: {origin.title} clips default boxes otherwise ({origin.clip})")
+    if own.clip_detections != origin.clip_detections:
+        verb = "clips" if origin.clip_detections else "does not clip"
+        found.append(f"note: {origin.title} {verb} boxes before suppression")
+    if max(abs(a - b) for a, b in zip(own.mean_rgb, origin.mean_rgb, strict=True)) > _SAME_MEAN:
+        found.append(f"note: {origin.title} subtracts another mean from the pixels")
+    return found

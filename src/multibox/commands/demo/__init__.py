@@ -1,0 +1,1 @@
+"""Draws a dataset and runs the whole path on it."""

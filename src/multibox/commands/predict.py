@@ -1,0 +1,223 @@
+"""The verb `predict`, and the same from Python.
+
+from multibox import Detector
+
+detector = Detector.open("runs/bccd")
+detections = detector("photo.jpg")
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from multibox.data.geometry import whole_image
+from multibox.data.images import read_image
+from multibox.data.pixels import render
+from multibox.drawing import draw_detections, write_picture
+from multibox.errors import ConfigError, MultiboxError, StorageError
+from multibox.precision import arithmetic, in_precision, stored_in
+from multibox.processes.distributed import pick_device
+from multibox.ssd.network import SSD
+from multibox.storage.run_folder import write_json
+from multibox.structures import Detections
+from multibox.weights.files import find_weights, load_network, read_weights
+
+
+class Detection(NamedTuple):
+    """One object that was found.
+
+    Attributes:
+        name: Its class.
+        score: In 0..1.
+        box_px: (x0, y0, x1, y1) in pixels of the image, within its frame.
+    """
+
+    name: str
+    score: float
+    box_px: tuple[float, float, float, float]
+
+
+class Detector:
+    """A trained network that finds objects in images of any size.
+
+    Args:
+        network: On its device, ready to predict.
+        classes: Names in the order of its labels.
+        precision: The network's arithmetic.
+        notes: What was altered or guessed in reading its weights, a clause each.
+
+    Attributes:
+        classes: Names in the order of the network's labels.
+        notes: As given.
+    """
+
+    def __init__(
+        self,
+        network: SSD,
+        classes: Sequence[str],
+        precision: torch.dtype,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.classes = tuple(classes)
+        self.notes = tuple(notes)
+        self._network, self._precision = network, precision
+
+    @classmethod
+    def open(cls, path: Path | str, *, which: str = "last", device: str = "auto") -> "Detector":
+        """Opens a run, a checkpoint's folder or a weights file.
+
+        Args:
+            path: Any of the three.
+            which: For a run: `last`, `best` or a step.
+            device: `auto`, `cpu` or `cuda`.
+
+        Raises:
+            WeightsError: The weights are not there, are damaged, or of no known format.
+            ConfigError: A GPU is asked for, and there is none.
+        """
+        weights = read_weights(find_weights(Path(path), which))
+        place = pick_device(device)
+        precision = arithmetic("auto", place)
+        network = stored_in(precision, load_network(weights, place))
+        return cls(network, weights.classes, precision, weights.notes)
+
+    def __call__(
+        self, image: Path | str | UInt8[np.ndarray, "H W 3"], *, score_threshold: float = 0.5
+    ) -> list[Detection]:
+        """Returns the objects in an image, by descending score.
+
+        Args:
+            image: A file, or RGB pixels.
+            score_threshold: Detections of a lower score are left out.
+
+        Raises:
+            DataError: The file is missing, damaged or no image.
+        """
+        pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+        return self.name(self.detect(pixels, score_threshold=score_threshold), pixels)
+
+    def name(self, detections: Detections, pixels: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
+        """Returns detections with their classes' names, in the pixels of their image."""
+        height, width = pixels.shape[:2]
+        boxes_px = detections.boxes.clamp(0, 1) * torch.tensor([width, height, width, height])
+        return [
+            Detection(self.classes[label], score, (x0, y0, x1, y1))
+            for (x0, y0, x1, y1), score, label in zip(
+                boxes_px.tolist(),
+                detections.scores.tolist(),
+                detections.labels.tolist(),
+                strict=True,
+            )
+        ]
+
+    @torch.inference_mode()
+    def detect(
+        self, pixels: UInt8[np.ndarray, "H W 3"], *, score_threshold: float = 0.0
+    ) -> Detections:
+        """Returns the detections in RGB pixels, in the unit frame, on the CPU.
+
+        Args:
+            pixels: The image.
+            score_threshold: Detections of a lower score are left out, and cost nothing.
+        """
+        network = self._network
+        device = network.default_boxes.device
+        height, width = pixels.shape[:2]
+        resized = render(pixels, whole_image(width, height), None, network.image_size_px)
+        images = torch.from_numpy(resized).permute(2, 0, 1).unsqueeze(0).to(device)
+        with in_precision(self._precision, device):
+            output = network(images)
+        (found,) = network.detect(output, score_threshold=score_threshold)
+        return Detections(*(field.cpu() for field in found))
+
+
+def predict(
+    detector: Detector, images: Sequence[Path], *, out: Path, score_threshold: float
+) -> list[MultiboxError]:
+    """Writes `<image>.json` and the drawn `<image>.jpg` for every image, and returns refusals.
+
+    An image that cannot be read does not keep the others from being done.
+
+    Args:
+        detector: Finds the objects.
+        images: The files.
+        out: The folder to write to; made where it is absent.
+        score_threshold: Detections of a lower score are left out.
+
+    Raises:
+        ConfigError: There is no image, or no such threshold.
+        StorageError: The folder cannot be written, or has a file of one of these names that is not
+            of an earlier prediction.
+    """
+    if not images:
+        raise ConfigError("no image is given", remedy="Name the files to look at")
+    if not 0 <= score_threshold <= 1:
+        raise ConfigError(f"score_threshold is {score_threshold}, but scores lie in 0..1")
+    refusals: list[MultiboxError] = []
+    names = _names(images)
+    for name in names:
+        _spare_others(out, name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot be made ({error.strerror})", file=out) from None
+    for path, name in zip(images, names, strict=True):
+        try:
+            pixels = read_image(path)
+        except MultiboxError as error:
+            refusals.append(error)
+            continue
+        found = detector.detect(pixels, score_threshold=score_threshold)
+        height, width = pixels.shape[:2]
+        named = [detection._asdict() for detection in detector.name(found, pixels)]
+        record = {"image": str(path), "width": width, "height": height, "detections": named}
+        write_json(out / f"{name}.json", record)
+        draw_detections(pixels, found, detector.classes, score_threshold=score_threshold)
+        write_picture(out / f"{name}.jpg", pixels)
+    return refusals
+
+
+def _names(images: Sequence[Path]) -> list[str]:
+    """Returns a name for each image's results: its stem, numbered where several share it.
+
+    Names that differ in case only would be the same file on some disks.
+    """
+    taken = {path.stem.casefold() for path in images}
+    names: list[str] = []
+    first = set[str]()
+    for path in images:
+        name, number = path.stem, 1
+        if name.casefold() in first:
+            while name.casefold() in taken:
+                number += 1
+                name = f"{path.stem}-{number}"
+        first.add(name.casefold())
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _spare_others(out: Path, name: str) -> None:
+    """Refuses to replace what is not an earlier result: the image itself, if it lies there."""
+    record = out / f"{name}.json"
+    for file in (record, out / f"{name}.jpg"):
+        if os.path.lexists(file) and not _is_record(record):
+            raise StorageError(
+                "exists, is not of an earlier prediction, and is not replaced",
+                file=file,
+                remedy="Choose another folder for --out",
+            )
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.keys() == {"image", "width", "height", "detections"}

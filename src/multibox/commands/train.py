@@ -1,0 +1,281 @@
+"""The verb `train`: from a recipe and a folder of annotated images to a trained run."""
+
+import hashlib
+import json
+from contextlib import ExitStack, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from multibox.build import build_network, new_network, read_datasets
+from multibox.config import Config, OptimizerConfig, flatten
+from multibox.data.dataset import Dataset
+from multibox.data.decoded import remove_decoded
+from multibox.errors import ConfigError
+from multibox.precision import arithmetic
+from multibox.processes.distributed import Processes, join, require_same, wait_for_all
+from multibox.rng import STREAM_VERSION
+from multibox.ssd.network import SSD
+from multibox.storage.checkpoint import steps
+from multibox.storage.disk import mebibytes, require_room
+from multibox.storage.lock import RunLock
+from multibox.storage.run_folder import claim, environment, refuse_foreign, write_json
+from multibox.training.data_loader import Feed
+from multibox.training.initial_weights import start_from
+from multibox.training.loop import Loop, Surroundings
+from multibox.training.periodic_evaluation import SAMPLE_PICTURES
+from multibox.training.train_step import Learner
+from multibox.weights.files import describe, find_weights, read_weights
+
+RESULTS_BYTES = 200 * 40
+"""Of an image in a milestone's results files: `keep_top_k` lines."""
+
+PICTURE_BYTES = 2**18
+"""Of a picture with drawn boxes, generously."""
+
+
+class Request(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        recipe: The name of what `config` began as.
+        config: The complete configuration.
+        data: The folder of annotated images.
+        out: The run's folder.
+        init: A run or weights file to start from, if any.
+        licence: What the weights may be used for, in the owner's words.
+        decoded_cache_gib: How much of the disk decoded images may take, in GiB.
+    """
+
+    recipe: str
+    config: Config
+    data: Path
+    out: Path
+    init: Path | None
+    licence: str
+    decoded_cache_gib: float = 0.0
+
+
+def train(request: Request, console: Console) -> None:
+    """Trains, or goes on where the run in `out` stands; does nothing if that is its end.
+
+    Raises:
+        MultiboxError: Something cannot be used; nothing was lost.
+        Interrupted: A signal stopped the run, which is saved.
+    """
+    config = request.config
+    with ExitStack() as stack:
+        processes = stack.enter_context(join(config.run.device))
+        console.quiet = console.quiet or not processes.is_first
+        # Before the data are read, which may take minutes.
+        sketch = build_network(config.network, max(1, len(config.data.classes)))
+        check_shares(config, sketch, processes)
+        _require_apart(request.out, request.data)
+        if processes.is_first:
+            refuse_foreign(request.out)
+            stack.enter_context(RunLock(request.out))
+            _require_room(request.out, config, sketch, images=0)
+        train_set, test_set = read_datasets(config, request.data)
+        for dataset in (train_set, test_set):
+            _introduce(dataset, console)
+        network = new_network(config, len(train_set.classes))
+        init_digest = _initial_weights(request, network, train_set.classes, console)
+        precision = arithmetic(config.run.precision, processes.device)
+        facts = {
+            "multibox": version("multibox"),
+            "recipe": request.recipe,
+            "init_digest": init_digest,
+            "precision": str(precision).removeprefix("torch."),
+            "stream_version": STREAM_VERSION,
+            "data_root": str(request.data.resolve()),
+            **_facts(network, train_set, test_set),
+        }
+        _compare(config, facts, processes)
+        if processes.is_first:
+            _require_room(request.out, config, network, images=len(test_set))
+            claim(request.out, config, facts)
+            _describe_machine(request.out, processes, precision, console)
+        wait_for_all(processes)
+        surroundings = Surroundings(
+            folder=request.out,
+            train_set=train_set,
+            test_set=test_set,
+            processes=processes,
+            console=console,
+            feed=Feed(
+                config,
+                train_set,
+                network.image_size_px,
+                folder=request.out,
+                processes=processes,
+                console=console,
+                decoded_cache_gib=request.decoded_cache_gib,
+            ),
+            metadata=describe(network, config.network, train_set.classes, request.licence),
+        )
+        try:
+            Loop(config, Learner(network, config, processes), surroundings).run()
+        except torch.OutOfMemoryError as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"the GPU's memory does not suffice ({reason})",
+                remedy="Begin in another folder with a larger --accumulate, a smaller --batch-size "
+                "or --pipeline cpu",
+            ) from None
+        if processes.is_first:
+            remove_decoded(request.out)
+
+
+def _require_apart(out: Path, data: Path) -> None:
+    if out.resolve().is_relative_to(data.resolve()):
+        raise ConfigError(
+            "the run would lie in the dataset",
+            file=out,
+            remedy=f"Choose a folder for --out that is not below {data}",
+        )
+
+
+def check_shares(config: Config, network: SSD, processes: Processes) -> None:
+    """Refuses a batch that the processes cannot share.
+
+    Raises:
+        ConfigError: It is not a multiple of them, or leaves one image where several are needed.
+    """
+    remedy = "Change --batch-size, --accumulate or the number of processes"
+    batch = config.run.batch_size
+    shares = processes.world_size * config.optimizer.accumulate
+    among = f"{processes.world_size} processes in {config.optimizer.accumulate} parts"
+    if batch % shares:
+        raise ConfigError(f"a batch of {batch} cannot be shared equally by {among}", remedy=remedy)
+    normalised = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    if normalised and batch == shares:
+        raise ConfigError(
+            f"a batch of {batch} leaves one image at a time to {among}, but {config.network} "
+            "normalises over several",
+            remedy=remedy,
+        )
+
+
+def _require_room(out: Path, config: Config, network: SSD, *, images: int) -> None:
+    """Refuses a folder without room for what the run will keep there.
+
+    These are the newest checkpoints, the best and the one being written, and all milestones.
+
+    Args:
+        out: The run's folder.
+        config: The run's.
+        network: The run's, or one of no more classes.
+        images: That each milestone is judged on.
+    """
+    run, last = config.run, config.schedule.steps
+    present = steps(out / "checkpoints")
+    done = present[-1] if present else 0
+    if done == last:
+        return
+    milestones = -(-last // run.evaluate_every) - done // run.evaluate_every
+    saves = milestones + 1 + last // run.checkpoint_every - done // run.checkpoint_every
+    count = max(1, min(saves, run.keep_checkpoints + 2 - len(present)))
+    size = _checkpoint_bytes(network, config.optimizer)
+    pictures = min(SAMPLE_PICTURES, images)
+    judged = milestones * (images * RESULTS_BYTES + pictures * PICTURE_BYTES)
+    require_room(
+        out,
+        count * size + judged,
+        purpose=f"{count} checkpoints of {mebibytes(size)} and {milestones} evaluations",
+        remedy="Make room, give fewer --keep-checkpoints, or choose another folder for --out",
+    )
+
+
+def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
+    """Returns what a checkpoint will hold, without its headers: see `Learner.optimizer`."""
+    state = network.state_dict().values()
+    moments = 2 if config.optimizer != "sgd" else int(config.momentum > 0)
+    trained = sum(parameter.nbytes for parameter in network.parameters())
+    learnt = sum(tensor.nbytes for tensor in state if tensor.is_floating_point())
+    averaged = learnt if config.ema_decay > 0 else 0
+    size: int = sum(tensor.nbytes for tensor in state) + moments * trained + averaged
+    return size
+
+
+def _compare(config: Config, facts: dict[str, Any], processes: Processes) -> None:
+    """Refuses processes that would compute different things."""
+    names = ("multibox", "recipe", "data_digest", "init_digest", "precision", "stream_version")
+    same = flatten(config) | {name: facts[name] for name in names} | {"torch": version("torch")}
+    del same["workers"]
+    require_same(same, processes)
+
+
+def _describe_machine(
+    folder: Path, processes: Processes, precision: torch.dtype, console: Console
+) -> None:
+    """Writes `environment.json`; says so if the run goes on in another number of processes."""
+    path, now = folder / "environment.json", processes.world_size
+    before = now
+    with suppress(OSError, ValueError):
+        before = json.loads(path.read_text(encoding="utf-8")).get("processes", now)
+    if before != now:
+        console.print(
+            f"note: goes on in {now} processes, after {before}: the same samples in every step, "
+            "each process's share of them another",
+            highlight=False,
+        )
+    write_json(path, environment(processes.device, precision) | {"processes": now})
+
+
+def _introduce(dataset: Dataset, console: Console) -> None:
+    """Says what was read, and what was left out or read otherwise than written."""
+    counts = ", ".join(f"{count} {name}" for name, count in dataset.objects_per_class.items())
+    console.print(f"{dataset.name}: {len(dataset)} images with {counts}", highlight=False)
+    for note in dataset.notes:
+        console.print(f"  note: {note}", highlight=False, markup=False)
+    if dataset.faults:
+        console.print(f"  skipped {len(dataset.faults)} faults:", highlight=False)
+    for fault in dataset.faults:
+        console.print(f"  {fault}", highlight=False, markup=False)
+
+
+def _initial_weights(
+    request: Request, network: SSD, classes: tuple[str, ...], console: Console
+) -> str | None:
+    """Fills the network from `--init` and returns the file's digest; None without."""
+    if request.init is None:
+        return None
+    path = find_weights(request.init)
+    weights = read_weights(path)
+    transfer = start_from(network, classes, weights)
+    lines = [f"Weights from {path} ({weights.origin}, {weights.network})", *weights.notes]
+    if weights.classes and classes != weights.classes:
+        pairs = (a if a == b else f"{a} (there {b})" for a, b in transfer.kept.items())
+        lines.append(f"kept the outputs of {', '.join(pairs) or 'no class'}")
+    new = transfer.random
+    if new:
+        some = ", ".join(new[:4]) + (", ..." if len(new) > 4 else "")
+        lines.append(f"{len(new)} tensors begin at random, wholly or in part: {some}")
+    for line in (*lines, *transfer.notes):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _facts(network: SSD, train_set: Dataset, test_set: Dataset) -> dict[str, Any]:
+    """Returns what `run.json` says of the data and the network."""
+    data = {
+        role: {
+            "name": dataset.name,
+            "images": len(dataset),
+            "objects": dataset.objects_per_class,
+            "skipped": len(dataset.faults),
+            "faults": [str(fault) for fault in dataset.faults],
+        }
+        for role, dataset in (("train", train_set), ("test", test_set))
+    }
+    return {
+        "data_digest": f"{train_set.digest}-{test_set.digest}",
+        "data": data,
+        "classes": train_set.classes,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "default_boxes": network.default_boxes.shape[0],
+    }

@@ -1,0 +1,1 @@
+"""Looks for faults in a dataset and writes corrected copies."""

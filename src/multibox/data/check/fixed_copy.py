@@ -1,0 +1,232 @@
+"""Writes a corrected copy of a dataset, in VOC's layout; the dataset itself is only read.
+
+Whatever has no fault is copied byte for byte. `fixes.json` lists what was altered or left out.
+"""
+
+import json
+import re
+import tempfile
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import NamedTuple
+
+from multibox.data.check.fixes import Change, correct_image, correct_tree, new_tree
+from multibox.data.dataset import Annotation, Dataset, Fault
+from multibox.data.formats.layouts import known_splits, read_dataset
+from multibox.data.formats.voc import (
+    MAX_LIST_BYTES,
+    all_lists,
+    has_layouts,
+    parse_annotation,
+    split_lists,
+)
+from multibox.data.images import find_images, read_bytes
+from multibox.data.reading import NoImagesError
+from multibox.errors import ConfigError, DataError, StorageError
+
+RECORD = "fixes.json"
+_FLAGS = ("-1", "0", "1")
+
+
+class _Copy(NamedTuple):
+    """A layout folder that is being written.
+
+    Attributes:
+        folder: Where.
+        classes: The only names that objects may have; empty: any.
+        changes: What was altered or left out.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    changes: list[Change]
+
+    def make(self) -> None:
+        """Makes the folders."""
+        for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+
+    def write(self, image_id: str, image: bytes, suffix: str, xml: bytes) -> None:
+        """Adds an image and its annotation."""
+        (self.folder / "JPEGImages" / f"{image_id}{suffix}").write_bytes(image)
+        (self.folder / "Annotations" / f"{image_id}.xml").write_bytes(xml)
+
+    def write_list(self, split: str, content: bytes) -> None:
+        """Adds a list of images."""
+        (self.folder / "ImageSets" / "Main" / f"{split}.txt").write_bytes(content)
+
+    def leave_out(self, error: DataError, file: Path, position: str | None = None) -> None:
+        """Notes what is not copied."""
+        file = Path(error.file or file)
+        self.changes.append(Change(file, error.position or position, f"left out: {error.reason}"))
+
+
+def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> int:
+    """Writes a corrected copy of all splits of a dataset and returns the number of changes.
+
+    Faulty objects and exact duplicates are removed, boxes clipped, sizes corrected where all boxes
+    fit the image; EXIF orientations are set to 1 in place; CMYK, 16 bits, transparency and
+    animations become PNG with the pixels that training would see. Images that cannot be used, or
+    lose all of their objects, are left out of files and lists. Files in no list are not copied.
+    From COCO's layout, boxes that leave their image by more than a pixel are removed.
+
+    Args:
+        root: A folder in VOC or COCO layout.
+        out: A new folder, or an empty one, outside the dataset. It appears when it is complete.
+        classes: Objects of other names are removed; empty: none.
+
+    Raises:
+        DataError: The folder has neither layout, or nothing of it can be used.
+        ConfigError: The copy and the dataset would lie within one another.
+        StorageError: The copy's folder has something in it, or cannot be written.
+    """
+    source, target = root.resolve(), out.resolve()
+    if source.is_relative_to(target) or target.is_relative_to(source):
+        remedy = "Choose a folder that is neither above nor below it"
+        raise ConfigError(f"a copy in {out} would lie in the dataset", remedy=remedy)
+    try:
+        if out.exists() and any(out.iterdir()):
+            remedy = "Choose a new folder, or remove this one"
+            raise StorageError("has files already", file=out, remedy=remedy)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fixing-", dir=target.parent) as staging:
+            # One level down, because a temporary folder itself is closed to other users.
+            written = Path(staging) / target.name
+            changes = _write(root, written, classes)
+            if out.exists():
+                target.rmdir()
+            written.rename(target)
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror})"
+        raise StorageError(reason, file=out, remedy="Choose another folder") from None
+    return len(changes)
+
+
+def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
+    target.mkdir()
+    changes = list[Change]()
+    if has_layouts(root):
+        lists, main = all_lists(root), set(split_lists(root).values())
+        folders = list(dict.fromkeys(file.parents[2] for file in lists))
+        for folder in folders:
+            below = target if folder == root else target / folder.name
+            of_folder = [file for file in lists if file.parents[2] == folder]
+            _write_voc(folder, of_folder, main, _Copy(below, classes, changes))
+    else:
+        _write_coco(root, _Copy(target, classes, changes))
+    if not any(target.rglob("ImageSets/Main/*.txt")):
+        raise DataError("nothing of it can be used", file=root, remedy="See what check lists")
+    record = {"source": str(root), "changes": [change.as_json() for change in changes]}
+    (target / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return changes
+
+
+def _write_voc(folder: Path, lists: list[Path], main: set[Path], copy: _Copy) -> None:
+    """Writes a layout folder; the lists that are not `main` are those of a class in a split."""
+    copy.make()
+    images = find_images(folder / "JPEGImages")
+    kept: dict[str, bool] = {}
+    for file in lists:
+        try:
+            lines = read_bytes(file, limit=MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            copy.leave_out(DataError("is not UTF-8"), file)
+            continue
+        except DataError as error:
+            copy.leave_out(error, file)
+            continue
+        left = dict[str, str]()
+        for number, line in enumerate(lines, start=1):
+            words = line.rsplit(maxsplit=1)
+            if not words:
+                continue
+            image_id = words[0] if words[-1] in _FLAGS else line.strip()
+            if image_id not in kept:
+                kept[image_id] = _write_voc_image(folder, image_id, images, copy)
+            if image_id in left:
+                copy.leave_out(DataError("is listed already"), file, f"line {number}")
+            elif kept[image_id]:
+                left[image_id] = line
+        if file in main and all(line.split()[-1] == "-1" for line in left.values()):
+            copy.leave_out(DataError("lists no image that can be used"), file)
+        elif len(left) == sum(bool(line.strip()) for line in lines):
+            copy.write_list(file.stem, file.read_bytes())
+        else:
+            copy.write_list(file.stem, "".join(f"{line}\n" for line in left.values()).encode())
+
+
+def _write_voc_image(folder: Path, image_id: str, images: dict[str, Path], copy: _Copy) -> bool:
+    """Writes an image and its annotation as far as they can be used; returns whether they can."""
+    xml = folder / "Annotations" / f"{image_id}.xml"
+    try:
+        if image_id not in images:
+            raise DataError(f"{image_id!r} has no image")
+        image = correct_image(images[image_id])
+        tree = parse_annotation(xml)
+        image, found = correct_tree(tree, xml, image, copy.classes)
+    except DataError as error:
+        copy.leave_out(error, xml)
+        return False
+    copy.changes.extend((*image.changes, *found))
+    altered = ET.tostring(tree, encoding="utf-8", xml_declaration=True) + b"\n"
+    copy.write(image_id, image.data, image.suffix, altered if found else xml.read_bytes())
+    return True
+
+
+def _write_coco(root: Path, copy: _Copy) -> None:
+    copy.make()
+    taken: set[str] = set()
+    for split in known_splits(root):
+        try:
+            dataset = read_dataset(root, split, classes=copy.classes, on_bad="skip")
+        except NoImagesError as error:
+            copy.leave_out(error, root, f"split {split}")
+            _note_faults(error.faults, copy)
+            continue
+        except DataError as error:
+            copy.leave_out(error, root, f"split {split}")
+            continue
+        _note_faults(dataset.faults, copy)
+        ids = []
+        for item in dataset.annotations:
+            image_id = _free_name(item.image_id, split, taken)
+            if _write_coco_image(item, dataset, image_id, copy):
+                ids.append(image_id)
+        if ids:
+            copy.write_list(_plain_name(split), "".join(f"{name}\n" for name in ids).encode())
+        else:
+            copy.leave_out(DataError("lists no image that can be used"), root, f"split {split}")
+
+
+def _note_faults(faults: tuple[Fault, ...], copy: _Copy) -> None:
+    for fault in faults:
+        copy.leave_out(DataError(fault.reason), fault.file, fault.position)
+
+
+def _write_coco_image(item: Annotation, dataset: Dataset, image_id: str, copy: _Copy) -> bool:
+    try:
+        image = correct_image(item.image_path)
+    except DataError as error:
+        copy.leave_out(error, item.image_path)
+        return False
+    tree, found = new_tree(item, dataset.classes)
+    copy.changes.extend((*image.changes, *found))
+    xml = ET.tostring(tree, encoding="utf-8", xml_declaration=True) + b"\n"
+    copy.write(image_id, image.data, image.suffix, xml)
+    return True
+
+
+def _free_name(image_id: str, split: str, taken: set[str]) -> str:
+    """Returns an id for VOC's lists that no other image has, on any file system."""
+    name = plain = _plain_name(image_id)
+    number = 1
+    while name.casefold() in taken:
+        name = f"{_plain_name(split)}_{plain}" if number == 1 else f"{plain}_{number}"
+        number += 1
+    taken.add(name.casefold())
+    return name
+
+
+def _plain_name(text: str) -> str:
+    """Returns a name that a list can hold: no spaces, no separators, no two dots in a row."""
+    return re.sub(r"[^\w.-]|\.(?=\.)|^\W", "_", text)

@@ -1,0 +1,1 @@
+"""Renders training images on a GPU."""

@@ -1,0 +1,166 @@
+"""Training images that lie decoded in a device's memory, and batches that it renders of them.
+
+What chance decides of a sample is decided on the CPU by `pipeline.TrainingExamples`: processes that
+work ahead turn numbers of samples into targets and small plans, which are copied to the device
+without waiting; the pixels never leave it. So boxes and labels are those of the CPU's pipeline bit
+for bit, and pixels differ by what `batched` rounds otherwise than OpenCV.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from multibox.data.collate import Example, collate
+from multibox.data.device.plan import Plan, Plans, join_plans, plan
+from multibox.data.device.render import ColourTables, colour_tables, render
+from multibox.data.pipeline import TrainingExamples, read_pixels
+from multibox.data.workers import OnLoss, unsaid, work_ahead
+from multibox.errors import ConfigError, MultiboxError
+from multibox.structures import Batch
+
+# What rendering needs at its fullest for a pixel of the largest image, and for tables of colours.
+_SCRATCH_BYTES, _TABLE_BYTES = 80, 1 << 27
+
+# Stands in for an image until the device has rendered it.
+_NO_PIXELS = np.zeros((1, 1, 3), np.uint8)
+
+Progress = Callable[[int, int], None]
+"""Is told how many of how many images were decoded."""
+
+
+class ResidentExamples(NamedTuple):
+    """The line of augmented samples, its images in a device's memory.
+
+    Attributes:
+        examples: The line itself.
+        firsts: The place of each image's first pixel in `pixels`; at the end, their number.
+        pixels: RGB of all images, one row after the other.
+        tables: Where colours are distorted.
+    """
+
+    examples: TrainingExamples
+    firsts: Int64[np.ndarray, " n"]
+    pixels: UInt8[Tensor, "N 3"]
+    tables: ColourTables | None
+
+
+def load(
+    examples: TrainingExamples,
+    device: torch.device,
+    *,
+    batch_size: int,
+    workers: int,
+    progress: Progress,
+) -> ResidentExamples:
+    """Decodes all images into a device's memory.
+
+    Args:
+        examples: The images and what is to be made of them.
+        device: Where they go.
+        batch_size: How many are to be rendered at a time.
+        workers: Images decoded at a time.
+        progress: Is told how far it is.
+
+    Raises:
+        ConfigError: The device has not enough memory.
+        DataError: An image cannot be read.
+    """
+    annotations, distort = examples.annotations, examples.augmentation.distort
+    sizes = np.array([(item.height_px, item.width_px) for item in annotations], np.int64)
+    firsts = np.concatenate([np.zeros(1, np.int64), sizes.prod(axis=1).cumsum()])
+    scratch = batch_size * int(sizes.max(axis=0).prod()) * _SCRATCH_BYTES
+    needed, free = 3 * int(firsts[-1]) + _TABLE_BYTES * distort + scratch, _free_bytes(device)
+    if needed > free:
+        raise ConfigError(
+            f"{len(annotations)} decoded images and what renders them need {needed} bytes of "
+            f"memory on {device}, where {free} are free",
+            remedy="Say --pipeline cpu",
+        )
+    pixels = torch.empty(int(firsts[-1]), 3, dtype=torch.uint8, device=device)
+
+    def fill(place: int) -> None:
+        stored = examples.decoded.read(place, annotations[place]) if examples.decoded else None
+        image = torch.from_numpy(read_pixels(annotations[place]) if stored is None else stored)
+        pixels[firsts[place] : firsts[place + 1]] = image.reshape(-1, 3)
+
+    # Decoding and copying free the interpreter's lock.
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        for done, _ in enumerate(pool.map(fill, range(len(annotations))), start=1):
+            progress(done, len(annotations))
+    finally:
+        # Who interrupts does not wait for the rest.
+        pool.shutdown(cancel_futures=True)
+    return ResidentExamples(examples, firsts, pixels, colour_tables(device) if distort else None)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    # What a CPU has at all: caches of the file system make room.
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_batches(
+    resident: ResidentExamples,
+    numbers: Iterable[list[int]],
+    *,
+    workers: int,
+    on_loss: OnLoss = unsaid,
+) -> Iterator[Batch]:
+    """Yields the batches of lists of sample numbers, their images on the device.
+
+    Args:
+        resident: The images.
+        numbers: The numbers of each batch.
+        workers: Processes that plan ahead; 0: this one, on demand.
+        on_loss: Is told why workers are replaced.
+
+    Raises:
+        WorkerError: Workers were lost again and again at a batch.
+    """
+    device, size_px = resident.pixels.device, resident.examples.image_size_px
+    planned = _Planned(resident.examples, resident.firsts)
+    on_gpu = device.type == "cuda"
+    for batch, plans in work_ahead(
+        planned,
+        planned.join,
+        numbers,
+        workers=workers,
+        pin_memory=on_gpu,
+        files=resident.examples.files,
+        on_loss=on_loss,
+    ):
+        images = render(resident.pixels, plans.to(device), resident.tables, size_px)
+        yield batch._replace(images=images)
+
+
+@dataclass(frozen=True)
+class _Planned(Dataset[Any]):
+    """The samples as the working processes know them: without a pixel."""
+
+    examples: TrainingExamples
+    firsts: Int64[np.ndarray, " n"]
+
+    def __getitem__(self, sample: int) -> tuple[Example, Plan]:
+        place, geometry, colour, boxes, kept = self.examples.decide(sample)
+        item = self.examples.annotations[place]
+        size_px, first = (item.height_px, item.width_px), int(self.firsts[place])
+        return (
+            Example(_NO_PIXELS, boxes, item.labels[kept], item.difficult[kept], sample, place),
+            plan(geometry, colour, size_px, self.examples.image_size_px, first),
+        )
+
+    def join(self, samples: Sequence[tuple[Example, Plan]]) -> tuple[Batch, Plans] | MultiboxError:
+        batch = collate([example for example, _ in samples])
+        if isinstance(batch, MultiboxError):
+            return batch
+        return batch, join_plans([plan for _, plan in samples], self.examples.image_size_px)

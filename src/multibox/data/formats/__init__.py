@@ -1,0 +1,1 @@
+"""Readers of annotated images, one module for each format."""

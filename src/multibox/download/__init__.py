@@ -1,0 +1,1 @@
+"""Fetches published datasets. The only package that opens connections to the network."""

@@ -1,1 +1,0 @@
-"""Other implementations' weights files, read and written without executing anything in them."""

@@ -1,1 +1,0 @@
-"""What a run needs around the loop: checkpoints, journal, schedules, processes, progress."""

@@ -1,0 +1,85 @@
+"""An evaluation in the middle or at the end of a run, and what it leaves in the run's folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from multibox.data.dataset import Dataset
+from multibox.data.images import read_image
+from multibox.drawing import draw_detections, draw_truth, write_picture
+from multibox.evaluation.results import file_split, write_results
+from multibox.inference import Setting, detect_all, detections_by_class, objects_by_class, score
+from multibox.ssd.network import SSD
+from multibox.storage.disk import sync_files
+from multibox.storage.run_folder import write_json
+from multibox.structures import Detections
+
+SAMPLE_PICTURES = 12
+"""Images of a split that are drawn."""
+
+SHOWN_SCORE = 0.5
+"""Detections of a lower score are not drawn."""
+
+
+def evaluate_milestone(
+    network: SSD, dataset: Dataset, setting: Setting, *, folder: Path, step: int
+) -> dict[str, float | None]:
+    """Evaluates a run's network on a split and returns its `voc07`, `voc12` and `coco` averages.
+
+    The first process writes `evaluations/step-<step>.json`, the devkit's results files beside it,
+    and pictures of some images in `samples/`.
+
+    Args:
+        network: The run's, at that step.
+        dataset: The split.
+        setting: How to go over it.
+        folder: The run's folder.
+        step: The milestone.
+    """
+    found = detect_all(network, dataset, setting)
+    objects, by_class = objects_by_class(dataset), detections_by_class(dataset, found)
+    metrics = score(by_class, objects)
+    if setting.processes.is_first:
+        name = f"step-{step:08d}"
+        ids = [annotation.image_id for annotation in dataset.annotations]
+        results = folder / "evaluations" / name
+        files = write_results(results, by_class, ids, split=file_split(dataset.name))
+        record = {
+            "step": step,
+            "split": dataset.name,
+            "images": len(dataset),
+            "objects": sum(int((~of_class.difficult).sum()) for of_class in objects.values()),
+            "metric": "voc07",
+            **metrics,
+        }
+        files.append(folder / "evaluations" / f"{name}.json")
+        write_json(files[-1], record)
+        files += _draw_samples(folder, name, dataset, found)
+        # The checkpoint that comes after says that the milestone is done.
+        sync_files(folder, files)
+    return {
+        "voc07": metrics["voc07"]["mAP"],
+        "voc12": metrics["voc12"]["mAP"],
+        "coco": metrics["coco"]["AP"],
+    }
+
+
+def _draw_samples(
+    folder: Path, name: str, dataset: Dataset, detections: Sequence[Detections]
+) -> list[Path]:
+    """Draws detections and objects on images spread over the split, and returns the files."""
+    count = min(SAMPLE_PICTURES, len(dataset))
+    places = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    listed = []
+    for number, place in enumerate(places):
+        annotation = dataset.annotations[place]
+        image = read_image(annotation.image_path)
+        draw_truth(image, annotation.boxes_px, annotation.labels)
+        draw_detections(image, detections[place], dataset.classes, score_threshold=SHOWN_SCORE)
+        picture = f"samples/{name}-{number}.jpg"
+        write_picture(folder / picture, image)
+        listed.append({"id": annotation.image_id, "picture": picture})
+    index = folder / "samples" / f"{name}.json"
+    write_json(index, listed)
+    return [index, *(folder / entry["picture"] for entry in listed)]

@@ -1,0 +1,218 @@
+"""What a training step changes, and how: a network, its optimizer and its moving average."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from multibox.build import build_optimizer, translate, translating
+from multibox.config import Config
+from multibox.data.pipeline import without_difficult
+from multibox.precision import arithmetic, in_precision
+from multibox.processes.distributed import Processes, replicate, summing, total
+from multibox.ssd.loss import multibox_loss
+from multibox.ssd.matching import match
+from multibox.ssd.network import SSD
+from multibox.structures import Batch, Matches
+
+REPORTED_DECAY = 0.0005
+"""The weight of the L2 term in ssd_keras's loss, whatever this run's own decay is."""
+
+
+class StepLosses(NamedTuple):
+    """The multibox loss of one step, over all processes.
+
+    Attributes:
+        confidence: Divided by the positives.
+        localization: Likewise.
+        positives: Matched default boxes.
+    """
+
+    confidence: float
+    localization: float
+    positives: float
+
+
+class NonFinite(Exception):  # noqa: N818  # a condition the loop handles; not a failure in itself
+    """A number that a run depends on is NaN or infinite.
+
+    Args:
+        what: Which, as a clause.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+
+class Learner:
+    """Updates a network.
+
+    Args:
+        network: On the CPU, its weights filled.
+        config: The run's.
+        processes: This process among the others.
+
+    Attributes:
+        network: The network being trained.
+        precision: Its arithmetic: `torch.bfloat16` or `torch.float32`.
+    """
+
+    def __init__(self, network: SSD, config: Config, processes: Processes) -> None:
+        self.network = network.to(processes.device)
+        self.precision = arithmetic(config.run.precision, processes.device)
+        self._config = config.optimizer
+        self._train_difficult = config.data.train_difficult
+        self._processes = processes
+        self._optimizer = build_optimizer(self.network, config.optimizer)
+        blank = torch.zeros(1, 3, *network.image_size_px, dtype=torch.uint8)
+        # It would choose what is fastest, and with that the order in which gradients are added.
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        self._replica = replicate(self.network, blank.to(processes.device), processes)
+        self._forward = translate(self._replica) if config.run.compile else self._replica
+        self._parameters = list(self.network.parameters())
+        self._average: dict[str, Tensor] = {}
+        if self._config.ema_decay:
+            self._average = {n: t.clone() for n, t in self._learnt().items()}
+
+    def step(self, batch: Batch, *, lr: float, number: int) -> StepLosses:
+        """Updates the weights by one batch.
+
+        Args:
+            batch: This process's share of the step's samples.
+            lr: The learning rate of weights.
+            number: How many steps came before this one.
+
+        Raises:
+            ConfigError: The network is to be compiled, and cannot be here.
+            NonFinite: A loss or gradient is NaN or infinite; weights, optimizer and average are as
+                they were. Only the running statistics of batch normalisation have seen the batch.
+        """
+        processes, parts = self._processes, self._config.accumulate
+        self.network.train()
+        targets = batch.targets.to(processes.device)
+        if not self._train_difficult:
+            targets = without_difficult(targets)
+        images = batch.images.to(processes.device, non_blocking=True)
+        matches = match(self.network.default_boxes, targets, self.network.variances)
+        positives = total((matches.classes > 0).sum().to(torch.float32), processes)
+        normaliser = positives.clamp(min=1) / processes.world_size
+        sums = torch.zeros(2, device=processes.device)
+        for part in range(parts):
+            share = slice(part, None, parts)
+            wanted = Matches(matches.offsets[share], matches.classes[share])
+            with summing(self._replica, last=part == parts - 1), translating():
+                with in_precision(self.precision, processes.device):
+                    output = self._forward(images[share])
+                losses = multibox_loss(output, wanted, normaliser)
+                torch.autograd.backward(losses.confidence + losses.localization)
+            sums += torch.stack([losses.confidence, losses.localization]).detach()
+        norm = nn.utils.clip_grad_norm_(
+            self._parameters, self._config.clip_norm or float("inf"), foreach=True
+        )
+        confidence, localization = (total(sums, processes) / processes.world_size).tolist()
+        if not torch.isfinite(norm + confidence + localization):
+            self._optimizer.zero_grad()
+            raise NonFinite(
+                "the loss or a gradient is NaN or infinite, and the weights were not updated"
+            )
+        self._set_rate(lr)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._follow(number)
+        return StepLosses(confidence, localization, positives.item())
+
+    def _set_rate(self, lr: float) -> None:
+        """Sets the groups' rates; in Caffe's way, the velocity lr * buffer stays what it was."""
+        for group in self._optimizer.param_groups:
+            new = lr * group["lr_multiplier"]
+            if self._config.lr_in_velocity and new != group["lr"]:
+                states = [self._optimizer.state[parameter] for parameter in group["params"]]
+                buffers = [state["momentum_buffer"] for state in states if state]
+                if buffers:
+                    torch._foreach_mul_(buffers, group["lr"] / new)
+            group["lr"] = new
+
+    @torch.no_grad()
+    def _follow(self, number: int) -> None:
+        """Moves the average towards the weights, faster while the run is young."""
+        if not self._average:
+            return
+        decay = min(self._config.ema_decay, (1 + number) / (10 + number))
+        learnt = self._learnt()
+        torch._foreach_lerp_(
+            [self._average[name] for name in learnt], list(learnt.values()), 1 - decay
+        )
+
+    def _learnt(self) -> dict[str, Tensor]:
+        """Returns the weights and running statistics that are real numbers."""
+        state: dict[str, Tensor] = self.network.state_dict()
+        return {name: t for name, t in state.items() if t.is_floating_point()}
+
+    @torch.no_grad()
+    def l2(self) -> float:
+        """Returns 0.0005 times the sum of all squared convolution weights.
+
+        ssd_keras adds that to the loss it reports; here it is reported beside the loss, and never
+        part of it.
+        """
+        kernels: list[Tensor] = [p for p in self._parameters if p.dim() == 4]
+        squares = torch.stack(torch._foreach_norm(kernels)).square().sum()
+        return REPORTED_DECAY * squares.item()
+
+    @torch.no_grad()
+    def require_finite(self) -> None:
+        """Looks at what would be saved: not every number of it bears on the loss of every step.
+
+        Raises:
+            NonFinite: A weight, a statistic, the average or the optimizer is NaN or infinite.
+        """
+        tensors = self.model() | self.optimizer()
+        named = {n: t for n, t in tensors.items() if t.is_floating_point() and t.dim() > 0}
+        largest = torch.stack(torch._foreach_norm(list(named.values()), float("inf")))
+        finite = largest.isfinite().tolist()
+        broken = [name for name, sound in zip(named, finite, strict=True) if not sound]
+        if broken:
+            more = f" and {len(broken) - 1} other tensors" if len(broken) > 1 else ""
+            raise NonFinite(f"{broken[0]}{more} has NaN or infinite values")
+
+    def model(self) -> dict[str, Tensor]:
+        """Returns the weights that are evaluated and kept: the average where there is one."""
+        return self.network.state_dict() | self._average
+
+    def optimizer(self) -> dict[str, Tensor]:
+        """Returns what besides `model` a continued run needs."""
+        names: dict[Tensor, str] = {p: name for name, p in self.network.named_parameters()}
+        tensors = {
+            f"optimizer.{key}.{names[parameter]}": value
+            for parameter, state in self._optimizer.state.items()
+            for key, value in state.items()
+            if value is not None
+        }
+        if self._average:
+            tensors |= {f"raw.{name}": tensor for name, tensor in self._learnt().items()}
+        return tensors
+
+    def restore(
+        self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], lr: float
+    ) -> None:
+        """Takes back what `model` and `optimizer` returned, and the rate of the step before."""
+        weights = dict(model)
+        raw = {n.removeprefix("raw."): t for n, t in optimizer.items() if n.startswith("raw.")}
+        self.network.load_state_dict(weights | raw)
+        for name in self._average:
+            self._average[name].copy_(weights[name])
+        by_name = dict(self.network.named_parameters())
+        self._optimizer.state.clear()
+        for full_name, tensor in optimizer.items():
+            kind, _, rest = full_name.partition(".")
+            if kind != "optimizer":
+                continue
+            key, _, name = rest.partition(".")
+            parameter = by_name[name]
+            # Laid out in memory as the parameter is; the count of steps is a scalar.
+            blank = torch.empty_like(parameter) if tensor.dim() else parameter.new_empty(())
+            self._optimizer.state[parameter][key] = blank.copy_(tensor)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group["lr_multiplier"]

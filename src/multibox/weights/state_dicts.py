@@ -1,0 +1,150 @@
+"""Takes the parameters from a file, by Caffe's names, whoever wrote it."""
+
+import itertools
+import mmap
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multibox.errors import WeightsError
+from multibox.weights.caffe import CaffeLayer, parse_caffemodel
+from multibox.weights.keras import KerasFile
+from multibox.weights.layer_names import (
+    SCALE,
+    TRUNK,
+    PyTorchFormat,
+    layers,
+    pytorch_names,
+    trunk_names,
+)
+from multibox.weights.publishers import (
+    CAFFE,
+    CAFFE_MEAN,
+    LUFFICC,
+    SSD_KERAS,
+    SSD_PYTORCH,
+    TORCHVISION,
+    Found,
+    Origin,
+)
+from multibox.weights.vgg_reduction import in_caffe_range
+
+_MOST_LEVELS = 7
+
+
+def from_caffe(path: Path) -> Found:
+    """Returns what a `.caffemodel` holds."""
+    with path.open("rb") as stream:
+        try:
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise WeightsError("is empty", file=path) from None
+    found = parse_caffemodel(memoryview(data), file=path)
+    tensors = {
+        f"{name}.{kind}": torch.from_numpy(np.array(blob))
+        for name, layer in found.items()
+        for kind, blob in zip(("weight", "bias"), layer.blobs, strict=False)
+    }
+    if not tensors:
+        raise WeightsError(
+            "is in none of the known formats, or holds no weights",
+            file=path,
+            remedy="Known are .caffemodel, Keras's .h5, PyTorch's .pth and multibox's own",
+        )
+    side = 300 if count_levels(tensors) == 6 else 512
+    scale, clipped = _prior_boxes(found.values(), side)
+    # Old files give every blob four sides.
+    flat = {name: x.flatten() if _is_vector(name) else x for name, x in tensors.items()}
+    return Found(CAFFE, flat, bgr=True, first_scale=scale, clipped=clipped)
+
+
+def _is_vector(name: str) -> bool:
+    return name.endswith(".bias") or name == f"{SCALE}.weight"
+
+
+def _prior_boxes(found: Iterable[CaffeLayer], side: int) -> tuple[float | None, bool]:
+    """Returns the smallest scale of the default boxes, and whether any are clipped."""
+    priors = [(layer.min_size_px, layer.clip) for layer in found if layer.min_size_px is not None]
+    scale = min((size for size, _ in priors), default=None)
+    return (None if scale is None else scale / side), any(clip for _, clip in priors)
+
+
+def from_keras(file: KerasFile) -> Found:
+    """Returns what an `.h5` file of Keras holds."""
+    return Found(SSD_KERAS, file.tensors, bgr=True, first_scale=file.first_scale, clipped=file.clip)
+
+
+def from_pytorch(state: dict[str, Tensor], path: Path) -> Found:
+    """Returns what a state dict holds.
+
+    Raises:
+        WeightsError: It is of none of the known models.
+    """
+    detectors: dict[str, tuple[Origin, PyTorchFormat, str]] = {
+        "vgg.0.weight": (SSD_PYTORCH, "ssd-pytorch", "loc.{}.weight"),
+        "backbone.vgg.0.weight": (
+            LUFFICC,
+            "lufficc",
+            "box_head.predictor.reg_headers.{}.weight",
+        ),
+        "backbone.features.0.weight": (
+            TORCHVISION,
+            "torchvision",
+            "head.regression_head.module_list.{}.weight",
+        ),
+    }
+    for mark, (origin, format, head) in detectors.items():
+        if mark in state:
+            levels = sum(head.format(level) in state for level in range(_MOST_LEVELS + 1))
+            theirs = pytorch_names(format, levels)
+            names = zip(theirs, (layer.caffe for layer in layers(levels)), strict=True)
+            state = {name.replace("scale_weight", "scale.weight"): x for name, x in state.items()}
+            return Found(origin, _renamed(state, dict(names)))
+    if "features.0.weight" in state:
+        return _torchvision_classifier(state, path)
+    if "0.weight" in state:
+        names = zip(trunk_names(""), TRUNK, strict=True)
+        return Found(SSD_PYTORCH, _renamed(state, dict(names)))
+    some = ", ".join(itertools.islice(state, 3))
+    raise WeightsError(
+        f"is a state dict of an unknown model ({some[:150]})",
+        file=path,
+        remedy="Known are ssd.pytorch, lufficc/SSD, and torchvision's ssd300_vgg16 and vgg16",
+    )
+
+
+def _torchvision_classifier(state: dict[str, Tensor], path: Path) -> Found:
+    """Returns the trunk of a VGG-16 that classifies, or of one whose classifier is missing.
+
+    The second is what torchvision itself starts SSD from (`VGG16_Weights.IMAGENET1K_FEATURES`):
+    Caffe's weights for Caffe's pixels, its classifier not there or filled with NaN.
+    """
+    names = dict(zip(trunk_names("features."), TRUNK[:-2], strict=False))
+    classifier = state.get("classifier.0.weight")
+    if classifier is None or not torch.isfinite(classifier).all():
+        features = {name: x for name, x in state.items() if name.startswith("features.")}
+        return Found(TORCHVISION, _renamed(features, names))
+    names |= {"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc8"}
+    try:
+        trunk = in_caffe_range(_renamed(state, names), CAFFE_MEAN)
+    except (KeyError, RuntimeError):
+        raise WeightsError("holds no VGG-16's conv1_1", file=path) from None
+    note = "conv1_1 was scaled from torchvision's range of pixels to 0..255"
+    return Found(TORCHVISION, trunk, notes=(note,))
+
+
+def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    """Returns a state whose layers have other names; those that are not listed keep theirs."""
+    renamed = {}
+    for name, tensor in state.items():
+        layer, _, kind = name.rpartition(".")
+        renamed[f"{names.get(layer, layer)}.{kind}"] = tensor
+    return renamed
+
+
+def count_levels(tensors: Iterable[str]) -> int:
+    """Returns how many feature maps have heads."""
+    return sum(name.endswith("_mbox_loc.weight") for name in tensors)

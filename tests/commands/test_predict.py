@@ -1,0 +1,279 @@
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from multibox.precision import in_precision, stored_in
+
+from multibox import Detector
+from multibox.build import build_network, new_network
+from multibox.commands.predict import predict
+from multibox.config import Config
+from multibox.data.images import read_image
+from multibox.drawing import draw_detections, draw_truth, write_picture
+from multibox.errors import ConfigError, StorageError, WeightsError
+from multibox.ssd.network import Traits
+from multibox.storage.checkpoint import Checkpoint, save
+from multibox.structures import Detections
+from multibox.weights.files import Weights, describe, find_weights, load_network, read_weights
+
+CLASSES = ("cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with the checkpoints of an untrained network."""
+    run = tmp_path_factory.mktemp("run")
+    network = new_network(Config(network="ssd300-lite"), 2)
+    metadata = describe(network, "ssd300-lite", CLASSES, "CC0")
+    for step in (4, 8):
+        state = {"best": {"step": 4, "mAP": 0.5}}
+        checkpoint = Checkpoint(step, network.state_dict(), {}, state)
+        save(run / "checkpoints", checkpoint, metadata=metadata)
+    return run
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "photo.png"
+    y, x = np.mgrid[:120, :200]
+    write_picture(path, np.stack([x, y, x ^ y], axis=2).astype(np.uint8))
+    return path
+
+
+@pytest.mark.parametrize(("which", "step"), [("last", 8), ("best", 4), ("4", 4)])
+def test_a_run_s_checkpoints_are_found(run: Path, which: str, step: int) -> None:
+    assert find_weights(run, which).parent.name == f"step-{step:08d}"
+
+
+def test_a_checkpoint_that_is_not_there_names_those_that_are(run: Path) -> None:
+    with pytest.raises(WeightsError, match="4, 8"):
+        find_weights(run, "5")
+
+
+def test_weights_alone_are_enough(run: Path, picture: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "detector.safetensors"
+    alone.write_bytes(find_weights(run).read_bytes())
+    detector = Detector.open(alone)
+    assert detector.classes == CLASSES
+    assert detector(picture, score_threshold=0.0) == Detector.open(run)(
+        read_image(picture), score_threshold=0.0
+    )
+
+
+def test_boxes_lie_in_the_picture_by_descending_score(run: Path, picture: Path) -> None:
+    found = Detector.open(run)(picture, score_threshold=0.0)
+    assert found
+    assert [d.score for d in found] == sorted((d.score for d in found), reverse=True)
+    for detection in found:
+        x0, y0, x1, y1 = detection.box_px
+        assert 0 <= x0 <= x1 <= 200
+        assert 0 <= y0 <= y1 <= 120
+        assert detection.name in CLASSES
+
+
+def test_results_of_equal_names_do_not_overwrite_each_other(
+    run: Path, picture: Path, tmp_path: Path
+) -> None:
+    names = ("1/a.jpg", "2/a.jpg", "3/a-2.jpg", "4/A.jpg", "5/a.jpg")
+    images = [tmp_path / name for name in names]
+    for image in images:
+        image.parent.mkdir()
+        image.write_bytes(picture.read_bytes())
+    out = tmp_path / "out"
+    for _ in range(2):
+        # Earlier results are replaced.
+        assert predict(Detector.open(run), images, out=out, score_threshold=0.5) == []
+        found = {path.stem: json.loads(path.read_text())["image"] for path in out.glob("*.json")}
+        stems = ("a", "a-3", "a-2", "A-4", "a-5")
+        assert found == dict(zip(stems, map(str, images), strict=True))
+
+
+@pytest.mark.parametrize("name", ["cat.jpg", "cat.json"])
+def test_what_is_no_earlier_result_is_not_replaced(
+    run: Path, picture: Path, tmp_path: Path, name: str
+) -> None:
+    photo = tmp_path / "cat.jpg"
+    photo.write_bytes(picture.read_bytes())
+    out = tmp_path if name == photo.name else tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    if name == "cat.json":
+        (out / name).write_text('{"label": "cat"}')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(StorageError, match=rf"{name}: exists, is not of an earlier prediction"):
+        predict(Detector.open(run), [picture, photo], out=out, score_threshold=0.5)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
+def test_a_threshold_that_no_score_has_and_no_image_are_refused(
+    run: Path, picture: Path, tmp_path: Path, threshold: float
+) -> None:
+    detector = Detector.open(run)
+    with pytest.raises(ConfigError, match=r"lie in 0\.\.1"):
+        predict(detector, [picture], out=tmp_path / "out", score_threshold=threshold)
+    with pytest.raises(ConfigError, match="no image is given"):
+        predict(detector, [], out=tmp_path / "out", score_threshold=0.5)
+
+
+def test_a_checkpoint_of_a_file_is_not_asked_for(run: Path) -> None:
+    alone = find_weights(run)
+    for path in (alone, alone.parent):
+        assert find_weights(path) == alone
+        with pytest.raises(ConfigError, match=r"is no run\. Leave out --which best"):
+            find_weights(path, "best")
+
+
+def test_foreign_and_damaged_files_are_refused(run: Path, tmp_path: Path) -> None:
+    content = find_weights(run).read_bytes()
+    for name, wrong in (("cut", content[:-9]), ("text", b"hello"), ("empty", b"")):
+        (tmp_path / name).write_bytes(wrong)
+        with pytest.raises(WeightsError, match=name):
+            read_weights(tmp_path / name)
+
+
+def rewritten(path: Path, weights: Weights, **header: str) -> Path:
+    """A file of the same weights under another header."""
+    header = {"format": "multibox-1", "network": weights.network, "classes": "[]"} | header
+    safetensors.torch.save_file(weights.tensors, path, metadata=header)
+    return path
+
+
+def test_traits_are_kept_with_the_weights(tmp_path: Path) -> None:
+    traits = Traits((1.5, 2.0, 3.0), 0.25, "voc", "sides", False, True)
+    network = build_network("ssd300-lite", 2, traits)
+    path = tmp_path / "traits.safetensors"
+    header = describe(network, "ssd300-lite", CLASSES, "CC0")
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    safetensors.torch.save_file(tensors, path, metadata=header)
+    weights = read_weights(path)
+    assert weights.traits == traits
+    found = load_network(weights, torch.device("cpu"))
+    assert found.traits == traits
+    assert torch.equal(found.default_boxes, network.default_boxes)
+    assert found.mean.flatten().tolist() == [1.5, 2.0, 3.0]
+
+
+def test_files_without_traits_have_the_architecture_s_own(run: Path, tmp_path: Path) -> None:
+    weights = read_weights(find_weights(run))
+    mean = json.dumps({"order": "RGB", "mean": [123.0, 117.0, 104.0], "scale": 1 / 64})
+    old = rewritten(tmp_path / "old", weights, image_size="300", normalisation=mean)
+    assert read_weights(old).traits == weights.traits == Traits(pixel_scale=1 / 64, scales="coco")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"mean_rgb": [1, 2]},
+        {"mean_rgb": "abc"},
+        {"mean_rgb": [1, 2, math.nan]},
+        {"pixel_scale": 0},
+        {"pixel_scale": True},
+        {"pixel_scale": 10**400},
+        {"scales": "kitti"},
+        {"scales": []},
+        {"clip": "all"},
+        {"clip_detections": 1},
+        {"whole_scales": 1},
+        {"flip": True},
+    ],
+)
+def test_damaged_traits_are_refused(run: Path, tmp_path: Path, edit: dict[str, object]) -> None:
+    weights = read_weights(find_weights(run))
+    text = json.dumps(Traits()._asdict() | edit)
+    with pytest.raises(WeightsError, match="traits"):
+        read_weights(rewritten(tmp_path / "file", weights, traits=text))
+
+
+@pytest.mark.parametrize("text", ["", "5", "[]", "{}", "null", "[" * 100_000])
+def test_traits_that_are_no_object_are_refused(run: Path, tmp_path: Path, text: str) -> None:
+    weights = read_weights(find_weights(run))
+    with pytest.raises(WeightsError, match="traits"):
+        read_weights(rewritten(tmp_path / "file", weights, traits=text))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5", "null", '"cat"', '["cat", 3]', '[""]', '["cat", "cat"]', "[" * 100_000]
+)
+def test_classes_that_are_no_names_are_refused(run: Path, tmp_path: Path, text: str) -> None:
+    weights = read_weights(find_weights(run))
+    with pytest.raises(WeightsError, match=r"header|classes"):
+        read_weights(rewritten(tmp_path / "file", weights, classes=text))
+
+
+def test_values_that_are_no_numbers_are_refused(run: Path, tmp_path: Path) -> None:
+    weights = read_weights(find_weights(run))
+    weights.tensors["offset_heads.0.bias"][0] = math.nan
+    with pytest.raises(WeightsError, match=r"offset_heads\.0\.bias: holds NaN"):
+        read_weights(rewritten(tmp_path / "file", weights))
+
+
+def test_classes_without_outputs_are_refused_before_they_fill_the_memory(run: Path) -> None:
+    """A network of so many would take terabytes."""
+    weights = read_weights(find_weights(run))
+    many = weights._replace(classes=tuple(map(str, range(2_000_000))))
+    with pytest.raises(WeightsError, match="no outputs for the 2000000 classes"):
+        load_network(many, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("best", [3, "x", [], {"AP": 1}, {"step": 2.0}, True])
+def test_a_checkpoint_that_does_not_say_what_is_best_is_refused(
+    tmp_path: Path, best: object
+) -> None:
+    tensors = {"a": torch.zeros(1)}
+    state = {"best": best} if best != [] else {}
+    folder = tmp_path / "checkpoints"
+    save(folder, Checkpoint(3, tensors, tensors, state), metadata={})
+    with pytest.raises(WeightsError, match="does not say which"):
+        find_weights(tmp_path, "best")
+
+
+def test_weights_that_do_not_fit_are_refused(run: Path) -> None:
+    weights = read_weights(find_weights(run))
+    fewer = dict(list(weights.tensors.items())[1:])
+    with pytest.raises(WeightsError, match="does not fit"):
+        load_network(weights._replace(tensors=fewer), torch.device("cpu"))
+
+
+def test_what_is_drawn_is_where_the_box_is() -> None:
+    image = np.zeros((100, 200, 3), np.uint8)
+    found = Detections(
+        torch.tensor([[0.25, 0.5, 0.75, 0.9], [0.0, 0.0, 0.1, 0.1]]),
+        torch.tensor([0.9, 0.2]),
+        torch.tensor([0, 1]),
+    )
+    draw_detections(image, found, CLASSES, score_threshold=0.5)
+    rows, columns = np.nonzero(image.any(axis=2))
+    assert columns.min() >= 48
+    assert columns.max() <= 152
+    assert abs(rows.max() - 90) <= 2
+    before = image.copy()
+    draw_truth(image, np.array([[1.0, 1.0, 30.0, 30.0]]), np.array([1]))
+    changed = np.nonzero((image != before).any(axis=2))
+    assert changed[0].max() <= 33
+
+
+def test_a_threshold_leaves_the_better_detections_as_they_are(run: Path, picture: Path) -> None:
+    detector, pixels = Detector.open(run), read_image(picture)
+    everything = detector.detect(pixels)
+    scores = everything.scores
+    # One that is a score itself: "at least" includes it.
+    for threshold in (0.0, 0.005, 0.02, float(scores[len(scores) // 2]), float(scores[0]), 1.0):
+        found = detector.detect(pixels, score_threshold=threshold)
+        kept = scores >= threshold
+        for field, whole in zip(found, everything, strict=True):
+            assert torch.equal(field, whole[kept])
+
+
+@pytest.mark.parametrize("name", ["ssd300-lite", "ssd300-vgg16", "ssd300-vgg16-bn", "ssd7"])
+def test_kernels_kept_in_bf16_give_the_same_bits(name: str) -> None:
+    network = new_network(Config(network=name), 2).eval()
+    height, width = network.image_size_px
+    image = torch.arange(3 * height * width).remainder(251).view(1, 3, height, width).byte()
+    kept = stored_in(torch.bfloat16, copy.deepcopy(network))
+    with torch.inference_mode(), in_precision(torch.bfloat16, torch.device("cpu")):
+        assert all(map(torch.equal, kept(image), network(image)))

@@ -1,0 +1,374 @@
+"""A preflight finds all that is planted, where it was planted, and nothing in clean data."""
+
+import ast
+import copy
+import hashlib
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import planted_faults as planted
+import pytest
+from PIL import Image
+
+from multibox.build import read_datasets
+from multibox.commands.demo.dataset import draw_dataset
+from multibox.config import Config
+from multibox.data.check.dataset_checks import preflight
+from multibox.data.check.findings import FAULTS, KINDS, Finding, kind_of
+from multibox.data.check.image_metadata import find_orientation, without_orientation
+from multibox.data.check.split_checks import roles
+from multibox.data.formats.coco import read_coco
+from multibox.data.images import read_image
+from multibox.errors import DataError
+from multibox.recipes import RECIPES
+
+SOURCE = Path(__file__).parents[2] / "src" / "multibox" / "data"
+READERS = ("voc", "coco", "reading", "dataset", "images")
+
+
+def look(
+    root: Path, splits: tuple[str, ...] = (), classes: tuple[str, ...] = ()
+) -> tuple[Finding, ...]:
+    return preflight(root, splits, classes, workers=2, progress=lambda *_: None).findings
+
+
+def kinds(findings: tuple[Finding, ...]) -> Counter[str]:
+    return Counter(finding.kind for finding in findings)
+
+
+def tree_hash(root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        digest.update(f"{path.relative_to(root)} {path.lstat().st_mtime_ns}".encode())
+        if path.is_file() and not path.is_symlink():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def config(train: str = "trainval", test: str = "test") -> Config:
+    recipe = RECIPES["ssd300-lite"]()
+    return replace(recipe, data=replace(recipe.data, train_split=train, test_split=test))
+
+
+def training_refuses(root: Path, train: str = "trainval", test: str = "test") -> bool:
+    """Whether reading refuses a dataset, or a loader would."""
+    try:
+        for dataset in read_datasets(config(train, test), root):
+            for item in dataset.annotations:
+                read_image(item.image_path)
+    except DataError:
+        return True
+    return False
+
+
+def small_voc(folder: Path) -> Path:
+    train = [str(number) for number in range(1, 13)]
+    return planted.write_voc(folder, {"trainval": train, "test": ["51", "52"]})
+
+
+PLANTS = [*(({kind}, plant) for kind, plant in planted.VOC), *planted.BOTH]
+
+
+def test_all_that_is_planted_in_images_is_found_and_nothing_else(tmp_path: Path) -> None:
+    ids = [str(number) for number in range(1, 13 + len(PLANTS))]
+    root = planted.write_voc(tmp_path / "voc", {"trainval": ids, "test": ["501", "502"]})
+    for (_, plant), image_id in zip(PLANTS, ids, strict=False):
+        plant(root, image_id)
+    before = tree_hash(root)
+    findings = look(root)
+    assert tree_hash(root) == before
+    expected = {
+        (kind, image_id)
+        for (wanted, _), image_id in zip(PLANTS, ids, strict=False)
+        for kind in wanted
+    }
+    assert {(finding.kind, finding.file.stem) for finding in findings} == expected
+    assert len(PLANTS) >= 231  # with COCO's 69: 300
+    assert all(finding.remedy and finding.reason for finding in findings)
+
+
+ONE_OF_EACH = {"+".join(sorted(kinds)): (kinds, plant) for kinds, plant in PLANTS}
+
+
+@pytest.mark.parametrize(("wanted", "plant"), ONE_OF_EACH.values(), ids=ONE_OF_EACH.keys())
+def test_a_fault_is_what_training_refuses(
+    tmp_path: Path, wanted: set[str], plant: planted.Plant
+) -> None:
+    root = small_voc(tmp_path / "voc")
+    plant(root, "3")
+    assert training_refuses(root) == bool(wanted & FAULTS.keys())
+    assert any(finding.severity == "fault" for finding in look(root)) == training_refuses(root)
+
+
+def test_all_that_is_planted_in_coco_is_found_and_nothing_else(tmp_path: Path) -> None:
+    objects, images = planted.COCO_OBJECTS, planted.COCO_IMAGES
+    content = planted.coco_content(len(objects) + len(images) + 20)
+    expected = Counter[str]()
+    for place, (kind, changes) in enumerate(objects, start=10):
+        content["annotations"].append(planted.coco_thing(5000 + place, image_id=place) | changes)
+        content["annotations"][-1].setdefault("bbox", [1, 1, 9, 9])
+        if "bbox" not in changes:
+            content["annotations"][-1]["bbox"] = [2, 2, 30, 30]
+        expected[kind] += 1
+    planted.write_coco(tmp_path, content)
+    planted.write_coco(tmp_path, planted.coco_content(2, first=801), "val")
+    for place, (kind, changes) in enumerate(images, start=10 + len(objects)):
+        content["images"][place] |= changes
+        expected[kind] += 1
+    content["images"].append(7)
+    content["annotations"].append("no object")
+    expected["json-form"] += 2
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    found = look(tmp_path)
+    assert kinds(found) == expected
+    assert sum(expected.values()) >= 69
+    assert training_refuses(tmp_path, "train", "val")
+    with pytest.raises(DataError, match=f"{sum(expected.values())} faults"):
+        read_coco(tmp_path, "train")
+
+
+def edit_coco(folder: Path, key: str, records: object) -> Path:
+    content = copy.deepcopy(planted.coco_content(12)) | {key: records}
+    root = planted.write_coco(folder, planted.coco_content(12))
+    (root / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("key", "records", "expected"),
+    [
+        ("images", [], "empty-split"),
+        ("images", None, "json-form"),
+        ("annotations", {}, "json-form"),
+        ("categories", "cat", "json-form"),
+        ("categories", [{"id": 1, "name": "cat"}] * 2, "duplicate-id"),
+        ("categories", [{"id": 1, "name": " "}], "text-malformed"),
+        ("categories", [{"id": "1", "name": "cat"}], "number-malformed"),
+        ("annotations", [], "nothing-to-learn"),
+    ],
+)
+def test_files_of_coco_that_no_image_of_can_be_used(
+    tmp_path: Path, key: str, records: object, expected: str
+) -> None:
+    root = edit_coco(tmp_path, key, records)
+    assert expected in kinds(look(root))
+    assert training_refuses(root, "train", "train")
+
+
+def test_categories_and_folders_of_coco(tmp_path: Path) -> None:
+    content = planted.coco_content(12)
+    names = [*content["categories"], {"id": 3, "name": "dog"}, {"id": 9, "name": "all"}]
+    assert kinds(look(edit_coco(tmp_path / "a", "categories", names))) == {
+        "category-twice": 1,
+        "category-idle": 1,
+    }
+    root = planted.write_coco(tmp_path / "b", content)
+    (root / "annotations" / "instances_val.json").write_text("{")
+    (root / "val").mkdir()
+    assert kinds(look(root)) == {"json-malformed": 1}
+    (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    (root / "val").rmdir()
+    assert kinds(look(root)) == {"images-folder-missing": 1}
+
+
+LISTS = [
+    ("empty-split", "test", b""),
+    ("empty-split", "test", b"\n \n"),
+    ("empty-split", "val", b"1 -1\n"),
+    ("list-encoding", "test", b"51\xff\n"),
+    ("listed-twice", "test", b"51\n52\n51\n"),
+    ("path-unsafe", "test", b"51\n52\n../51\n"),
+    ("path-unsafe", "test", b"51\n52\n/etc/passwd\n"),
+    ("image-missing", "test", b"51\n52\n53\n"),
+    ("no-usable-image", "val", b"61\n62\n"),
+]
+
+
+@pytest.mark.parametrize(("expected", "split", "content"), LISTS)
+def test_faults_of_lists(tmp_path: Path, expected: str, split: str, content: bytes) -> None:
+    root = small_voc(tmp_path)
+    if expected == "image-missing":
+        planted.xml_of(root, "53").write_text(planted.CLEAN)
+    (root / "ImageSets" / "Main" / f"{split}.txt").write_bytes(content)
+    found = kinds(look(root))
+    assert expected in found
+    assert training_refuses(root, "trainval", split)
+
+
+def test_the_same_fault_in_two_splits_is_one(tmp_path: Path) -> None:
+    root = small_voc(tmp_path)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("1\n2\n")
+    planted.bad_corner(xmax=3)(root, "1")
+    found = kinds(look(root))
+    assert found["box-empty"] == 1
+    with pytest.raises(DataError, match="1 fault"):
+        read_datasets(config(), root)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["Cat"], "class-similar"),
+        (["c at"], "class-similar"),
+        (["CAT "], "class-similar"),
+        (["cats"], "class-similar"),
+        (["actt"], "class-few-objects"),
+        (["ca2", "cat3"], "class-few-objects"),
+        (["+", "-"], "class-few-objects"),
+        (["background"], "class-background"),
+        (["rhinoceros"], "class-few-objects"),
+    ],
+)
+def test_odd_classes(tmp_path: Path, names: list[str], expected: str) -> None:
+    root = small_voc(tmp_path)
+    boxes = [planted.box(3 + 9 * place, 3, 20 + 9 * place, 60) for place in range(len(names))]
+    extra = [planted.thing(name, bndbox) for name, bndbox in zip(names, boxes, strict=True)]
+    planted.second(*extra)(root, "2")
+    found = kinds(look(root))
+    assert found[expected] == (len(names) if expected == "class-few-objects" else 1)
+    assert found.keys() <= {expected, "class-few-objects", "class-not-tested"}
+    assert not training_refuses(root)
+
+
+def test_classes_of_one_split_only(tmp_path: Path) -> None:
+    root = small_voc(tmp_path)
+    planted.as_xml(planted.annotation(planted.thing("fish")))(root, "51")
+    assert kinds(look(root)) == {"class-not-trained": 1}
+    assert training_refuses(root)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("1\n")
+    planted.as_xml(planted.annotation(*[planted.thing("fish")] * 1))(root, "3")
+    found = kinds(look(root))
+    assert found == {"class-missing-in-split": 1, "class-few-objects": 1}
+    assert not training_refuses(root)
+
+
+def test_classes_that_were_asked_for(tmp_path: Path) -> None:
+    root = small_voc(tmp_path)
+    assert kinds(look(root, classes=("cat",))) == {"class-unknown": 14}
+    assert kinds(look(root, classes=("cat", "dog", "unicorn")))["nothing-to-learn"] == 1
+    assert kinds(look(root, splits=("train",))) == {"split-missing": 1}
+
+
+def test_difficult_and_empty_splits(tmp_path: Path) -> None:
+    root = small_voc(tmp_path)
+    for image_id in ("51", "52"):
+        text = planted.CLEAN.replace(planted.FLAG, "<difficult>1</difficult>")
+        planted.xml_of(root, image_id).write_text(text)
+    assert kinds(look(root)) == {"class-all-difficult": 2}
+    for image_id in ("51", "52"):
+        planted.xml_of(root, image_id).write_text(planted.annotation())
+    assert kinds(look(root)) == {"no-objects": 1, "class-not-tested": 2}
+    assert not training_refuses(root)
+
+
+def test_the_same_pixels_twice(tmp_path: Path) -> None:
+    root = small_voc(tmp_path)
+    lists = root / "ImageSets" / "Main"
+    (lists / "test.txt").write_text("51\n52\n4\n")
+    # Another file with the very pixels of image 5 in training.
+    with Image.open(planted.image_of(root, "5")) as image:
+        planted.as_image(planted.encoded(image.convert("RGB"), "PNG"), ".png")(root, "52")
+    planted.image_of(root, "7").write_bytes(planted.image_of(root, "6").read_bytes())
+    found = look(root)
+    assert kinds(found) == {"leaked-image": 2, "duplicate-image": 1}
+    assert {f.file.stem for f in found if f.kind == "leaked-image"} == {"4", "52"}
+    # trainval is train and val; both may share with it, and not with each other.
+    (lists / "test.txt").write_text("51\n")
+    (lists / "train.txt").write_text("1\n2\n")
+    (lists / "val.txt").write_text("3\n2\n")
+    (lists / "cat_val.txt").write_text("3  1\n2 -1\n")
+    found = look(root, splits=("trainval", "train", "val", "test"))
+    assert [f.file.stem for f in found if f.kind == "leaked-image"] == ["2"]
+
+
+def test_files_in_no_list(tmp_path: Path) -> None:
+    root = small_voc(tmp_path)
+    (root / "ImageSets" / "Main" / "test.txt").write_text("51\n")
+    found = look(root)
+    assert kinds(found) == {"image-unlisted": 1, "annotation-unlisted": 1}
+    assert {finding.file.stem for finding in found} == {"52"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("2007:trainval", {"train", "val"}),
+        ("train2017", {"train"}),
+        ("valid", {"val"}),
+        ("minival2014", {"val"}),
+        ("test-dev", {"test"}),
+        ("2007:trainval+2007:test", {"train", "val", "test"}),
+        ("all", set()),
+    ],
+)
+def test_roles(name: str, expected: set[str]) -> None:
+    assert roles(name) == expected
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_orientations_are_pillows_and_are_removed_without_another_change(
+    tmp_path: Path, form: str
+) -> None:
+    for value in range(1, 9):
+        data = planted.turned(value, form)
+        found = find_orientation(data)
+        assert found is not None
+        assert found.value == value
+        changed = without_orientation(data)
+        (tmp_path / "a").write_bytes(data)
+        (tmp_path / "b").write_bytes(changed)
+        with Image.open(tmp_path / "b") as image:
+            image.load()
+            assert image.getexif()[0x0112] == 1
+        assert (read_image(tmp_path / "a") == read_image(tmp_path / "b")).all()
+        assert sum(x != y for x, y in zip(data, changed, strict=True)) <= (
+            5 if form == "PNG" else 1
+        )
+    assert find_orientation(planted.encoded(planted.picture(1), form)) is None
+
+
+def test_every_refusal_of_the_readers_has_a_kind() -> None:
+    reasons = []
+    for name in READERS:
+        for node in ast.walk(ast.parse((SOURCE / f"{name}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "DataError":
+                reasons.append(node.args[0])
+            elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "reason":
+                reasons.append(node.value)
+    texts = [
+        "".join(
+            getattr(part, "value", "7") if isinstance(part, ast.Constant) else "7"
+            for part in (reason.values if isinstance(reason, ast.JoinedStr) else [reason])
+        )
+        for reason in reasons
+        if isinstance(reason, ast.JoinedStr | ast.Constant)
+    ]
+    assert len(texts) > 30
+    # These two end a reading before it begins, or say all faults at once.
+    known = ("is not a folder that holds", "the dataset has")
+    assert {t for t in texts if kind_of(t, Path("a")) == "unusable"} == {
+        t for t in texts if t.startswith(known)
+    }
+
+
+def test_no_false_alarm_on_real_and_drawn_data(tmp_path: Path, shared: Path) -> None:
+    draw_dataset(tmp_path / "drawn", train_images=80, test_images=20)
+    assert look(tmp_path / "drawn") == ()
+    found = look(shared / "data" / "bccd" / "VOCdevkit" / "BCCD")
+    assert [(finding.kind, finding.file.stem) for finding in found] == [
+        ("box-empty", "BloodImage_00343"),
+        ("box-empty", "BloodImage_00338"),
+    ]
+
+
+@pytest.mark.slow
+def test_no_false_alarm_on_many_drawn_images(tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "drawn", train_images=1600, test_images=400, seed=3)
+    assert look(tmp_path / "drawn") == ()
+
+
+def test_kinds_are_named_alike() -> None:
+    assert all(name == name.lower() and " " not in name for name in KINDS)
+    assert len(FAULTS) >= 40

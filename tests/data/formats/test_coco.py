@@ -1,0 +1,394 @@
+"""COCO's JSON: what is read, compared with pycocotools, and that every fault is named."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from coco_layout import export_coco
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+
+from multibox.commands.demo.dataset import draw_dataset
+from multibox.data.dataset import Dataset
+from multibox.data.formats.coco import read_coco
+from multibox.data.formats.layouts import read_dataset
+from multibox.errors import DataError
+from multibox.rng import stream
+
+WIDTH, HEIGHT = 100, 50
+IMAGE = simplejpeg.encode_jpeg(np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
+OFFICIAL, EXPORTED = "annotations/instances_{}.json", "{}/_annotations.coco.json"
+
+Content = dict[str, Any]
+
+
+def image(number: int = 1, **changes: object) -> Content:
+    name = f"{number:04d}.jpg"
+    return {"id": number, "file_name": name, "width": WIDTH, "height": HEIGHT} | changes
+
+
+def thing(number: int = 1, **changes: object) -> Content:
+    fields = {"id": number, "image_id": 1, "category_id": 18, "bbox": [10, 5, 30, 40]}
+    return fields | {"iscrowd": 0, "segmentation": [[1.5, 2.5]]} | changes
+
+
+def content(*things: object, images: object = None) -> Content:
+    """Two images, the first with the objects; categories 18 and 3, in that order."""
+    return {
+        "images": [image(1), image(2)] if images is None else images,
+        "annotations": [thing(), *things],
+        "categories": [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}],
+    }
+
+
+def lay_out(
+    root: Path,
+    written: Content | str,
+    split: str = "train",
+    layout: str = OFFICIAL,
+    folder: str = "{}",
+) -> Path:
+    """Writes annotations, and a file for each image whose name is a plain one."""
+    file, below = root / layout.format(split), root / folder.format(split)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    below.mkdir(parents=True, exist_ok=True)
+    file.write_text(written if isinstance(written, str) else json.dumps(written))
+    for record in written["images"] if isinstance(written, dict) else []:
+        name = record.get("file_name") if isinstance(record, dict) else None
+        if (
+            isinstance(name, str)
+            and name.isprintable()
+            and name.endswith("jpg")
+            and ".." not in name
+        ):
+            (below / name).parent.mkdir(parents=True, exist_ok=True)
+            (below / name).write_bytes(IMAGE)
+    return root
+
+
+def one(tmp_path: Path, *things: object, **options: object) -> Dataset:
+    return read_coco(lay_out(tmp_path, content(*things)), "train", **options)
+
+
+def random_content(seed: int) -> Content:
+    """Forty images in no order with crowds, gaps among the ids, and two idle categories."""
+    rng = stream(seed, "coco")
+    numbers = rng.permutation(1000)[:40].tolist()
+    low = rng.uniform(0, 40, (200, 2)).round(2)
+    size = rng.uniform(0.5, [60, 10], (200, 2)).round(2)
+    categories = [90, 7, 1, 33, 12, 64]
+    things = [
+        thing(
+            number,
+            image_id=int(rng.choice(numbers[:30])),
+            category_id=int(rng.choice(categories[:4])),
+            bbox=[*low[place].tolist(), *size[place].tolist()],
+            area=float(size[place].prod()),
+            iscrowd=int(rng.random() < 0.2),
+        )
+        for place, number in enumerate((rng.permutation(10_000)[:200] + 1).tolist())
+    ]
+    names = [{"id": number, "name": f"kind {number}"} for number in categories]
+    return {"images": list(map(image, numbers)), "annotations": things, "categories": names}
+
+
+@pytest.mark.parametrize(
+    ("layout", "folder"), [(OFFICIAL, "{}"), (OFFICIAL, "images/{}"), (EXPORTED, "{}")]
+)
+def test_what_is_read_is_what_pycocotools_reads(tmp_path: Path, layout: str, folder: str) -> None:
+    lay_out(tmp_path, random_content(0), "train2017", layout, folder)
+    with contextlib.redirect_stdout(io.StringIO()):
+        known = COCO(str(tmp_path / layout.format("train2017")))
+    dataset = read_dataset(tmp_path, "train2017")
+    used = sorted({annotation["category_id"] for annotation in known.anns.values()})
+    assert dataset.classes == tuple(known.cats[number]["name"] for number in used)
+    images = [known.imgs[number] for number in known.getImgIds()]
+    assert {item.image_id for item in dataset.annotations} == {
+        Path(item["file_name"]).stem for item in images
+    }
+    for item in dataset.annotations:
+        expected = known.loadAnns(known.getAnnIds(imgIds=[int(item.image_id)]))
+        # A class's objects stand together, and otherwise in the order of the file.
+        first = [annotation["category_id"] for annotation in expected]
+        expected.sort(key=lambda annotation: first.index(annotation["category_id"]))
+        assert [used[label] for label in item.labels] == [a["category_id"] for a in expected]
+        assert item.difficult.tolist() == [a["iscrowd"] == 1 for a in expected]
+        boxes = np.array([a["bbox"] for a in expected]).reshape(-1, 4)
+        low, size = boxes[:, :2], boxes[:, 2:]
+        np.testing.assert_array_equal(item.boxes_px, np.float32(np.hstack([low, low + size])))
+        areas = (item.boxes_px[:, 2:] - item.boxes_px[:, :2]).prod(axis=1)
+        np.testing.assert_allclose(areas, [a["area"] for a in expected], rtol=1e-4)
+        assert item.image_path == tmp_path / folder.format("train2017") / f"{item.image_id}.jpg"
+    assert sum(dataset.objects_per_class.values()) == len(known.anns) == 200
+    (note,) = dataset.notes
+    assert note.startswith("2 categories without an object were left out, 'kind 12', 'kind 64'")
+
+
+def test_a_dataset_is_the_same_in_both_layouts(tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "voc", train_images=12, test_images=4)
+    root = export_coco(tmp_path / "voc", tmp_path / "coco")
+    for split in ("trainval", "test"):
+        assert read_dataset(root, split).digest == read_dataset(tmp_path / "voc", split).digest
+
+
+def test_names_are_classes_over_the_splits(tmp_path: Path) -> None:
+    # As Roboflow exports: every split counts from 0, the first category is their kind.
+    kinds = [{"id": 0, "name": "pets"}, {"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+    train = {"annotations": [thing(0, category_id=2)], "categories": kinds}
+    other = [{"id": 1, "name": "cat"}, {"id": 0, "name": "dog"}, {"id": 2, "name": "dog"}]
+    things = [thing(number, category_id=number) for number in range(3)]
+    lay_out(tmp_path, {"images": [image(1)], **train}, "train", EXPORTED)
+    valid = {"images": [image(1), image(2)], "annotations": things, "categories": other}
+    lay_out(tmp_path, valid, "valid", EXPORTED)
+    dataset = read_coco(tmp_path, "train+valid+train")
+    assert (dataset.name, dataset.classes) == ("train+valid", ("dog", "cat"))
+    ids = [item.image_id for item in dataset.annotations]
+    assert ids == ["train/0001.jpg", "valid/0001.jpg", "0002"]
+    assert [item.labels.tolist() for item in dataset.annotations] == [[1], [0, 0, 1], []]
+    assert read_coco(tmp_path, "train").classes == ("cat",)
+    given = read_coco(tmp_path, "valid", classes=("fox", "cat", "dog"))
+    assert given.classes == ("fox", "cat", "dog")
+    assert given.notes == ("1 categories whose name another has were read as the same class",)
+
+
+def test_what_may_be_missing_and_what_is_clipped(tmp_path: Path) -> None:
+    bare = {"id": 5, "file_name": "sub/a.b.jpg"}
+    item = {"id": 9, "image_id": 5, "category_id": 3, "bbox": [-0.5, 0, 101.25, 50.0]}
+    written = content(item, images=[bare, image(1)])
+    dataset = read_coco(lay_out(tmp_path, written), "train")
+    first, second = dataset.annotations
+    assert (first.image_id, first.width_px, first.height_px) == ("a.b", WIDTH, HEIGHT)
+    assert first.boxes_px.tolist() == [[0, 0, 100, 50]]
+    assert not first.difficult.any()
+    assert second.boxes_px.tolist() == [[10, 5, 40, 45]]
+    assert dataset.notes == (
+        "1 annotations without a size took the image's own",
+        "1 boxes that left their image by up to a pixel were clipped",
+    )
+    (tmp_path / "train" / "0001.jpg").unlink()
+    with pytest.raises(DataError, match=r"images\[0\] \(id 5\): has no size above 0"):
+        read_coco(tmp_path, "train", images="ignore")
+    assert len(read_coco(tmp_path, "train", images="ignore", on_bad="skip")) == 1
+
+
+BAD_OBJECTS = {
+    "no id": ({"id": None}, "its id is None"),
+    "an id twice": ({"id": 1}, "has the id of another annotation"),
+    "id true": ({"id": True}, "its id is True"),
+    "unknown image": ({"image_id": 77}, "its image_id is 77, which no image has"),
+    "image a list": ({"image_id": [1]}, r"its image_id is [1]"),
+    "unknown category": ({"category_id": 4}, "its category_id is 4, which no category has"),
+    "fractional category": ({"category_id": 3.0}, "its category_id is 3.0"),
+    "other class": ({"category_id": 3}, "its class is none of dog"),
+    "crowd true": ({"iscrowd": True}, "its iscrowd is True"),
+    "crowd 2": ({"iscrowd": 2}, "its iscrowd is 2"),
+    "no box": ({"bbox": None}, "its bbox is None, not four plain numbers"),
+    "three numbers": ({"bbox": [1, 2, 3]}, "not four plain numbers"),
+    "text": ({"bbox": ["1", 2, 3, 4]}, "not four plain numbers"),
+    "bool": ({"bbox": [True, 2, 3, 4]}, "not four plain numbers"),
+    "NaN": ({"bbox": [float("nan"), 2, 3, 4]}, "not four plain numbers"),
+    "infinite": ({"bbox": [1, 2, float("inf"), 4]}, "not four plain numbers"),
+    "300 digits": ({"bbox": [1, 2, 10**400, 4]}, "not four plain numbers"),
+    "nested": ({"bbox": [[[[[[[[[[1]]]]]]]]], 2, 3, 4]}, "not four plain numbers"),
+    "empty": ({"bbox": [1, 2, 0, 4]}, "is empty"),
+    "inverted": ({"bbox": [20, 2, -5, 4]}, "is empty"),
+    "nothing in float32": ({"bbox": [1, 2, 1e-9, 4]}, "is empty"),
+    "outside": ({"bbox": [90, 2, 12, 4]}, "leaves the image of 100 x 50"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), BAD_OBJECTS.values(), ids=BAD_OBJECTS.keys())
+def test_bad_objects_are_faults(tmp_path: Path, changes: Content, reason: str) -> None:
+    bad = thing(2, **changes)
+    with pytest.raises(DataError, match="1 fault") as caught:
+        one(tmp_path, bad, thing(3), classes=("dog",))
+    dataset = one(tmp_path, bad, thing(3), classes=("dog",), on_bad="skip")
+    (fault,) = dataset.faults
+    assert f"\n  {fault}" in str(caught.value)
+    assert str(fault).startswith(
+        f"{tmp_path / 'annotations' / 'instances_train.json'}, annotations[1]"
+    )
+    assert reason in fault.reason
+    assert [len(item.labels) for item in dataset.annotations] == [2, 0]
+
+
+def test_an_annotation_that_is_no_object(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"annotations\[1\]: is not an object of JSON"):
+        one(tmp_path, [1, 2])
+
+
+BAD_IMAGES = {
+    "an id twice": ({"id": 1}, "has the id of another image"),
+    "no id": ({"id": "2"}, "its id is '2'"),
+    "a file twice": ({"file_name": "./0001.jpg"}, "is listed already, in "),
+    "no name": ({"file_name": None}, "its file_name is None"),
+    "empty name": ({"file_name": "."}, "is no path below the folder of images"),
+    "absolute": ({"file_name": "/etc/passwd"}, "is no path below"),
+    "above": ({"file_name": "../train/0001.jpg"}, "is no path below"),
+    "above, later": ({"file_name": "a/../../b.jpg"}, "is no path below"),
+    "backslash": ({"file_name": "..\\b.jpg"}, "is no path below"),
+    "NUL": ({"file_name": "a\0.jpg"}, "not a plain text"),
+    "half a character": ({"file_name": "\ud800.jpg"}, "not a plain text"),
+    "too long": ({"file_name": "a" * 5000}, "cannot be read"),
+    "missing": ({"file_name": "absent.png"}, "does not exist"),
+    "other size": ({"width": 50}, "its size is 50 x 50, its image 100 x 50"),
+    "endless": ({"width": 10**400}, "beyond any image"),
+    "fractional size": ({"height": 50.0}, "its height is 50.0"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), BAD_IMAGES.values(), ids=BAD_IMAGES.keys())
+def test_bad_images_are_left_out(tmp_path: Path, changes: Content, reason: str) -> None:
+    written = content(images=[image(1), image(5) | changes, image(3)])
+    lay_out(tmp_path, written)
+    with pytest.raises(DataError, match="1 fault\n"):
+        read_coco(tmp_path, "train")
+    dataset = read_coco(tmp_path, "train", on_bad="skip")
+    (fault,) = dataset.faults
+    assert reason in fault.reason
+    # Whose objects are those of an id that two images have?
+    left = ["0003"] if changes == {"id": 1} else ["0001", "0003"]
+    assert [item.image_id for item in dataset.annotations] == left
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.sampled_from(["images", "annotations", "categories"]),
+    st.sampled_from([None, *image(), *thing(), "name"]),
+    VALUES,
+    st.sampled_from(["check", "ignore"]),
+)
+def test_any_value_is_read_or_refused(
+    tmp_path: Path, part: str, key: str | None, value: object, images: str
+) -> None:
+    written = content(thing(2))
+    lay_out(tmp_path, written)
+    written[part][0] = value if key is None else written[part][0] | {key: value}
+    (tmp_path / OFFICIAL.format("train")).write_text(json.dumps(written))
+    try:
+        annotations = read_coco(tmp_path, "train", images=images, on_bad="skip").annotations
+    except DataError as error:
+        annotations, refused = (), error.position or "nowhere"
+    else:
+        refused = None
+    # What is left of the rest can be used, unless no object can be understood.
+    assert refused is None or (part == "categories" and refused.startswith("categories[0]"))
+    for item in annotations:
+        assert (item.boxes[:, :2] < item.boxes[:, 2:]).all()
+        assert ((item.boxes >= 0) & (item.boxes <= 1)).all()
+
+
+def test_all_faults_are_listed_and_counted(tmp_path: Path) -> None:
+    written = content(thing(2, iscrowd=5), thing(3, category_id=4), images=[image(1), image(2)])
+    lay_out(tmp_path, written)
+    broken = tmp_path / "train" / "0002.jpg"
+    broken.write_bytes(IMAGE[:-40])
+    with pytest.raises(DataError, match="3 faults") as caught:
+        read_coco(tmp_path, "train")
+    message = str(caught.value)
+    assert f"\n  {broken}: is " in message or f"\n  {broken}: its " in message
+    assert "annotations[1] (id 2): its iscrowd" in message
+    assert "annotations[2] (id 3): its category_id" in message
+    assert len(read_coco(tmp_path, "train", on_bad="skip").faults) == 3
+
+
+BAD_FILES = {
+    "empty": ("", "is not JSON"),
+    "cut short": (json.dumps(content())[:-20], "is not JSON"),
+    "deep": ("[" * 200_000, "is not JSON"),
+    "deep box": ('{"images": ' * 100_000, "is not JSON"),
+    "long number": ('{"images": ' + "9" * 10_000 + "}", "is not JSON"),
+    "a list": ("[]", "has no list 'images'"),
+    "captions": (json.dumps(content() | {"categories": None}), "has no list 'categories'"),
+    "no images": (json.dumps(content(images=[])), "lists no image"),
+    "same category": (
+        json.dumps(content() | {"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}),
+        r"categories[1] (id 3): has the id of another category",
+    ),
+    "no name": (
+        json.dumps(content() | {"categories": [{"id": 3, "name": " "}]}),
+        "its name is ' '",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_files_in_another_form_are_refused(tmp_path: Path, text: str, reason: str) -> None:
+    lay_out(tmp_path, text)
+    with pytest.raises(DataError) as caught:
+        read_coco(tmp_path, "train", on_bad="skip")
+    assert "instances_train.json" in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def test_files_over_the_limit_are_refused_unread(tmp_path: Path) -> None:
+    file = lay_out(tmp_path, content()) / OFFICIAL.format("train")
+    with file.open("ab") as stream_:
+        stream_.truncate(2**30 + 1)
+    with pytest.raises(DataError, match="the limit is 1073741824"):
+        read_coco(tmp_path, "train")
+
+
+def voc(folder: Path) -> None:
+    draw_dataset(folder, train_images=1, test_images=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (voc, "VOC"),
+        (lambda root: (voc(root), lay_out(root, content(), "trainval")), "VOC"),
+        (lambda root: lay_out(root, content(), "trainval"), "COCO"),
+        (lambda root: lay_out(root, content(), "trainval", EXPORTED), "COCO"),
+        (lambda root: (root / "annotations").mkdir(parents=True), "neither"),
+        (str, "neither"),
+    ],
+)
+def test_layouts_are_told_by_content(
+    tmp_path: Path, make: Callable[[Path], object], found: str
+) -> None:
+    root = tmp_path / "data"
+    make(root)
+    if found == "neither":
+        with pytest.raises(DataError, match=r"is not a folder in VOC or COCO layout") as caught:
+            read_dataset(root, "trainval")
+        for part in ("ImageSets/Main", "instances_<split>.json", "<split>/_annotations.coco.json"):
+            assert part in str(caught.value)
+    else:
+        assert ("dog" in read_dataset(root, "trainval").classes) == (found == "COCO")
+
+
+@pytest.mark.parametrize("splits", ["test", "train+test", "", "train+", "../train", "2007:train"])
+def test_missing_splits_are_refused_with_those_there_are(tmp_path: Path, splits: str) -> None:
+    lay_out(tmp_path, content())
+    lay_out(tmp_path, content(), "valid", EXPORTED)
+    with pytest.raises(DataError, match=r"has no split .* Choose from train, valid"):
+        read_coco(tmp_path, splits)
+
+
+def test_missing_folders_of_images_are_refused(tmp_path: Path) -> None:
+    lay_out(tmp_path, content(), folder="elsewhere")
+    with pytest.raises(DataError, match=f"neither in {tmp_path}/train nor in {tmp_path}/images"):
+        read_coco(tmp_path, "train")
+    assert len(read_coco(tmp_path, "train", images="ignore")) == 2

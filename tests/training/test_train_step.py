@@ -1,0 +1,226 @@
+import shutil
+from dataclasses import replace
+
+import jaxtyping
+import pytest
+import torch
+from tiny import batch, tiny_network
+
+from multibox.config import Config, DataConfig, OptimizerConfig, RunConfig
+from multibox.errors import ConfigError
+from multibox.processes.distributed import Processes
+from multibox.ssd.loss import multibox_loss
+from multibox.ssd.matching import match
+from multibox.ssd.network import SSD
+from multibox.structures import Batch
+from multibox.training.train_step import Learner, NonFinite
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+PLAIN = OptimizerConfig(lr=0.01)
+
+
+def learner(optimizer: OptimizerConfig = PLAIN, network: SSD | None = None) -> Learner:
+    config = Config(
+        network="tiny", optimizer=optimizer, run=RunConfig(batch_size=8, precision="fp32")
+    )
+    return Learner(network or tiny_network(), config, ALONE)
+
+
+def gradients(network: SSD, examples: Batch) -> dict[str, torch.Tensor]:
+    """The gradient of the multibox loss, by autograd alone."""
+    matches = match(network.default_boxes, examples.targets, network.variances)
+    positives = (matches.classes > 0).sum().float().clamp(min=1)
+    losses = multibox_loss(network(examples.images), matches, positives)
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    found = torch.autograd.grad(losses.confidence + losses.localization, parameters)
+    return dict(zip(names, found, strict=True))
+
+
+def test_steps_are_caffe_s_with_the_rate_inside_the_velocity() -> None:
+    network, twin = tiny_network(), tiny_network()
+    taught = learner(replace(PLAIN, lr_in_velocity=True), network)
+    velocity = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
+    for number, lr in enumerate([0.001, 0.01, 0.01, 0.001, 0.001]):
+        examples = batch(8, seed=number)
+        taught.step(examples, lr=lr, number=number)
+        found = gradients(twin, examples)
+        with torch.no_grad():
+            for name, parameter in twin.named_parameters():
+                bias = name.endswith("bias")
+                decayed = found[name] + (0 if bias else 0.0005) * parameter
+                velocity[name] = 0.9 * velocity[name] + lr * (2 if bias else 1) * decayed
+                parameter -= velocity[name]
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter, dict(twin.named_parameters())[name])
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_is_the_batch(parts: int) -> None:
+    whole, divided = learner(), learner(replace(PLAIN, accumulate=parts))
+    # One image has no object, so that parts differ in their positives.
+    examples = batch(8, objects=[0, 3, 1, 2, 3, 3, 1, 1])
+    one = whole.step(examples, lr=0.01, number=0)
+    other = divided.step(examples, lr=0.01, number=0)
+    assert other == pytest.approx(one, rel=1e-5)
+    for name, tensor in whole.model().items():
+        torch.testing.assert_close(divided.model()[name], tensor)
+
+
+@pytest.mark.parametrize("train_difficult", [True, False])
+def test_difficult_objects_are_learnt_or_left_out(train_difficult: bool) -> None:
+    examples = batch(8)
+    targets = examples.targets
+    marked = targets._replace(difficult=targets.valid & (targets.labels == 1))
+    alike = {True: targets, False: targets._replace(valid=targets.valid & (targets.labels == 0))}
+    config = Config(
+        network="tiny",
+        data=DataConfig(train_difficult=train_difficult),
+        run=RunConfig(batch_size=8, precision="fp32"),
+    )
+    chosen = Learner(tiny_network(), config, ALONE)
+    losses = chosen.step(examples._replace(targets=marked), lr=0.01, number=0)
+    for kept, wanted in alike.items():
+        expected = learner().step(examples._replace(targets=wanted), lr=0.01, number=0)
+        assert (losses == expected) == (kept == train_difficult)
+
+
+def poison_pixel(taught: Learner, value: float) -> Batch:
+    examples = batch(8)
+    images = examples.images.float()
+    images[3, 1, 20, 20] = value
+    return examples._replace(images=images)
+
+
+def poison_weight(taught: Learner, value: float) -> Batch:
+    with torch.no_grad():
+        taught.network.offset_heads[0].weight.view(-1)[7] = value
+    return batch(8)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("poison", [poison_pixel, poison_weight])
+def test_nothing_is_updated_by_a_step_that_is_not_finite(poison: object, value: float) -> None:
+    taught = learner(replace(PLAIN, ema_decay=0.9))
+    taught.step(batch(8, seed=1), lr=0.01, number=0)
+    examples = poison(taught, value)
+    before = {n: t.clone() for n, t in (taught.model() | taught.optimizer()).items()}
+    with pytest.raises(NonFinite):
+        taught.step(examples, lr=0.01, number=1)
+    for name, tensor in (taught.model() | taught.optimizer()).items():
+        assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), name
+
+
+def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is() -> None:
+    taught = learner()
+    weight = taught.network.logit_heads[0].weight
+    weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), float("inf")))
+    before = weight.detach().clone()
+    with pytest.raises(NonFinite):
+        taught.step(batch(8), lr=0.01, number=0)
+    assert torch.equal(weight, before)
+
+
+def test_a_batch_without_objects_only_decays() -> None:
+    taught = learner()
+    bias = taught.network.logit_heads[0].bias.detach().clone()
+    losses = taught.step(batch(8, objects=[0] * 8), lr=0.01, number=0)
+    assert losses == (0, 0, 0)
+    assert torch.equal(taught.network.logit_heads[0].bias, bias)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_restored_learner_goes_on_alike(name: str, ema_decay: float) -> None:
+    optimizer = replace(PLAIN, optimizer=name, ema_decay=ema_decay, lr_in_velocity=name == "sgd")
+    taught = learner(optimizer)
+    for number in range(3):
+        taught.step(batch(8, seed=number), lr=0.01, number=number)
+    model = {n: t.clone() for n, t in taught.model().items()}
+    state = {n: t.clone() for n, t in taught.optimizer().items()}
+    other = learner(optimizer, tiny_network(seed=5))
+    other.restore(model, state, 0.01)
+    for each in (taught, other):
+        each.step(batch(8, seed=9), lr=0.005, number=3)
+    for tensors in (Learner.model, Learner.optimizer):
+        expected, found = tensors(taught), tensors(other)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[n], t) for n, t in expected.items())
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_restored_optimizer_is_where_its_weights_are(name: str) -> None:
+    """Fused optimizers want all of it there. Without a GPU, no device at all serves as well."""
+    optimizer = replace(PLAIN, optimizer=name)
+    taught, other = learner(optimizer), learner(optimizer)
+    taught.step(batch(8), lr=0.01, number=0)
+    other.network.to("meta")
+    other.restore(taught.model(), taught.optimizer(), 0.01)
+    assert {tensor.device.type for tensor in other.optimizer().values()} == {"meta"}
+
+
+def test_the_average_follows_the_weights() -> None:
+    taught = learner(replace(PLAIN, ema_decay=0.5))
+    start = taught.network.logit_heads[0].weight.detach().clone()
+    taught.step(batch(8), lr=0.01, number=100)
+    now = taught.network.logit_heads[0].weight.detach()
+    torch.testing.assert_close(taught.model()["logit_heads.0.weight"], (start + now) / 2)
+
+
+def test_l2_is_that_of_the_convolution_kernels() -> None:
+    taught = learner()
+    kernels = [p for n, p in taught.network.named_parameters() if n.endswith("weight")]
+    expected = 0.0005 * sum(kernel.detach().square().sum().item() for kernel in kernels)
+    assert taught.l2() == pytest.approx(expected)
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    network, twin = tiny_network(), tiny_network()
+    optimizer = OptimizerConfig(lr=1.0, momentum=0.0, weight_decay=0.0, clip_norm=0.5)
+    learner(optimizer, network).step(batch(8), lr=1.0, number=0)
+    moved = [
+        (a - b) / (2 if name.endswith("bias") else 1)
+        for (name, a), b in zip(
+            network.state_dict().items(), twin.state_dict().values(), strict=True
+        )
+    ]
+    norm = torch.cat([part.flatten() for part in moved]).norm()
+    assert float(norm) == pytest.approx(0.5, rel=1e-4)
+
+
+def compiled(optimizer: OptimizerConfig = PLAIN) -> Learner:
+    run = RunConfig(batch_size=8, precision="fp32", compile=True)
+    return Learner(tiny_network(), Config(network="tiny", optimizer=optimizer, run=run), ALONE)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves shapes unchecked: PyTorch's compiler cannot follow what checks them."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+# What PyTorch itself does.
+own_warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.mark.slow
+@own_warnings
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch's compiler needs a C++ compiler")
+def test_a_compiled_network_learns_the_same() -> None:
+    plain, other = learner(replace(PLAIN, accumulate=2)), compiled(replace(PLAIN, accumulate=2))
+    for number in range(3):
+        examples = batch(8, seed=number)
+        expected = plain.step(examples, lr=0.01, number=number)
+        assert other.step(examples, lr=0.01, number=number) == pytest.approx(expected, rel=1e-5)
+    found = other.model()
+    for name, tensor in plain.model().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@own_warnings
+@pytest.mark.usefixtures("unchecked")
+def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    with pytest.raises(ConfigError, match=r"cannot be compiled here .*compiler.* --compile"):
+        compiled().step(batch(8), lr=0.01, number=0)
