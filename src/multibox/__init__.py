@@ -22,6 +22,6 @@ def __getattr__(name: str) -> object:
     """Loads PyTorch, which takes seconds, when it is needed."""
     if name not in ("Detection", "Detector"):
         raise AttributeError(f"module 'multibox' has no attribute {name!r}")
-    from multibox.commands import predict
+    from multibox import detector
 
-    return getattr(predict, name)
+    return getattr(detector, name)

@@ -10,10 +10,11 @@ from coco_layout import export_coco
 from PIL import Image
 from rich.console import Console
 
+from multibox.build import default_box_tables
 from multibox.cli.main import main
 from multibox.commands.check import Checkup, check
 from multibox.commands.demo.dataset import draw_dataset
-from multibox.data.check.statistics import take_census
+from multibox.data.check.statistics import BoxTable, take_census
 from multibox.data.formats.layouts import read_dataset
 from multibox.errors import ConfigError, StorageError
 from multibox.ssd.default_boxes import SSD300_VOC, default_boxes
@@ -69,7 +70,13 @@ def test_status_json_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_census_counts_what_a_plain_loop_counts(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "drawn", train_images=12, test_images=4)
     dataset = read_dataset(tmp_path / "drawn", "trainval")
-    census = take_census(dataset, ("ssd300-vgg16",))
+    census = take_census(
+        dataset,
+        [
+            BoxTable("ssd300-vgg16", scales, (300, 300), boxes)
+            for scales, boxes in default_box_tables("ssd300-vgg16").items()
+        ],
+    )
     table = default_boxes(SSD300_VOC, (300, 300)).numpy().astype(float).tolist()
     sizes, forced, empty = [], 0, 0
     names: dict[str, list[str]] = {name: [] for name in dataset.classes}

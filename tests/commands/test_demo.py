@@ -11,7 +11,7 @@ import simplejpeg
 from defusedxml.ElementTree import parse
 
 from multibox.commands.demo import dataset as drawn
-from multibox.commands.demo import scenes
+from multibox.commands.demo import scenes as drawn_scenes
 from multibox.commands.demo.dataset import CLASSES, Placed, draw_dataset, draw_scene
 from multibox.commands.demo.scenes import Sprite
 from multibox.errors import ConfigError, StorageError
@@ -110,13 +110,13 @@ def test_boxes_are_exactly_what_the_object_covers(monkeypatch):
     monkeypatch.setattr(drawn, "OBJECTS", (1, 1))
     monkeypatch.setattr(drawn, "CLUTTER", (0, 0))
     monkeypatch.setattr(drawn, "CUT", 0.5)
-    monkeypatch.setattr(scenes, "photograph", lambda _rng, image: image)
+    monkeypatch.setattr(drawn_scenes, "photograph", lambda _rng, image: image)
     truncated = 0
     for number in range(60):
         scenes = []
         for ground in (0, 255):
             monkeypatch.setattr(
-                scenes,
+                drawn_scenes,
                 "paint_background",
                 lambda _rng, width, height, ground=ground: np.full(
                     (height, width, 3), ground, dtype=np.uint8

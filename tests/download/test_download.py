@@ -294,9 +294,9 @@ def test_all_that_is_offered_can_be_asked_for_and_checked(name: str) -> None:
 
 def test_other_verbs_do_not_load_what_opens_connections() -> None:
     code = (
-        "import sys, multibox.__main__, multibox.cli, multibox.demo, multibox.train\n"
-        "import multibox.evaluate, multibox.report, multibox.predict\n"
-        "print(*(name for name in ('urllib3', 'multibox.download.download.https') if name in sys.modules))"
+        "import sys, multibox.__main__, multibox.cli.main, multibox.commands.demo.demo\n"
+        "from multibox.commands import evaluate, predict, report, train\n"
+        "print(*(name for name in ('urllib3', 'multibox.download.https') if name in sys.modules))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -149,7 +149,7 @@ def _network(choices: Choices) -> Iterator[None]:
         for name, value in {
             "urllib3.util.connection.create_connection": connect,
             "urllib3.connection.HTTPSConnection.connect": refuse,
-            "multibox.download.download.https.getproxies": dict,
+            "multibox.download.https.getproxies": dict,
             "time.sleep": lambda _: None,
         }.items():
             stack.enter_context(mock.patch(name, value))

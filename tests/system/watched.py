@@ -41,10 +41,7 @@ def _watch(event: str, arguments: tuple) -> None:
 sys.addaudithook(_watch)
 
 from multibox.cli.main import main  # noqa: E402
-from multibox.commands.bench import (
-    data,  # noqa: E402
-    timing,  # noqa: E402
-)
+from multibox.commands.bench import data, timing  # noqa: E402
 from multibox.commands.demo import demo  # noqa: E402
 from multibox.commands.demo.dataset import draw_dataset  # noqa: E402
 

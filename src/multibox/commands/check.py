@@ -14,13 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from multibox.build import NETWORKS, default_box_tables
 from multibox.data.check.dataset_checks import preflight
 from multibox.data.check.findings import Finding, Severity
 from multibox.data.check.fixed_copy import write_fixed
-from multibox.data.check.statistics import SIZE_EDGES_PX, Census, take_census
+from multibox.data.check.statistics import SIZE_EDGES_PX, BoxTable, Census, take_census
 from multibox.errors import ConfigError, one_line
 
-NETWORKS = ("ssd300-vgg16", "ssd512-vgg16")
+COMPARED = ("ssd300-vgg16", "ssd512-vgg16")
 """Whose default boxes are compared with a dataset's, where no network is named."""
 
 _SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")
@@ -86,7 +87,7 @@ def check(
         console: Shows how far it is.
         splits: As `train` takes them; empty: all that the folder has.
         classes: The only names that objects may have; empty: any.
-        network: Whose default boxes are compared with the objects; None: those of `NETWORKS`.
+        network: Whose default boxes are compared with the objects; None: those of `COMPARED`.
         fix: Where to write a corrected copy in VOC layout, which is checked then.
 
     Raises:
@@ -94,7 +95,11 @@ def check(
         ConfigError: There is no such network, or the copy would lie inside the dataset.
         StorageError: The copy's folder has something in it, or cannot be written.
     """
-    networks = (network,) if network else NETWORKS
+    tables = [
+        BoxTable(name, scales, NETWORKS[name].image_size_px, boxes)
+        for name in ((network,) if network else COMPARED)
+        for scales, boxes in default_box_tables(name).items()
+    ]
     changes = None
     if fix is not None:
         if splits:
@@ -110,7 +115,7 @@ def check(
             workers=os.cpu_count() or 1,
             progress=lambda done, of: bar.update(task, completed=done, total=of),
         )
-    census = {name: take_census(dataset, networks) for name, dataset in read.datasets.items()}
+    census = {name: take_census(dataset, tables) for name, dataset in read.datasets.items()}
     return Checkup(root, read.findings, census, changes)
 
 

@@ -1,165 +1,18 @@
-"""The verb `evaluate`: a network over a split, or somebody's results files, to average precision.
+"""The verb `evaluate`: average precision of a network, or of results files."""
 
-Training judges itself through the same functions.
-"""
-
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
-import torch
+from typing import Any, Literal
 
 from multibox.config import Config
-from multibox.data.dataset import Annotation, Dataset
 from multibox.data.formats.layouts import read_dataset
-from multibox.data.pipeline import PlainExamples, batches, without_difficult
-from multibox.data.workers import OnLoss, unsaid
 from multibox.errors import ConfigError
-from multibox.evaluation.coco import evaluate_coco
-from multibox.evaluation.results import by_class_in_pixels, file_split, read_results
-from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, average, voc_curves
-from multibox.precision import arithmetic, in_precision
-from multibox.processes.distributed import Processes, gather, join, total
-from multibox.ssd.loss import multibox_loss
-from multibox.ssd.matching import match
-from multibox.ssd.network import SSD
+from multibox.evaluation.results import file_split, read_results
+from multibox.inference import Setting, detect_all, detections_by_class, objects_by_class, score
+from multibox.precision import arithmetic
+from multibox.processes.distributed import join
 from multibox.storage.run_folder import read_run
-from multibox.structures import Batch, Detections, Output
 from multibox.weights.files import find_weights, load_network, read_weights
-
-CURVE_POINTS = 200
-"""Points of a precision-recall curve that are kept for drawing."""
-
-
-class Setting(NamedTuple):
-    """How a network goes over a split.
-
-    Attributes:
-        batch_size: Images at a time.
-        workers: Processes that prepare them.
-        precision: The network's arithmetic.
-        processes: This process among the others, which share the images.
-        on_loss: Is told why workers are replaced.
-    """
-
-    batch_size: int
-    workers: int
-    precision: torch.dtype
-    processes: Processes
-    on_loss: OnLoss = unsaid
-
-
-class ValidationLoss(NamedTuple):
-    """The multibox loss over a split, without augmentation and difficult objects.
-
-    Attributes:
-        confidence: Summed over all images, divided by all positives.
-        localization: Likewise.
-    """
-
-    confidence: float
-    localization: float
-
-
-def _outputs(
-    network: SSD, annotations: Sequence[Annotation], setting: Setting
-) -> Iterator[tuple[Batch, Output]]:
-    """Yields this process's share of the images and what the network says of them."""
-    processes = setting.processes
-    network.eval()
-    size = setting.batch_size
-    numbers = range(processes.rank, len(annotations), processes.world_size)
-    loaded = batches(
-        PlainExamples(annotations, network.image_size_px),
-        [list(numbers[i : i + size]) for i in range(0, len(numbers), size)],
-        workers=setting.workers,
-        pin_memory=processes.device.type == "cuda",
-        on_loss=setting.on_loss,
-    )
-    for batch in loaded:
-        with torch.inference_mode(), in_precision(setting.precision, processes.device):
-            output = network(batch.images.to(processes.device, non_blocking=True))
-        yield batch, output
-
-
-def validation_loss(network: SSD, dataset: Dataset, setting: Setting) -> ValidationLoss:
-    """Returns the loss over a split; the same on every process."""
-    device = setting.processes.device
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
-    one = torch.ones((), device=device)
-    for batch, output in _outputs(network, dataset.annotations, setting):
-        targets = without_difficult(batch.targets.to(device))
-        matches = match(network.default_boxes, targets, network.variances)
-        losses = multibox_loss(output, matches, one)
-        positives = (matches.classes > 0).sum()
-        sums += torch.stack([losses.confidence, losses.localization, positives]).double()
-    confidence, localization, positives = total(sums, setting.processes).tolist()
-    return ValidationLoss(confidence / max(1, positives), localization / max(1, positives))
-
-
-def detect_all(network: SSD, dataset: Dataset, setting: Setting) -> list[Detections]:
-    """Returns the detections in every image of a split; the same on every process."""
-    rows = [torch.zeros(0, 7, dtype=torch.float64)]
-    for batch, output in _outputs(network, dataset.annotations, setting):
-        for index, found in zip(batch.indices.tolist(), network.detect(output), strict=True):
-            scores, labels = found.scores.unsqueeze(1), found.labels.unsqueeze(1)
-            columns = [torch.full_like(scores, index), labels, scores, found.boxes]
-            rows.append(torch.cat([column.double() for column in columns], dim=1).cpu())
-    table = gather(torch.cat(rows).to(setting.processes.device), setting.processes).cpu()
-    table = table[table[:, 0].argsort(stable=True)]
-    counts = torch.bincount(table[:, 0].long(), minlength=len(dataset)).tolist()
-    return [
-        Detections(part[:, 3:].float(), part[:, 2].float(), part[:, 1].long())
-        for part in torch.split(table, counts)
-    ]
-
-
-def objects_by_class(dataset: Dataset) -> dict[str, ClassObjects]:
-    """Returns the annotated objects of every class, in pixels as annotated."""
-    annotations = dataset.annotations
-    counts = [len(annotation.labels) for annotation in annotations]
-    images = np.repeat(np.arange(len(annotations)), counts)
-    labels = np.concatenate([annotation.labels for annotation in annotations])
-    boxes_px = np.concatenate([a.boxes_px for a in annotations]).astype(np.float64)
-    difficult = np.concatenate([annotation.difficult for annotation in annotations])
-    found = {}
-    for label, name in enumerate(dataset.classes):
-        of_class = labels == label
-        found[name] = ClassObjects(images[of_class], boxes_px[of_class], difficult[of_class])
-    return found
-
-
-def detections_by_class(
-    dataset: Dataset, detections: Sequence[Detections]
-) -> dict[str, ClassDetections]:
-    """Returns the detections of every class, clipped, in the images' pixels."""
-    sizes = np.array([(a.height_px, a.width_px) for a in dataset.annotations], dtype=np.int64)
-    return by_class_in_pixels(detections, sizes, dataset.classes)
-
-
-def score(
-    detections: Mapping[str, ClassDetections], objects: Mapping[str, ClassObjects]
-) -> dict[str, Any]:
-    """Returns all metrics as JSON: `voc07` and `voc12` with mAP and AP, `coco`, and the curves."""
-    curves = voc_curves(detections, objects)
-    voc07, voc12 = average(curves, "voc07"), average(curves, "voc12")
-    coco = evaluate_coco(detections, objects)
-    return {
-        "voc07": {"mAP": _number(voc07.mean), "AP": _numbers(voc07.by_class)},
-        "voc12": {"mAP": _number(voc12.mean), "AP": _numbers(voc12.by_class)},
-        "coco": {
-            "AP": _number(coco.mean),
-            "AP50": _number(coco.ap50),
-            "AP75": _number(coco.ap75),
-            "AP_small": _number(coco.small),
-            "AP_medium": _number(coco.medium),
-            "AP_large": _number(coco.large),
-            "AP_by_class": _numbers(coco.by_class),
-        },
-        "curves": {name: _thinned(curve) for name, curve in curves.items()},
-    }
 
 
 def _data_root(facts: Mapping[str, Any], file: Path) -> Path:
@@ -234,26 +87,3 @@ def evaluate_results(results: Path, *, data: Path, split: str) -> tuple[dict[str
         image_ids=[annotation.image_id for annotation in dataset.annotations],
     )
     return score(read.detections, objects_by_class(dataset)), list(read.missing)
-
-
-def _number(value: float) -> float | None:
-    """Returns a number that JSON has: none where there is nothing to average."""
-    return None if math.isnan(value) else value
-
-
-def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in values.items()}
-
-
-def _thinned(curve: Curve) -> dict[str, list[float]]:
-    """Returns at most `CURVE_POINTS` points of a curve: where recall rises, and its end."""
-    if curve.num_objects == 0 or len(curve.recall) == 0:
-        return {"recall": [], "precision": [], "scores": []}
-    rises = np.flatnonzero(np.diff(curve.recall, prepend=0) > 0)
-    corners = np.union1d(rises, len(curve.recall) - 1)
-    count = min(CURVE_POINTS, len(corners))
-    places = corners[np.linspace(0, len(corners) - 1, count).round().astype(int)]
-    return {
-        name: getattr(curve, name)[places].round(6).tolist()
-        for name in ("recall", "precision", "scores")
-    }

@@ -11,10 +11,9 @@ import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from multibox.build import NETWORKS, build_network
-from multibox.config import Precision
 from multibox.errors import ConfigError, WeightsError
 from multibox.ssd.default_boxes import Clip
 from multibox.ssd.network import SSD, Scales, Traits
@@ -22,7 +21,9 @@ from multibox.storage import checkpoint as checkpoints
 from multibox.weights.foreign import TRUNK_ONLY, is_ours, read_foreign
 
 FORMAT = "multibox-1"
+
 _MANY_CLASSES = 1_000
+
 NO_LICENCE = "not stated by whoever trained them"
 
 
@@ -250,18 +251,6 @@ def load_network(weights: Weights, device: torch.device) -> SSD:
     return network.to(device).eval()
 
 
-def stored_in(precision: torch.dtype, network: SSD) -> SSD:
-    """Returns a network whose kernels are kept in the type that it computes in, for predictions.
-
-    The results are the same: `in_precision` would convert them anew for every image, which takes
-    a twentieth of SSD300's time.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.to(precision)
-    return network
-
-
 def _require_outputs(weights: Weights) -> None:
     """Refuses more classes than there are outputs, before a network of so many fills the memory.
 
@@ -275,24 +264,3 @@ def _require_outputs(weights: Weights) -> None:
         if name.startswith("logit_heads.") and (found is None or found.shape != shape):
             reason = f"has no outputs for the {len(weights.classes)} classes of its header"
             raise WeightsError(reason, file=weights.path, position=name)
-
-
-def in_precision(precision: torch.dtype, device: torch.device) -> torch.autocast:
-    """Returns the context in which a network computes in some arithmetic."""
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
-
-
-def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:
-    """Returns the type that a network computes in.
-
-    Args:
-        precision: `bf16`, `fp32`, or `auto`: bf16 where the hardware computes it.
-        device: Where the network runs.
-    """
-    if precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = torch.cpu._is_avx512_bf16_supported()
-        precision = "bf16" if native else "fp32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32

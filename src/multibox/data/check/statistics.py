@@ -1,15 +1,16 @@
 """Counts of a dataset: images, objects, sizes, and which boxes no default box comes near."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from multibox.boxes import pairwise_iou
-from multibox.build import NETWORKS, default_box_tables
 from multibox.data.dataset import Dataset
 
 SIZE_EDGES_PX = (8, 16, 32, 64, 128, 256)
@@ -20,6 +21,22 @@ forced on it (SSD section 2.2)."""
 
 _MEASURED = 5000
 _AT_A_TIME = 128
+
+
+class BoxTable(NamedTuple):
+    """The default boxes of a network.
+
+    Attributes:
+        network: The network's name.
+        scales: The table's name: `voc` or `coco`, as `--default-boxes` has it.
+        input_px: (height, width) of the network's input.
+        boxes: xyxy in the unit frame.
+    """
+
+    network: str
+    scales: str
+    input_px: tuple[int, int]
+    boxes: Float[Tensor, "K 4"]
 
 
 @dataclass(frozen=True)
@@ -100,20 +117,15 @@ class Census:
     reach: tuple[Reach, ...]
 
 
-def take_census(dataset: Dataset, networks: tuple[str, ...]) -> Census:
+def take_census(dataset: Dataset, tables: Sequence[BoxTable]) -> Census:
     """Returns the counts of a split.
 
     Args:
         dataset: The split.
-        networks: Names of `build.NETWORKS`.
-
-    Raises:
-        ConfigError: There is no network of that name.
+        tables: The default boxes that its objects are compared with.
     """
     items = dataset.annotations
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(item.boxes for item in items)])
-    tables = {name: default_box_tables(name) for name in networks}
-    inputs = {name: NETWORKS[name].image_size_px for name in networks}
     classes = _count_classes(dataset)
     counts = [count.objects for count in classes.values()]
     return Census(
@@ -123,12 +135,8 @@ def take_census(dataset: Dataset, networks: tuple[str, ...]) -> Census:
         difficult=sum(count.difficult for count in classes.values()),
         imbalance=max(counts) / max(1, min(counts)) if counts else 0.0,
         classes=classes,
-        sizes=tuple(_sizes(boxes, size) for size in dict.fromkeys(inputs.values())),
-        reach=tuple(
-            _reach(boxes, table, inputs[name], name, scales)
-            for name, choices in tables.items()
-            for scales, table in choices.items()
-        ),
+        sizes=tuple(_sizes(boxes, size) for size in dict.fromkeys(t.input_px for t in tables)),
+        reach=tuple(_reach(boxes, table) for table in tables),
     )
 
 
@@ -164,25 +172,19 @@ def _counts(size_px: Float64[np.ndarray, " M"]) -> Float64[np.ndarray, " S"]:
     return np.bincount(places, minlength=len(SIZE_EDGES_PX) + 1).astype(np.float64)
 
 
-def _reach(
-    boxes: Float32[np.ndarray, "M 4"],
-    table: Tensor,
-    input_px: tuple[int, int],
-    network: str,
-    scales: str,
-) -> Reach:
+def _reach(boxes: Float32[np.ndarray, "M 4"], table: BoxTable) -> Reach:
     picked = np.linspace(0, len(boxes) - 1, min(len(boxes), _MEASURED)).round().astype(int)
     boxes = boxes[picked]
     # In parts, because a table against all objects would fill the memory.
     best = [
-        pairwise_iou(torch.from_numpy(boxes[start : start + _AT_A_TIME]), table).amax(dim=1)
+        pairwise_iou(torch.from_numpy(boxes[start : start + _AT_A_TIME]), table.boxes).amax(dim=1)
         for start in range(0, len(boxes), _AT_A_TIME)
     ]
     forced = torch.cat([torch.zeros(0), *best]).numpy() < REACH
-    size = _size_px(boxes, input_px)
+    size = _size_px(boxes, table.input_px)
     by_size = [
         part / whole if whole else None
         for part, whole in zip(_counts(size[forced]).tolist(), _counts(size).tolist(), strict=True)
     ]
     share = float(forced.mean()) if len(forced) else 0.0
-    return Reach(network, scales, len(boxes), share, tuple(by_size))
+    return Reach(table.network, table.scales, len(boxes), share, tuple(by_size))

@@ -1,0 +1,132 @@
+"""Finds objects in images with a trained network, from Python.
+
+from multibox import Detector
+
+detector = Detector.open("runs/bccd")
+detections = detector("photo.jpg")
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from multibox.data.geometry import whole_image
+from multibox.data.images import read_image
+from multibox.data.pixels import render
+from multibox.precision import arithmetic, in_precision, stored_in
+from multibox.processes.distributed import pick_device
+from multibox.ssd.network import SSD
+from multibox.structures import Detections
+from multibox.weights.files import find_weights, load_network, read_weights
+
+
+class Detection(NamedTuple):
+    """One object that was found.
+
+    Attributes:
+        name: Its class.
+        score: In 0..1.
+        box_px: (x0, y0, x1, y1) in pixels of the image, within its frame.
+    """
+
+    name: str
+    score: float
+    box_px: tuple[float, float, float, float]
+
+
+class Detector:
+    """A trained network that finds objects in images of any size.
+
+    Args:
+        network: On its device, ready to predict.
+        classes: Names in the order of its labels.
+        precision: The network's arithmetic.
+        notes: What was altered or guessed in reading its weights, a clause each.
+
+    Attributes:
+        classes: Names in the order of the network's labels.
+        notes: As given.
+    """
+
+    def __init__(
+        self,
+        network: SSD,
+        classes: Sequence[str],
+        precision: torch.dtype,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.classes = tuple(classes)
+        self.notes = tuple(notes)
+        self._network, self._precision = network, precision
+
+    @classmethod
+    def open(cls, path: Path | str, *, which: str = "last", device: str = "auto") -> "Detector":
+        """Opens a run, a checkpoint's folder or a weights file.
+
+        Args:
+            path: Any of the three.
+            which: For a run: `last`, `best` or a step.
+            device: `auto`, `cpu` or `cuda`.
+
+        Raises:
+            WeightsError: The weights are not there, are damaged, or of no known format.
+            ConfigError: A GPU is asked for, and there is none.
+        """
+        weights = read_weights(find_weights(Path(path), which))
+        place = pick_device(device)
+        precision = arithmetic("auto", place)
+        network = stored_in(precision, load_network(weights, place))
+        return cls(network, weights.classes, precision, weights.notes)
+
+    def __call__(
+        self, image: Path | str | UInt8[np.ndarray, "H W 3"], *, score_threshold: float = 0.5
+    ) -> list[Detection]:
+        """Returns the objects in an image, by descending score.
+
+        Args:
+            image: A file, or RGB pixels.
+            score_threshold: Detections of a lower score are left out.
+
+        Raises:
+            DataError: The file is missing, damaged or no image.
+        """
+        pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+        return self.name(self.detect(pixels, score_threshold=score_threshold), pixels)
+
+    def name(self, detections: Detections, pixels: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
+        """Returns detections with their classes' names, in the pixels of their image."""
+        height, width = pixels.shape[:2]
+        boxes_px = detections.boxes.clamp(0, 1) * torch.tensor([width, height, width, height])
+        return [
+            Detection(self.classes[label], score, (x0, y0, x1, y1))
+            for (x0, y0, x1, y1), score, label in zip(
+                boxes_px.tolist(),
+                detections.scores.tolist(),
+                detections.labels.tolist(),
+                strict=True,
+            )
+        ]
+
+    @torch.inference_mode()
+    def detect(
+        self, pixels: UInt8[np.ndarray, "H W 3"], *, score_threshold: float = 0.0
+    ) -> Detections:
+        """Returns the detections in RGB pixels, in the unit frame, on the CPU.
+
+        Args:
+            pixels: The image.
+            score_threshold: Detections of a lower score are left out, and cost nothing.
+        """
+        network = self._network
+        device = network.default_boxes.device
+        height, width = pixels.shape[:2]
+        resized = render(pixels, whole_image(width, height), None, network.image_size_px)
+        images = torch.from_numpy(resized).permute(2, 0, 1).unsqueeze(0).to(device)
+        with in_precision(self._precision, device):
+            output = network(images)
+        (found,) = network.detect(output, score_threshold=score_threshold)
+        return Detections(*(field.cpu() for field in found))
