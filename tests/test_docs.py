@@ -9,7 +9,8 @@ import pytest
 from multibox.cli.arguments import parse
 from multibox.recipes import RECIPES
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [
     re.sub(r"^torchrun .* -m multibox", "multibox", line.partition("  #")[0])
@@ -46,3 +47,10 @@ def test_options_that_the_readme_names_exist(capsys: pytest.CaptureFixture[str])
 
 def test_every_recipe_is_in_the_readme() -> None:
     assert all(f"`{name}`" in README for name in RECIPES)
+
+
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "SECURITY.md", "docs/weights.md"])
+def test_every_file_that_a_document_names_exists(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.py)`", text):
+        assert any((base / path).exists() for base in (ROOT, ROOT / "src" / "multibox")), path
