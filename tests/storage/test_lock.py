@@ -17,7 +17,7 @@ from multibox.storage.lock import RunLock
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from multibox.runtime.lock import RunLock
+from multibox.storage.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     forks = sys.argv[2] == "forks"
     if not forks or os.fork() == 0:

@@ -24,8 +24,8 @@ from multibox.data.images import read_image
 from multibox.errors import DataError
 from multibox.recipes import RECIPES
 
-SOURCE = Path(__file__).parents[2] / "src" / "multibox" / "data"
-READERS = ("voc", "coco", "reading", "dataset", "images")
+SOURCE = Path(__file__).parents[3] / "src" / "multibox" / "data"
+READERS = ("formats/voc", "formats/coco", "reading", "dataset", "images")
 
 
 def look(
