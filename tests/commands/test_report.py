@@ -123,7 +123,7 @@ def test_headline_is_the_last_step_and_the_best_is_only_named(tmp_path: Path) ->
     lead = page.findtext(".//p[@class='lead']") or ""
     assert "reaches 0.5000 mAP (11-point)" in lead
     assert "step 200 with 0.7000" in lead
-    assert "it is not the result" in lead
+    assert "not reported as the result" in lead
 
 
 def test_page_carries_everything_in_itself(tiny: Path) -> None:

@@ -1,8 +1,8 @@
-"""The verb `report`: writes a run's summary page, whole or stopped early, from its folder.
+"""The verb `report`: writes the summary page of a run.
 
-`report/index.html` carries everything in itself; `report/report.md` has its pictures beside it.
-The page has the order of the classic SSD training summary: result, loss, average precision; and
-then what one needs to judge them. It needs no torch and no GPU.
+`report/index.html` is self-contained. `report/report.md` refers to pictures in its folder. The
+page follows the classic SSD training summary: result, loss, average precision, then the details.
+It needs neither torch nor a GPU.
 """
 
 import base64
@@ -27,7 +27,7 @@ MEDIA_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 
 
 class Chart(NamedTuple):
-    """A chart in both schemes and what it shows, for those who do not see it."""
+    """A chart as PNG files for the light and the dark scheme, with an alternative text."""
 
     file: str
     description: str
@@ -36,16 +36,16 @@ class Chart(NamedTuple):
 
 
 def write_report(run: Path, *, beside: str | None = None) -> Path:
-    """Writes the summary page of a run into its folder and returns the path of index.html.
+    """Writes the summary page into the run folder and returns the path of index.html.
 
-    The page replaces an earlier one when it is complete, and not before.
+    A complete page replaces the earlier one at once.
 
     Args:
-        run: The run's folder. Evaluations, samples, timings and environment may be missing.
-        beside: The name of a reference whose numbers are to stand beside the run's.
+        run: The run folder. Evaluations, samples, timings and environment may be missing.
+        beside: Name of a reference to compare the run with.
 
     Raises:
-        ConfigError: The folder is not a run's, or there is no such reference.
+        ConfigError: The folder is not a run folder, or the reference does not exist.
         StorageError: A file of the run is damaged, or the page cannot be written.
     """
     reference = None if beside is None else read_reference(beside)
@@ -60,7 +60,7 @@ def write_report(run: Path, *, beside: str | None = None) -> Path:
         raise StorageError(
             f"the report cannot be written ({error.strerror})",
             file=run,
-            remedy="Make room or give write permission; an earlier report is still whole",
+            remedy="Free some space or allow writing to the folder. The earlier report was kept",
         ) from None
     return run / "report" / "index.html"
 
@@ -119,7 +119,7 @@ def _data_uri(content: bytes, media_type: str) -> Markup:
 
 
 def _table_metric(record: Record, reference: Reference | None) -> str:
-    """The metric of the table by class: the reference's, else the declared one if it has that."""
+    """Returns the metric of the table by class: the reference's, or else the configured one."""
     if reference is not None:
         return reference.metric
     declared = record.evaluations[-1].metric if record.evaluations else "voc07"
@@ -180,7 +180,7 @@ def _context(record: Record, metric: str, reference: Reference | None) -> dict[s
 
 
 def _summary(record: Record) -> list[str]:
-    """The run and its result in sentences. The result is the newest, never the best."""
+    """Returns sentences on the run and its result, which is the last evaluation, not the best."""
     about, every = record.about, record.evaluations
     done = f"{record.last_step:,} of {about.planned_steps:,} steps"
     classes = f"{len(about.classes)} class{'' if len(about.classes) == 1 else 'es'}"
@@ -197,16 +197,16 @@ def _summary(record: Record) -> list[str]:
         f"({last.images:,} images, {last.objects:,} objects) at step {last.step:,}."
     )
     if last.step < about.planned_steps:
-        status = "The run has not come to its end: this is its newest evaluation."
+        status = "The run is not complete; this is its latest evaluation."
     else:
-        status = "These are the last step's weights: nothing was picked on the test images."
+        status = "These are the weights of the last step; nothing was chosen on the test images."
     if len(every) == 1:
         return [found, status]
     if best.step == last.step:
-        return [found, status, "No earlier milestone was better."]
+        return [found, status, "No earlier evaluation was better."]
     picked = (
-        f"The best milestone was step {best.step:,} with {_named_mean(best)}; picked on the test "
-        "images as it is, it is not the result."
+        f"The best evaluation was at step {best.step:,} with {_named_mean(best)}; it was "
+        "chosen on the test images, so it is not reported as the result."
     )
     return [found, status, picked]
 

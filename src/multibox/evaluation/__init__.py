@@ -1,1 +1,1 @@
-"""Average precision by the official protocols. No network is known here."""
+"""Average precision by the official protocols. This package does not import any network."""

@@ -1,4 +1,4 @@
-"""Which detections and objects can meet: those of the same image."""
+"""Pairs the detections and objects of the same image."""
 
 import numpy as np
 from jaxtyping import Int64
@@ -7,11 +7,11 @@ from jaxtyping import Int64
 def of_the_same_image(
     images: Int64[np.ndarray, " N"], object_images: Int64[np.ndarray, " G"]
 ) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]:
-    """Returns the detection and the object of every pair, by detection, then by object.
+    """Returns the indices of all pairs, sorted by detection, then by object.
 
     Args:
-        images: Of the detections.
-        object_images: Of the objects.
+        images: The image of each detection.
+        object_images: The image of each object.
     """
     by_image = np.argsort(object_images, kind="stable")
     sorted_images = object_images[by_image]
@@ -23,7 +23,7 @@ def of_the_same_image(
 
 
 def place_among_equals(values: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-    """Returns how many equal values come before each."""
+    """Returns for each value how many equal values come before it."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     new = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))

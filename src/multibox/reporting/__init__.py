@@ -1,1 +1,1 @@
-"""The pieces of the summary page: what a run left, its tables and its charts. No torch here."""
+"""The parts of the summary page: reading the run, tables and charts. No torch is imported."""

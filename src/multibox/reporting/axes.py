@@ -1,7 +1,7 @@
-"""Figures, axes and named lines in one look, through matplotlib's object API: no global state.
+"""The common style of the report's charts.
 
-Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart, lightened for
-the dark scheme.
+It uses matplotlib's object API, so there is no global state. The colours are those of Okabe and
+Ito, which colour-blind readers can distinguish, in a lighter version for the dark scheme.
 """
 
 import io
@@ -16,17 +16,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from multibox.reporting.text import step_label
 
-# Inches. On a telephone the whole width is about 360 pixels: letters must survive that.
+# Inches. The text must stay readable on a telephone, where the width is about 360 pixels.
 WIDTH = 5.4
 DPI = 180
-# Above this ratio of the largest value to the smallest, a linear axis hides the end of a run.
+# If the ratio of the largest to the smallest value is higher, the axis is logarithmic.
 LOG_RATIO = 20
-# The least distance between the names at the ends of lines, in points.
+# Minimum distance between the names at the ends of lines, in points.
 NAME_DISTANCE = 12
 
 
 class Theme(NamedTuple):
-    """Colours of the light or the dark scheme; of `lines`, the first are the most distinct."""
+    """Colours of the light or the dark scheme. The first of `lines` are the most distinct."""
 
     background: str
     text: str
@@ -52,7 +52,7 @@ DARK = Theme(
 
 
 class Line(NamedTuple):
-    """Values over steps; the name stands at the right end, with the last value."""
+    """A series over steps. Its name and last value are written at its right end."""
 
     name: str
     steps: Sequence[int]
@@ -71,14 +71,14 @@ def png(figure: Figure) -> bytes:
     """Returns a figure as a PNG file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # A class may be named in a script that the font lacks; the tables have its name in full.
+        # The font may lack the script of a class name. The tables show the complete name.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def style(axes: Axes, theme: Theme, title: str) -> None:
-    """Gives axes the common look. The title is taken literally, also where it has dollars."""
+    """Applies the common style. The title is literal text; dollar signs do not start a formula."""
     axes.set_facecolor(theme.background)
     axes.set_title(title, loc="left", fontsize=10, color=theme.text).set_parse_math(False)
     axes.grid(color=theme.grid, linewidth=0.8)
@@ -88,7 +88,7 @@ def style(axes: Axes, theme: Theme, title: str) -> None:
 
 
 def draw_lines(axes: Axes, lines: list[Line]) -> None:
-    """Draws lines over steps and their names beyond the right edge; NaNs are gaps."""
+    """Draws lines over steps. A NaN interrupts a line."""
     lines = [line for line in lines if any(map(math.isfinite, line.values))]
     for line in lines:
         axes.plot(
@@ -114,9 +114,9 @@ def draw_lines(axes: Axes, lines: list[Line]) -> None:
 
 
 def name_ends(axes: Axes, lines: list[Line]) -> None:
-    """Writes the lines' names and last values beyond the right edge, clear of one another.
+    """Writes the names and last values to the right of the axes, without overlap.
 
-    To be called when the axes have their final limits.
+    Call it when the axes have their final limits.
     """
     ends = []
     for line in lines:

@@ -1,4 +1,4 @@
-"""The report's three charts: loss, average precision, precision over recall."""
+"""The charts of the report: loss, average precision, and precision over recall."""
 
 import math
 from collections.abc import Callable
@@ -17,9 +17,9 @@ MAX_PANELS = 80
 
 
 def loss_chart(record: Record, reference: Reference | None, theme: Theme) -> Figure:
-    """Returns the multibox loss over steps and, below it, the same with the L2 term.
+    """Returns a chart of the multibox loss over steps, and below it the loss with the L2 term.
 
-    Only the lower panel compares with a reference that reports the two as one number.
+    The reference reports their sum as one number, so only the lower panel shows it.
     """
     bare = _loss_lines(record, lambda loss: loss.multibox, theme, "-")
     both = _loss_lines(record, lambda loss: loss.total, theme, "--")
@@ -75,7 +75,7 @@ def _mark_events(axes: Axes, record: Record, theme: Theme) -> None:
 
 
 def average_precision_chart(record: Record, reference: Reference | None, theme: Theme) -> Figure:
-    """Returns the mean average precision over steps, by every metric."""
+    """Returns a chart of the mean average precision over steps, with a line for each metric."""
     steps = [evaluation.step for evaluation in record.evaluations]
     lines = [
         Line(name, steps, [e.mean[metric] for e in record.evaluations], colour, "-", "o")
@@ -97,9 +97,9 @@ def average_precision_chart(record: Record, reference: Reference | None, theme: 
 
 
 def precision_recall_chart(evaluation: Evaluation, metric: str, theme: Theme) -> Figure:
-    """Returns precision over recall: a line for each class or, if they are many, a panel.
+    """Returns a chart of precision over recall, with a line or a panel for each class.
 
-    Of more than MAX_PANELS classes those of lowest AP are shown.
+    If there are more than MAX_PANELS classes, it shows those with the lowest AP.
     """
     aps = evaluation.classes[metric]
     order = sorted(evaluation.curves, key=lambda name: -_ap(aps, name))
@@ -114,7 +114,7 @@ def precision_recall_chart(evaluation: Evaluation, metric: str, theme: Theme) ->
     ]
     legend = figure.legend(
         handles,
-        # The number comes first: matplotlib leaves out labels that begin with an underscore.
+        # The number comes first because matplotlib omits labels that begin with an underscore.
         [f"{decimals(aps.get(name, math.nan))}  {_short(name, 20)}" for name in order],
         loc="outside right upper",
         title="AP",
@@ -138,7 +138,7 @@ def _small_multiples(
     rows = -(-len(order) // PANEL_COLUMNS)
     height = 0.5 + 1.25 * rows
     figure = new_figure(height, theme)
-    # The constrained layout would do this too, but takes seconds for many panels.
+    # The constrained layout takes seconds for many panels.
     figure.subplots_adjust(
         left=0.09, right=0.98, top=1 - 0.38 / height, bottom=0.45 / height, hspace=0.6, wspace=0.15
     )
@@ -159,7 +159,7 @@ def _small_multiples(
 
 
 def _ap(aps: dict[str, float], name: str) -> float:
-    """For sorting: classes without an AP come last."""
+    """Returns the key that sorts classes without an AP last."""
     value = aps.get(name, math.nan)
     return value if math.isfinite(value) else -1.0
 

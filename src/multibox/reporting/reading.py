@@ -1,7 +1,7 @@
-"""Reads a run's folder for the report.
+"""Reads a run folder for the report.
 
-Only plain JSON is read and no code of the run, so a page can be made anywhere, also of a run
-that goes on, was stopped early or was killed.
+It reads plain JSON only. It works on any machine, and also for a run that is still training, was
+stopped early or was killed.
 """
 
 import json
@@ -29,18 +29,18 @@ T = TypeVar("T")
 
 
 def read_record(folder: Path) -> Record:
-    """Returns everything a run has left so far.
+    """Returns everything that a run has written so far.
 
     Raises:
-        ConfigError: The folder is not a run's.
+        ConfigError: The folder is not a run folder.
         StorageError: A file in it cannot be read or is damaged.
     """
     for name in ("config.json", "run.json"):
         if not (folder / name).is_file():
             raise ConfigError(
-                f"not a run's folder: it has no {name}",
+                f"is not a run folder: it has no {name}",
                 file=folder,
-                remedy="Name the folder that was given to multibox train",
+                remedy="Give the folder that --out of multibox train named",
             )
     config = _load(folder / "config.json")
     about = {"config": config, "run": _load(folder / "run.json")}
@@ -76,7 +76,7 @@ def _load(path: Path) -> Any:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line that was being written is left out."""
+    """Returns the objects of a JSON-lines file, without an incomplete last line."""
     if not path.exists():
         return []
     found = []
@@ -100,7 +100,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _parse(read: Callable[[Any], T], value: Any, file: Path) -> T:
-    """Applies a reader to what a file holds, and says of which file what it does not find."""
+    """Applies a reader to the content of a file. Its errors name the file."""
     try:
         return read(value)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
@@ -111,7 +111,7 @@ def _parse(read: Callable[[Any], T], value: Any, file: Path) -> T:
 
 
 def _current(lines: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
-    """By step; of measurements that a rollback made the run repeat, the last."""
+    """Returns the lines of a kind by step. If a rollback repeated a step, the last one counts."""
     kept = {}
     for number, line in enumerate(lines):
         step, kind = _parse(lambda line: (int(line["step"]), str(line["kind"])), line, file)
@@ -202,7 +202,7 @@ def _evaluation(value: dict[str, Any]) -> Evaluation:
 
 
 def _samples(folder: Path) -> list[Sample]:
-    """The newest pictures. A path that leads out of the run's folder is not followed."""
+    """Returns the newest pictures. It does not follow a path that leaves the run folder."""
     files = sorted((folder / "samples").glob("step-*.json"))
     if not files:
         return []

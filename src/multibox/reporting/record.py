@@ -1,4 +1,4 @@
-"""What a run left in its folder, as typed records; what is not there yet is empty."""
+"""The content of a run folder as typed records. What a run has not written yet is empty."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ METRICS = {"voc07": "11-point", "voc12": "area under curve", "coco": "COCO"}
 
 
 class Loss(NamedTuple):
-    """A line of the journal: a mean over the steps since the line before.
+    """A line of the journal: the mean loss since the line before.
 
     Attributes:
         step: The last of these steps.
@@ -28,14 +28,14 @@ class Loss(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """From `step` on the learning rate is `lr`, where that was noted; else NaN."""
+    """A drop of the learning rate to `lr` at `step`; `lr` is NaN if it was not recorded."""
 
     step: int
     lr: float
 
 
 class Rollback(NamedTuple):
-    """A non-finite loss or gradient at `step`, after which the run went back to step `to`.
+    """A non-finite loss or gradient at `step`, after which the run returned to step `to`.
 
     `reason` is what was noted of it: a sentence or the images of that step.
     """
@@ -47,7 +47,7 @@ class Rollback(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Wall-clock time of an interval of training, one validation, one evaluation, one checkpoint.
+    """Wall-clock time of a training interval, a validation, an evaluation or a checkpoint.
 
     Attributes:
         kind: Which of these: `train` for training.
@@ -70,7 +70,7 @@ class Curve(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The images of one side of the data; `objects` counts them per class."""
+    """A split of the data. `objects` counts the objects of each class."""
 
     name: str
     images: int
@@ -79,14 +79,14 @@ class Split(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A test image's id and the file that shows its detections and ground truth."""
+    """A test image: its id and the picture of its detections and ground truth."""
 
     id: str
     picture: Path
 
 
 class About(NamedTuple):
-    """What a run is about; `planned_steps` are those it is to have in the end."""
+    """The description of a run. `planned_steps` is the configured number of steps."""
 
     recipe: str
     version: str
@@ -101,7 +101,7 @@ class About(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """The average precision at one milestone; NaN where there was nothing to measure.
+    """The average precision at one milestone; NaN if there was nothing to measure.
 
     Attributes:
         metric: The declared one of METRICS.
@@ -123,7 +123,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """All of a run's folder. Lists ascend by step."""
+    """The whole run folder. Lists are sorted by step."""
 
     folder: Path
     config: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Published numbers that a run's can be put beside: one JSON file each in `references/`."""
+"""Published results to compare a run with: one JSON file for each in `references/`."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from multibox.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """The numbers of one publication and what has to be known about them.
+    """The numbers of one publication, with notes.
 
     Attributes:
         title: A short name for legends and columns.

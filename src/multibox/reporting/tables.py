@@ -1,4 +1,4 @@
-"""The report's tables, as text that both pages lay out in their own way."""
+"""The tables of the report, as text for the HTML and the Markdown page."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ MAX_MILESTONES = 8
 
 
 class Row(NamedTuple):
-    """A row of the table of average precisions; `kind` is AP or mAP."""
+    """A row of the table of average precisions. `kind` is AP or mAP."""
 
     name: str
     kind: str
@@ -22,12 +22,12 @@ class Row(NamedTuple):
 
 
 class PrecisionTable(NamedTuple):
-    """Average precision by class at each milestone, and its means below.
+    """Average precision by class and milestone, with the means below.
 
     Attributes:
-        header: The milestones' steps, then what the columns of a reference are.
-        rows: As wide as the header.
-        milestones: How many of the columns are this run's.
+        header: The steps of the milestones, then the titles of the reference's columns.
+        rows: Each has as many cells as the header.
+        milestones: Number of columns that show this run.
     """
 
     header: list[str]
@@ -36,11 +36,11 @@ class PrecisionTable(NamedTuple):
 
 
 def milestones(record: Record, metric: str) -> list[Evaluation]:
-    """Returns up to MAX_MILESTONES evaluations, evenly spread, with the best and the last."""
+    """Returns up to MAX_MILESTONES evaluations at even distances, with the best and the last."""
     every = record.evaluations
     if len(every) <= MAX_MILESTONES:
         return every
-    # One place less than there is, so that the best fits in wherever it is.
+    # One fewer than the maximum, to leave room for the best one.
     spread = MAX_MILESTONES - 2
     chosen = {round(place * (len(every) - 1) / spread) for place in range(spread + 1)}
     best = every.index(best_evaluation(every, metric))
@@ -48,7 +48,7 @@ def milestones(record: Record, metric: str) -> list[Evaluation]:
 
 
 def best_evaluation(evaluations: list[Evaluation], metric: str) -> Evaluation:
-    """Returns the evaluation of the highest mean; of equal ones the first."""
+    """Returns the evaluation with the highest mean, or the first of several."""
     return max(
         evaluations,
         key=lambda e: e.mean[metric] if math.isfinite(e.mean[metric]) else -1.0,
@@ -58,8 +58,8 @@ def best_evaluation(evaluations: list[Evaluation], metric: str) -> Evaluation:
 def precision_table(record: Record, metric: str, reference: Reference | None) -> PrecisionTable:
     """Returns the table in the form of the classic training summary.
 
-    With a reference, columns with its last milestone and the difference to ours are added, and
-    rows with its mean at the same steps. It must be of the same metric.
+    If there is a reference, the table also has columns with its last milestone and the difference
+    to ours, and rows with its mean at the same steps. The reference must use the same metric.
     """
     columns = milestones(record, metric)
     rows = [
@@ -105,7 +105,7 @@ def _beside(
 
 
 def aligned(table: PrecisionTable) -> Markup:
-    """Returns the table as Markdown that also reads well as plain text."""
+    """Returns the table as Markdown with aligned columns."""
     names = [str(markdown_value(row.name)) for row in table.rows]
     wide = max(map(len, names)) + 2
     widths = [max(10, len(label) + 4) for label in table.header]
@@ -125,9 +125,9 @@ def aligned(table: PrecisionTable) -> Markup:
 
 
 def loss_rows(record: Record, reference: Reference) -> list[list[str]]:
-    """Returns step, then ours, theirs and the difference for training and for validation.
+    """Returns rows of step, loss, reference loss and difference, in training and validation.
 
-    Of the steps that both have, at most MAX_MILESTONES, evenly spread.
+    It uses at most MAX_MILESTONES of the common steps, at even distances.
     """
     series = []
     for name, losses in (("training", record.training), ("validation", record.validation)):
@@ -148,12 +148,12 @@ def loss_rows(record: Record, reference: Reference) -> list[list[str]]:
 
 
 def coco_rows(evaluation: Evaluation) -> list[list[str]]:
-    """Returns name and value of every number of COCO's metric."""
+    """Returns name and value of each COCO metric."""
     return [[name, decimals(value)] for name, value in evaluation.coco.items()]
 
 
 def object_rows(record: Record) -> list[list[str]]:
-    """Returns class, training objects and test objects, and their sums."""
+    """Returns the number of training and test objects of each class, and their sums."""
     train, test = record.about.train.objects, record.about.test.objects
     names = list(dict.fromkeys([*record.about.classes, *train, *test]))
     rows = [[name, f"{train.get(name, 0):,}", f"{test.get(name, 0):,}"] for name in names]
@@ -161,7 +161,7 @@ def object_rows(record: Record) -> list[list[str]]:
 
 
 def config_rows(record: Record) -> list[list[str]]:
-    """Returns section, field and value of everything in config.json."""
+    """Returns section, name and value of each field of config.json."""
     rows = []
     for section, fields in record.config.items():
         if isinstance(fields, dict):
@@ -172,17 +172,17 @@ def config_rows(record: Record) -> list[list[str]]:
 
 
 def environment_rows(record: Record) -> list[list[str]]:
-    """Returns name and value of everything in environment.json."""
+    """Returns name and value of each field of environment.json."""
     return [[name, _plain(value)] for name, value in record.environment.items()]
 
 
 def drop_rows(record: Record) -> list[list[str]]:
-    """Returns step and learning rate of every drop."""
+    """Returns step and learning rate of each drop."""
     return [[f"{drop.step:,}", rate(drop.lr)] for drop in record.drops]
 
 
 def rollback_rows(record: Record) -> list[list[str]]:
-    """Returns step, step gone back to, factor of the learning rate and reason."""
+    """Returns step, target step, factor of the learning rate and reason of each rollback."""
     return [
         [f"{back.step:,}", f"{back.to:,}", f"{back.lr_scale:g}", back.reason]
         for back in record.rollbacks
@@ -190,7 +190,7 @@ def rollback_rows(record: Record) -> list[list[str]]:
 
 
 def time_rows(record: Record) -> list[list[str]]:
-    """Returns what took how long, how often and as which share of the whole."""
+    """Returns kind, count, duration and share of the total time."""
     total = sum(timing.seconds for timing in record.timings)
     rows = []
     for kind in dict.fromkeys(timing.kind for timing in record.timings):
@@ -201,7 +201,7 @@ def time_rows(record: Record) -> list[list[str]]:
 
 
 def speed(record: Record) -> tuple[str, str]:
-    """Returns images per second of training and the share of it that waited for images."""
+    """Returns images per second in training, and the share of time spent waiting for images."""
     spans = [t for t in record.timings if t.kind == "train" and t.seconds > 0]
     rates = [(t.images_per_second, t.seconds) for t in spans]
     waits = [(t.data_wait, t.seconds) for t in spans]

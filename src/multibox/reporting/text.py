@@ -1,4 +1,4 @@
-"""How numbers and names are written on the page, and how both are kept from being markup."""
+"""Formats numbers and names for the page, and escapes them."""
 
 import html
 import math
@@ -12,7 +12,7 @@ MARKDOWN = re.compile(r"([\\`*_\[\]|~$#!]|(?<=:)/)")
 
 
 def decimals(value: float, *, places: int = 4, signed: bool = False) -> str:
-    """Returns a number with its decimals, and with a sign if asked for; a dash for NaN."""
+    """Returns a number with a fixed number of decimals, or a dash for NaN."""
     if not math.isfinite(value):
         return ABSENT
     sign = "+" if signed else ""
@@ -20,7 +20,7 @@ def decimals(value: float, *, places: int = 4, signed: bool = False) -> str:
 
 
 def rate(value: float) -> str:
-    """Returns a learning rate without an exponent: `0.00001`; a dash for NaN."""
+    """Returns a learning rate without an exponent, as in `0.00001`, or a dash for NaN."""
     if not math.isfinite(value):
         return ABSENT
     return np.format_float_positional(value, precision=10, trim="-")
@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns a text with its control characters, lone surrogates and the like made visible."""
+    """Returns a text in which unprintable characters are replaced by escape sequences."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text
@@ -50,21 +50,21 @@ def printable(text: str) -> str:
 
 
 def html_value(value: object) -> object:
-    """Returns what a template writes into HTML, which jinja2 then escapes."""
+    """Returns a value for an HTML template. Jinja2 escapes it afterwards."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return value if value.isprintable() else printable(value)
     return value
 
 
 def markdown_value(value: object) -> object:
-    """Returns what a template writes into Markdown: neither markup, HTML, table cell nor link."""
+    """Returns a value for a Markdown template. It cannot become markup, HTML, a cell or a link."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return MARKDOWN.sub(r"\\\1", html.escape(printable(value), quote=False))
     return value
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> Markup:
-    """Returns a table of escaped cells."""
+    """Returns a Markdown table with escaped cells."""
     lines = [header, ["---"] * len(header), *rows]
     escape = markdown_value
     return Markup(
