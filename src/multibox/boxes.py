@@ -1,4 +1,4 @@
-"""Pure functions on boxes: float tensors (..., 4), xyxy unless a name says otherwise."""
+"""Functions on boxes: float tensors of shape (..., 4), xyxy unless the name says otherwise."""
 
 import torch
 from jaxtyping import Float
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
-    """Returns the areas, in squared units of the boxes' frame; 0 for inverted boxes."""
+    """Returns the areas in squared units of the boxes. Inverted boxes have an area of 0."""
     width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).unbind(-1)
     return width * height
 
@@ -16,7 +16,8 @@ def pairwise_iou(
 ) -> Float[Tensor, "*batch M K"]:
     """Returns the intersection over union of every box of `a` with every box of `b`.
 
-    No pixel of margin is added, and a pair whose union is empty has 0 (`bbox_util.cpp:274-294`).
+    No pixel is added to widths and heights. If the union is empty, the result is 0
+    (`bbox_util.cpp:274-294`).
     """
     # One contiguous plane per coordinate: three times faster than strided columns.
     ax0, ay0, ax1, ay1 = a.unsqueeze(-1).unbind(-2)

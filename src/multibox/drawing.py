@@ -16,7 +16,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
-    """Returns a class's RGB colour; neighbouring labels are far apart in hue."""
+    """Returns the RGB colour of a class. Consecutive labels have very different hues."""
     hue = (0.58 + label * 0.618034) % 1
     red, green, blue = colorsys.hls_to_rgb(hue, 0.45, 0.9)
     return int(red * 255), int(green * 255), int(blue * 255)
@@ -27,7 +27,7 @@ def draw_truth(
     boxes_px: Float[np.ndarray, "M 4"],
     labels: Int64[np.ndarray, " M"],
 ) -> None:
-    """Outlines annotated objects in place: a thin line on white, without a name."""
+    """Draws the boxes of annotated objects in place: thin lines with a white border, no names."""
     for box, label in zip(boxes_px, labels.tolist(), strict=True):
         corners = [round(side) for side in box.tolist()]
         cv2.rectangle(image, corners[:2], corners[2:], (255, 255, 255), 3, cv2.LINE_AA)
@@ -41,7 +41,7 @@ def draw_detections(
     *,
     score_threshold: float,
 ) -> None:
-    """Draws the detections of at least a score in place, the best on top."""
+    """Draws the detections above a score threshold in place, the best on top."""
     height, width = image.shape[:2]
     line = max(1, round(max(height, width) / 300))
     scale = max(0.35, max(height, width) / 1400)
@@ -63,7 +63,7 @@ def draw_detections(
 
 
 def write_picture(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Writes an RGB image in the format that the path's ending says, and makes its folder.
+    """Writes an RGB image in the format of the path's suffix. Creates the folder if it is absent.
 
     Raises:
         StorageError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""Recipes: functions that return a complete configuration, each with what it costs and reaches."""
+"""Recipes: functions that return a complete configuration."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from multibox.config import (
 )
 
 VOC_0712 = DataConfig(train_split="2007:trainval+2012:trainval", test_split="2007:test")
-# Crowds are not learnt from (`ssd_coco.py:288`).
+# SSD does not train on crowds (`ssd_coco.py:288`).
 COCO_2017 = DataConfig(train_split="train2017", test_split="val2017", train_difficult=False)
 # `ssd_coco.py:361-389`; the third step value is the end.
 COCO_SCHEDULE = ScheduleConfig(steps=400_000, drops=(280_000, 360_000))
 
 
 def ssd300_vgg16_voc0712() -> Config:
-    """The original SSD300 (`ssd_pascal.py:223-389`), but for a warm-up of 500 steps.
+    """The original SSD300 (`ssd_pascal.py:223-389`) with a warm-up of 500 steps.
 
-    It starts from ImageNet's VGG-16 (`--init`). `--warmup-steps 0` is the original to the letter;
-    `--schedule plateau` drops the rate when the validation loss has converged.
+    It starts from an ImageNet VGG-16 (`--init`). `--warmup-steps 0` restores the original.
+    `--schedule plateau` drops the learning rate when the validation loss stops improving.
     """
     return Config(
         network="ssd300-vgg16",
@@ -33,7 +33,7 @@ def ssd300_vgg16_voc0712() -> Config:
 
 
 def ssd512_vgg16_voc0712() -> Config:
-    """The original SSD512, in batches of 24 as the ports that fit it on one GPU."""
+    """The original SSD512 with batches of 24, as in the ports that train it on one GPU."""
     return Config(
         network="ssd512-vgg16",
         data=VOC_0712,
@@ -43,11 +43,11 @@ def ssd512_vgg16_voc0712() -> Config:
 
 
 def ssd300_vgg16_coco() -> Config:
-    """The original SSD300 for COCO (`ssd_coco.py`), but for a warm-up of 500 steps.
+    """The original SSD300 for COCO (`ssd_coco.py`) with a warm-up of 500 steps.
 
-    It starts from ImageNet's VGG-16 (`--init`) and has smaller default boxes than that for VOC.
-    The original's splits were trainval35k and minival of 2014; train2017 and val2017 are almost the
-    same images.
+    It starts from an ImageNet VGG-16 (`--init`). Its default boxes are smaller than for VOC. The
+    original used the splits trainval35k and minival of 2014; train2017 and val2017 contain almost
+    the same images.
     """
     return Config(
         network="ssd300-vgg16",
@@ -59,9 +59,9 @@ def ssd300_vgg16_coco() -> Config:
 
 
 def ssd512_vgg16_coco() -> Config:
-    """SSD512 for COCO, with the solver of SSD300: the original's script was not published.
+    """SSD512 for COCO with the solver of SSD300, because the original script was not published.
 
-    The original's weights are published as those of step 360,000.
+    The published weights are those of step 360,000.
     """
     return dataclasses.replace(ssd300_vgg16_coco(), network="ssd512-vgg16")
 
@@ -69,7 +69,7 @@ def ssd512_vgg16_coco() -> Config:
 def ssd300_vgg16_bn() -> Config:
     """SSD300 with batch normalisation, for training without ImageNet weights.
 
-    Published results from scratch use ten times the original's rate.
+    Published results from scratch use ten times the original learning rate.
     """
     return Config(
         network="ssd300-vgg16-bn",
@@ -80,13 +80,13 @@ def ssd300_vgg16_bn() -> Config:
 
 
 def ssd300_lite() -> Config:
-    """A small network that learns a few hundred images in minutes on a CPU, from random weights.
+    """A small network that learns from a few hundred images in minutes on a CPU.
 
-    Eight minutes on two cores; half the steps give a usable detector (`benchmarks/results`).
-    Two of Caffe's augmentations suit long runs on the photographs of a whole world: images are put
-    into canvases of twice their size at most, because a short run has no time to learn objects
-    that are smaller than those it is to find, and colours stay as they are, because in a small
-    dataset, mostly of one camera, they tell much.
+    It starts from random weights and takes eight minutes on two cores. Half of the steps give a
+    usable detector (`benchmarks/results`). Two of Caffe's augmentations are reduced. Images are
+    expanded to twice their size at most, because a short run has no time to learn much smaller
+    objects. Colours are not distorted, because a small dataset usually comes from one camera, and
+    colours then help to recognise objects.
     """
     return Config(
         network="ssd300-lite",
@@ -108,16 +108,17 @@ def ssd300_lite() -> Config:
 def ssd7() -> Config:
     """The small seven-layer network of ssd_keras, as its `ssd7_training.ipynb` trains it.
 
-    For video frames and other images of about 300 rows by 480 columns. The decay is twice
-    ssd_keras's L2 factor, because the gradient of that is. These differ from ssd_keras:
+    For video frames and other images of about 300 rows by 480 columns. The weight decay is twice
+    the L2 factor of ssd_keras, because the gradient of the L2 term has a factor of two. Differences
+    from ssd_keras:
 
-    - The augmentation is Caffe's chain, with expansions to twice the size at most, instead of
-      shifts and scalings by 0.5 to 2 on black; its colours vary a little less.
-    - Convolutions begin with Caffe's uniform numbers, not He's normal ones, and biases learn twice
-      as fast.
-    - Unmatched default boxes that overlap an object by 0.3 to 0.5 are negatives, not left out, and
-      hard negatives are sought in each image, not in the batch.
-    - The plateau's threshold is relative, and nothing stops the run early.
+    - The augmentation is Caffe's, with expansion to twice the size at most, instead of shifts and
+      scales of 0.5 to 2 on black. Its colours vary a little less.
+    - Convolutions are initialised with Caffe's uniform distribution instead of He's normal
+      distribution. Biases have twice the learning rate.
+    - Unmatched default boxes with an IoU of 0.3 to 0.5 are negatives instead of ignored. Hard
+      negatives are mined per image instead of per batch.
+    - The threshold of the plateau is relative, and there is no early stopping.
     """
     return Config(
         network="ssd7",

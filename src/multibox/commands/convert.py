@@ -1,4 +1,4 @@
-"""The verb `convert`: weights of any known format become multibox's own, another's, or ONNX."""
+"""The verb `convert`: converts weights of any known format to another format or to ONNX."""
 
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ _ORIGINS: dict[Target, Origin] = {
     "lufficc": LUFFICC,
     "keras": SSD_KERAS,
 }
-# Normalisations that differ by less move no pixel by a hundredth of a level.
+# Means that differ by less change no pixel by a hundredth of a level.
 _SAME_MEAN = 0.01
 
 
@@ -37,20 +37,20 @@ def convert(
     scales: Scales | None = None,
     licence: str | None = None,
 ) -> list[str]:
-    """Writes weights in another format, and returns what is to be said of them, a line each.
+    """Writes weights in another format and returns the lines to print.
 
     Args:
         source: A run, a checkpoint's folder, or a file of any known format.
         out: The new file.
         target: Its format.
         which: For a run: `last`, `best` or a step.
-        classes: Names for the outputs of a foreign file that was trained on classes of its own.
-        scales: Whose default boxes a foreign file was trained with that does not say so itself.
-        licence: What the weights may be used for; by default what the source says.
+        classes: Class names, for a foreign file that was trained on other classes than VOC or COCO.
+        scales: Default boxes of a foreign file that does not record them.
+        licence: Licence of the weights; by default that of the source.
 
     Raises:
-        WeightsError: The source cannot be used, or is nothing that the target has.
-        ConfigError: A package for the target is not installed.
+        WeightsError: The source cannot be used, or the target does not have its network.
+        ConfigError: A package that the target needs is not installed.
         StorageError: The new file exists, or cannot be written.
     """
     weights = read_weights(find_weights(source, which), classes=classes, scales=scales)
@@ -70,11 +70,11 @@ def convert(
     known = (*LEVELS, "ssd7") if target == "keras" else tuple(LEVELS)
     if weights.network not in known:
         raise WeightsError(
-            f"is of {weights.network}, which {target} does not have",
+            f"is a {weights.network}, which {target} does not have",
             file=weights.path,
             remedy=f"It has {', '.join(known)}",
         )
-    load_network(weights, torch.device("cpu"))  # refuses what does not fit
+    load_network(weights, torch.device("cpu"))  # Raises if the tensors do not fit.
     with new_file(out) as temporary:
         if target == "keras":
             write_keras(temporary, weights.network, weights.tensors)
@@ -84,14 +84,14 @@ def convert(
 
 
 def introduction(weights: Weights) -> list[str]:
-    """Returns whose weights these are, and all that a prediction with them rests on."""
+    """Returns lines that describe weights and how they are used."""
     traits = weights.traits
     mean = ", ".join(f"{value:g}" for value in traits.mean_rgb)
     classes = weights.classes
     some = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
     lines = [f"format: {weights.origin}", f"network: {weights.network}"]
     if weights.network == TRUNK_ONLY:
-        lines.append("no detector: what a training starts from (--init)")
+        lines.append("a backbone without a detector, for train --init")
     else:
         lines.append(f"classes: {len(classes)} ({some})")
         clipped = "" if traits.clip == "none" else f", clipped ({traits.clip})"
@@ -101,7 +101,7 @@ def introduction(weights: Weights) -> list[str]:
 
 
 def _differences(weights: Weights, target: Target) -> list[str]:
-    """Returns what the target's own code does otherwise than the network that was trained."""
+    """Returns lines on how the target's own code differs from the network that was trained."""
     own, origin = weights.traits, _ORIGINS[target]
     if weights.network == "ssd7":
         return []
@@ -109,10 +109,10 @@ def _differences(weights: Weights, target: Target) -> list[str]:
     if own.scales != usual_scales(origin, len(weights.classes)):
         found.append(f"note: give {origin.title} the default boxes for {own.scales}")
     if own.clip != origin.clip:
-        found.append(f"note: {origin.title} clips default boxes otherwise ({origin.clip})")
+        found.append(f"note: {origin.title} clips default boxes differently ({origin.clip})")
     if own.clip_detections != origin.clip_detections:
         verb = "clips" if origin.clip_detections else "does not clip"
         found.append(f"note: {origin.title} {verb} boxes before suppression")
     if max(abs(a - b) for a, b in zip(own.mean_rgb, origin.mean_rgb, strict=True)) > _SAME_MEAN:
-        found.append(f"note: {origin.title} subtracts another mean from the pixels")
+        found.append(f"note: {origin.title} subtracts a different mean from the pixels")
     return found

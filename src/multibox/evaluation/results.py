@@ -1,7 +1,8 @@
-"""The devkit's results files: one per class, a line `<image> <score> <x0> <y0> <x1> <y1>` each.
+"""Reads and writes the results files of the VOC devkit.
 
-Detections become files as Caffe writes them (`detection_output_layer.cpp:335-415`) and files
-become detections as the devkit reads them (`VOCevaldet.m:81-92`), whoever wrote them.
+There is one file per class, with lines `<image> <score> <x0> <y0> <x1> <y1>`. Files are written as
+Caffe writes them (`detection_output_layer.cpp:335-415`) and read as the devkit reads them
+(`VOCevaldet.m:81-92`).
 """
 
 import io
@@ -19,16 +20,16 @@ from multibox.errors import DataError, StorageError
 from multibox.evaluation.voc import NO_DETECTIONS, ClassDetections
 from multibox.structures import Detections
 
-# A line is an image and a score and four coordinates.
+# A line contains an image, a score and four coordinates.
 NUM_NUMBERS = 5
 
 
 class Results(NamedTuple):
-    """What a folder of results files holds.
+    """The content of a folder of results files.
 
     Attributes:
-        detections: Of every class, in the files' order.
-        missing: The classes without a file, which have no detections.
+        detections: The detections of each class, in the order of its file.
+        missing: The classes without a file. They have no detections.
     """
 
     detections: dict[str, ClassDetections]
@@ -36,10 +37,10 @@ class Results(NamedTuple):
 
 
 def file_split(splits: str) -> str:
-    """Returns the name that the devkit's files have for one or more splits, which is without years.
+    """Returns the name of one or more splits in the devkit's file names, which have no years.
 
-    `2007:test` is `test`; `2007:trainval+2012:trainval` is `trainval`, and splits of several names
-    are joined: `test+val`.
+    `2007:test` becomes `test`, `2007:trainval+2012:trainval` becomes `trainval`, and different
+    names are joined, as in `test+val`.
     """
     names = [part.rpartition(":")[2] for part in splits.split("+")]
     return "+".join(dict.fromkeys(names))
@@ -48,18 +49,19 @@ def file_split(splits: str) -> str:
 def by_class_in_pixels(
     detections: Sequence[Detections], sizes: Int64[np.ndarray, "I 2"], classes: Sequence[str]
 ) -> dict[str, ClassDetections]:
-    """Returns every class's detections in all images, clipped to the images, in their pixels.
+    """Returns the detections by class, in pixels and clipped to their images.
 
     Args:
-        detections: Of one image each, in the order of the image set, on the CPU.
-        sizes: int64 (I, 2), the images' heights and widths in pixels.
+        detections: The detections of each image, in the order of the image set, on the CPU.
+        sizes: int64 (I, 2), height and width of each image in pixels.
         classes: Names in the order of the labels.
     """
     counts = [len(found.labels) for found in detections]
     images = np.repeat(np.arange(len(counts)), counts)
     labels = torch.cat([found.labels for found in detections]).numpy()
     scores = torch.cat([found.scores for found in detections]).double().numpy()
-    # In float32 like Caffe (`bbox_util.cpp:208-214`): the files' integers depend on it.
+    # In float32 like Caffe (`bbox_util.cpp:208-214`), because the integers in the files depend on
+    # it.
     boxes = torch.cat([found.boxes for found in detections]).clamp(0, 1).float().numpy()
     height, width = sizes.astype(np.float32).T
     boxes_px = boxes * np.stack([width, height, width, height], axis=1)[images]
@@ -81,18 +83,18 @@ def write_results(
 ) -> list[Path]:
     """Writes `comp4_det_<split>_<class>.txt` for every class and returns their paths.
 
-    A class without detections has an empty file, because the devkit refuses to go without. Pixels
-    are whole numbers, rounded down after rounding to two decimals: first the corner, then width
-    and height; the score has six significant digits.
+    A class without detections gets an empty file, because the devkit requires one. Scores have six
+    significant digits. Pixels are integers: the corner, the width and the height are each rounded
+    to two decimals and then truncated.
 
     Args:
-        folder: Is made where it is absent; files of the same names are replaced.
-        detections: By class, clipped, as `by_class_in_pixels` returns them.
-        image_ids: The image set.
-        split: The image set's name, `file_split`.
+        folder: The folder to write to, created if it is absent. Existing files are replaced.
+        detections: The clipped detections of each class, as `by_class_in_pixels` returns them.
+        image_ids: The ids of the image set.
+        split: The name of the image set, as `file_split` returns it.
 
     Raises:
-        DataError: A name of a split or class cannot be part of a file's name.
+        DataError: The name of a split or class cannot be part of a file name.
         StorageError: The folder cannot be written.
     """
     paths = []
@@ -124,17 +126,17 @@ def write_results(
 def read_results(
     folder: Path, *, split: str, classes: Sequence[str], image_ids: Sequence[str]
 ) -> Results:
-    """Returns the detections in all files `*_det_<split>_<class>.txt` below a folder.
+    """Returns the detections of all files `*_det_<split>_<class>.txt` below a folder.
 
     Args:
-        folder: Anywhere above the files; each class may have one file in it.
-        split: The image set's name, `file_split`.
-        classes: The classes to read; files of others are ignored.
-        image_ids: The image set, whose order numbers the images.
+        folder: A folder that contains the files at any depth, at most one for each class.
+        split: The name of the image set, as `file_split` returns it.
+        classes: The classes to read. Files of other classes are ignored.
+        image_ids: The ids of the image set, in order.
 
     Raises:
-        DataError: There is no such file at all, a class has several, a line is not an image and
-            five finite numbers, an image is not in the image set or is in it twice.
+        DataError: There is no such file, a class has several files, a line is not an image and five
+            finite numbers, or an image is not in the image set or is in it twice.
     """
     places = {name: place for place, name in enumerate(image_ids)}
     if len(places) != len(image_ids):
@@ -148,7 +150,7 @@ def read_results(
 
 
 def _find(folder: Path, split: str, classes: frozenset[str]) -> dict[str, Path]:
-    """The file of every class that has one."""
+    """Returns the file of each class that has one."""
     infix, paths = f"_det_{split}_", dict[str, Path]()
     for path in sorted(folder.rglob("*.txt")):
         name = path.stem.partition(infix)[2]
@@ -171,14 +173,14 @@ def _find(folder: Path, split: str, classes: frozenset[str]) -> dict[str, Path]:
 
 
 def _read(path: Path, places: Mapping[str, int]) -> ClassDetections:
-    """The detections of one file, parsed at once; only a refusal goes line by line."""
+    """Returns the detections of one file. Lines are parsed one by one only to locate a fault."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read ({error})", file=path) from None
     if not text.strip():
         return NO_DETECTIONS
-    # One character more than any image has: what NumPy cuts off cannot make a name a known one.
+    # One character longer than any id, so that a name which NumPy truncates cannot equal an id.
     name = f"U{max(map(len, places)) + 1}"
     try:
         table = np.loadtxt(
@@ -196,7 +198,7 @@ def _read(path: Path, places: Mapping[str, int]) -> ClassDetections:
 
 
 def _first_fault(path: Path, text: str, places: Mapping[str, int]) -> DataError:
-    """What is wrong with the first line that is."""
+    """Returns an error for the first faulty line."""
     rows = ((number, line.split()) for number, line in enumerate(text.split("\n"), start=1))
     number, row = next(
         (number, row) for number, row in rows if row and not (_parses(row) and row[0] in places)
@@ -216,14 +218,14 @@ def _parses(row: list[str]) -> bool:
 
 def _is_number(token: str) -> bool:
     try:
-        # Python, but not NumPy, reads 1_0 and digits of other scripts.
+        # Unlike NumPy, Python reads 1_0 and digits of other scripts.
         return math.isfinite(float(token)) and token.isascii() and "_" not in token
     except ValueError:
         return False
 
 
 def _whole_pixels(boxes_px: Float64[np.ndarray, "N 4"]) -> Int64[np.ndarray, "N 4"]:
-    """Corners as Caffe truncates them: xmin, ymin, width and height, each on its own."""
+    """Returns corners truncated as in Caffe, which truncates xmin, ymin, width and height."""
     boxes = boxes_px.astype(np.float32)
     low, size = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
     hundredths = np.concatenate([low, size], axis=1) * np.float32(100)
