@@ -1,4 +1,4 @@
-"""The command line: calls a verb, prints its result, and turns refusals into messages."""
+"""Runs a command line: calls the verb, prints its result, turns errors into messages."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit status.
 
     Args:
-        arguments: What follows the command's name; by default this process's.
+        arguments: The words after `multibox`; by default those of this process.
     """
     console = Console(stderr=True, quiet=not is_first())
     try:
@@ -52,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verb = parse(arguments)
         return _run(verb, console)
     except MultiboxError as error:
-        # Whoever misses the others cannot leave it to the first of them to say so.
+        # If the processes cannot reach each other, each of them has to report it.
         _refuse(error, Console(stderr=True) if isinstance(error, ProcessError) else console)
         return error.exit_code
     except Interrupted as stop:
         end_at_once()
         console.print(
-            f"Stopped after step {stop.step}, which is saved; the same line again goes on.",
+            f"Stopped and saved after step {stop.step}. Run the same command to resume.",
             highlight=False,
         )
         return 128 + stop.number
@@ -106,7 +106,7 @@ def _run(verb: object, console: Console) -> int:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
             _print(verb.out)
         case DownloadArguments():
-            # Here alone, so that nothing else loads what opens connections.
+            # Imported here, so that no other verb loads code that opens connections.
             from multibox.download.download import download
 
             for folder in download(verb.names, verb.out, console):
@@ -142,7 +142,7 @@ def _check(verb: CheckArguments, console: Console) -> int:
 
 def _evaluate(verb: EvaluateArguments, console: Console) -> int:
     if (verb.model is None) == (verb.results is None):
-        raise ConfigError("evaluate takes a run or weights, or --results, and not both")
+        raise ConfigError("give either a run or weights, or --results")
     if verb.results is not None:
         unused = {"--which": verb.which != "last", "--device": verb.device != "auto"}
         _refuse_unused("--results", unused | {"--on-bad": verb.on_bad is not None})
@@ -157,12 +157,15 @@ def _evaluate(verb: EvaluateArguments, console: Console) -> int:
         )
     else:
         if verb.data is None or verb.results is None:
-            raise ConfigError("--results needs --data", remedy="Say where the annotations are")
+            raise ConfigError("--results needs --data", remedy="Give the folder of the annotations")
         metrics, missing = evaluate_results(
             verb.results, data=verb.data, split=verb.split or "test"
         )
         for name in missing:
-            console.print(f"No file for {name}: it has no detections", highlight=False)
+            console.print(
+                f"There is no results file for {name}; it counts as having no detections",
+                highlight=False,
+            )
     found = metrics[verb.metric]
     mean = found["AP"] if verb.metric == "coco" else found["mAP"]
     by_class = found["AP_by_class"] if verb.metric == "coco" else found["AP"]
@@ -180,7 +183,7 @@ def _evaluate(verb: EvaluateArguments, console: Console) -> int:
 def _bench(verb: BenchArguments) -> None:
     if verb.recipe not in RECIPES:
         raise ConfigError(
-            f"no recipe is called {verb.recipe!r}", remedy=f"Say {', '.join(RECIPES)}"
+            f"no recipe is called {verb.recipe!r}", remedy=f"Use one of {', '.join(RECIPES)}"
         )
     part = verb.part
     unused = {
@@ -210,28 +213,28 @@ def _bench(verb: BenchArguments) -> None:
 
 
 def _refuse_unused(what: str, unused: dict[str, bool]) -> None:
-    """Refuses options that are given where nothing comes of them."""
+    """Refuses options that have no effect."""
     for option, given in unused.items():
         if given:
-            raise ConfigError(f"{what} makes no use of {option}", remedy="Leave it out")
+            raise ConfigError(f"{option} has no effect with {what}", remedy="Leave it out")
 
 
 def _print(result: object) -> None:
     with _printing():
-        print(result)  # noqa: T201  # what was asked for
+        print(result)  # noqa: T201  # the result of the verb
 
 
 @contextmanager
 def _printing() -> Iterator[None]:
-    """Lets no result be lost in silence, as on a full disk."""
+    """Raises an error if the result cannot be printed, as on a full disk."""
     try:
         try:
             yield
         finally:
-            if sys.stdout is not None:  # as it is where it was closed
+            if sys.stdout is not None:  # It is None if it was closed.
                 sys.stdout.flush()
     except OSError as error:
-        # Python tries again at its end, and would say so in words of its own.
+        # Python would flush again when it exits, and print a message of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise StorageError(
             f"the result cannot be written ({error.strerror})", file="standard output"
