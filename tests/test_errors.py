@@ -7,7 +7,10 @@ from multibox.errors import DataError, MultiboxError, StorageError
 
 def test_names_and_texts_of_others_do_not_leave_their_line() -> None:
     error = DataError(
-        "its name is '\x1b[31m'\n  and \x85", file="a\nerror: all is well", position="\u202e\x00"
+        "its name is '\x1b[31m'\n  and \x85",
+        kind="unreadable",
+        file="a\nerror: all is well",
+        position="\u202e\x00",
     )
     assert str(error) == (
         "a\\nerror: all is well, \\u202e\\x00: its name is '\\x1b[31m'\n  and \\x85."

@@ -3,7 +3,9 @@
 The command line prints them as one message without a traceback and exits with `exit_code`.
 """
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 _MOST_CHARACTERS = 8_000
 """Of a reason or a position in a message; the file they quote may be of any size."""
@@ -39,6 +41,7 @@ class MultiboxError(Exception):
         remedy: str | None = None,
     ) -> None:
         self.reason, self.file, self.position, self.remedy = reason, file, position, remedy
+        self._fields: dict[str, Any] = {"file": file, "position": position, "remedy": remedy}
         # Files and what they hold have names that others chose; a reason may have several lines.
         parts = [str(part) for part in (file, position) if part is not None]
         where = ", ".join(one_line(_brief(part)) for part in parts)
@@ -47,18 +50,8 @@ class MultiboxError(Exception):
         super().__init__(f"{message}. {remedy}." if remedy else f"{message}.")
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the fields, so that an error raised in a loader worker arrives whole."""
-        return (_rebuild, (type(self), self.reason, self.file, self.position, self.remedy))
-
-
-def _rebuild(
-    kind: type[MultiboxError],
-    reason: str,
-    file: Path | str | None,
-    position: str | None,
-    remedy: str | None,
-) -> MultiboxError:
-    return kind(reason, file=file, position=position, remedy=remedy)
+        """Pickles all fields, so that an error of a worker arrives complete."""
+        return partial(type(self), **self._fields), (self.reason,)
 
 
 class ConfigError(MultiboxError):
@@ -68,9 +61,28 @@ class ConfigError(MultiboxError):
 
 
 class DataError(MultiboxError):
-    """An annotation, an image or a list of images that cannot be used."""
+    """An annotation, an image or a list of images that cannot be used.
+
+    Args:
+        reason: As in `MultiboxError`, and so for `file`, `position` and `remedy`.
+        kind: The kind of fault, such as `box-empty`. Programs rely on it: keep it when you reword
+            the reason. `data/check/findings.py` lists the kinds of faults in datasets.
+    """
 
     exit_code = 3
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        kind: str,
+        file: Path | str | None = None,
+        position: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(reason, file=file, position=position, remedy=remedy)
+        self.kind = kind
+        self._fields["kind"] = kind
 
 
 class WeightsError(MultiboxError):

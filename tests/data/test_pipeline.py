@@ -110,7 +110,7 @@ def test_one_item_is_made_while_the_one_before_is_in_use() -> None:
         for number, event in enumerate(made):
             event.set()
             yield number
-        raise DataError("was the last")
+        raise DataError("was the last", kind="unreadable")
 
     ahead = one_ahead(items())
     for number in range(4):

@@ -81,7 +81,7 @@ def _escapes_nothing(_: Choices, __: Path) -> None:
         def __str__(self) -> str:
             return "\x1b[31m"
 
-    raise UnescapedError("x")
+    raise UnescapedError("x", kind="unreadable")
 
 
 def _says_nothing(_: Choices, __: Path) -> None:
@@ -120,7 +120,7 @@ def test_what_must_not_be_is_found(run: object, what: str, folder: Path) -> None
 def test_a_case_is_the_same_again(folder: Path) -> None:
     def seen(choices: Choices, _: Path) -> None:
         assert choices.bytes(20) == b"12"
-        raise DataError("x")
+        raise DataError("x", kind="unreadable")
 
     assert run_case(seen, b"12", folder).finding is None
     assert Choices(b"").below(7) == 0

@@ -231,7 +231,7 @@ def _introduce(dataset: Dataset, console: Console) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in dataset.objects_per_class.items())
     console.print(f"{dataset.name}: {len(dataset)} images with {counts}", highlight=False)
     for note in dataset.notes:
-        console.print(f"  note: {note}", highlight=False, markup=False)
+        console.print(f"  note: {note.text}", highlight=False, markup=False)
     if dataset.faults:
         console.print(f"  skipped {len(dataset.faults)} faults:", highlight=False)
     for fault in dataset.faults:

@@ -74,14 +74,16 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that cannot be used; printed, it is one line whatever the names hold.
+    """Something that cannot be used. As text it is a single line, whatever names it contains.
 
     Attributes:
+        kind: The kind of its error, one of `data/check/findings.py`.
         file: The file concerned.
-        position: The place inside it: `object 3 ('RBC')`, `line 12`; None for all of it.
+        position: The place inside it: `object 3 ('RBC')`, `line 12`. None for the whole file.
         reason: What is wrong, as a clause without a final full stop.
     """
 
+    kind: str
     file: Path
     position: str | None
     reason: str
@@ -89,6 +91,18 @@ class Fault:
     def __str__(self) -> str:
         where = f"{self.file}, {self.position}" if self.position else f"{self.file}"
         return one_line(f"{where}: {self.reason}")
+
+
+class Note(NamedTuple):
+    """Something that was not read literally.
+
+    Attributes:
+        kind: One of `data/check/findings.py`.
+        text: What was done, as a clause without a final full stop.
+    """
+
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -100,14 +114,14 @@ class Dataset:
         classes: Names, in the order of the labels.
         annotations: One per image, in the order of the split files.
         faults: What was left out because it could not be used.
-        notes: What was read otherwise than literally, one clause each.
+        notes: What was not read literally.
     """
 
     name: str
     classes: tuple[str, ...]
     annotations: tuple[Annotation, ...]
     faults: tuple[Fault, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -148,11 +162,14 @@ def fit_box(
     left, top, right, bottom = box_px
     width, height = map(float, size_px)
     if min(left, top) < -1 or right > width + 1 or bottom > height + 1:
-        raise DataError(f"its box {_written(box_px)} leaves the image of {width:g} x {height:g}")
+        raise DataError(
+            f"its box {_written(box_px)} leaves the image of {width:g} x {height:g}",
+            kind="box-outside",
+        )
     fitted = max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
     x0, y0, x1, y1 = np.array(fitted, np.float32)
     if min(x1 - x0, y1 - y0) < MIN_SIDE_PX:
-        raise DataError(f"its box {_written(box_px)} is empty")
+        raise DataError(f"its box {_written(box_px)} is empty", kind="box-empty")
     return fitted
 
 
@@ -190,6 +207,7 @@ def require_objects(dataset: Dataset) -> None:
     lacking = ", ".join(map(repr, missing)) or "any class"
     raise DataError(
         f"no image of {dataset.name} shows an object of {lacking}",
+        kind="nothing-to-learn",
         remedy="Name the classes as the annotations do, or add images that show them",
     )
 
@@ -208,6 +226,7 @@ def refuse_faults(faults: Sequence[Fault], root: Path) -> None:
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     raise DataError(
         f"the dataset has {count}{''.join(lines)}",
+        kind="faults",
         file=root,
         remedy="\nCorrect the files, or leave these objects and images out with --on-bad skip",
     )

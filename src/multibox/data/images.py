@@ -67,7 +67,9 @@ def decode_image(data: bytes, *, file: Path) -> UInt8[np.ndarray, "H W 3"]:
     elif width * height <= _JPEG_PIXELS_PER_BYTE * len(data):
         image = _decode_jpeg(data, file)
     if image is None or image.shape != (height, width, 3):
-        raise DataError("its pixels are damaged or cut short", file=file, remedy=_INTACT)
+        raise DataError(
+            "its pixels are damaged or cut short", kind="image-damaged", file=file, remedy=_INTACT
+        )
     return image
 
 
@@ -85,14 +87,22 @@ def image_size(data: bytes, *, file: Path) -> tuple[int, int]:
     kind = _format(data)
     if kind is None:
         found = "is empty" if not data else "is neither JPEG, PNG, BMP nor WebP"
-        raise DataError(found, file=file, remedy="Convert the image to one of these formats")
+        raise DataError(
+            found,
+            kind="image-format" if data else "image-empty",
+            file=file,
+            remedy="Convert the image to one of these formats",
+        )
     try:
         width, height = _HEADERS[kind](data)
     except (struct.error, ValueError) as error:
-        raise DataError(f"its {kind} header is damaged", file=file, remedy=_INTACT) from error
+        raise DataError(
+            f"its {kind} header is damaged", kind="image-header", file=file, remedy=_INTACT
+        ) from error
     if not 0 < width * height <= MAX_PIXELS:
         raise DataError(
             f"its header declares {width} x {height} pixels, the limit is {MAX_PIXELS}",
+            kind="image-too-large",
             file=file,
             remedy="Scale the image down",
         )
@@ -156,18 +166,26 @@ def _regular_size(path: Path, limit: int) -> int:
     except OSError as error:
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
-        raise DataError("is not a regular file", file=path, remedy="Put a file in its place")
+        raise DataError(
+            "is not a regular file", kind="not-a-file", file=path, remedy="Put a file in its place"
+        )
     if status.st_size > limit:
         reason = f"has {status.st_size} bytes, the limit is {limit}"
-        raise DataError(reason, file=path, remedy="Check that it is the right file")
+        raise DataError(
+            reason, kind="file-too-large", file=path, remedy="Check that it is the right file"
+        )
     return status.st_size
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError("does not exist", file=path, remedy="Check the path")
+        kind = "annotation-missing" if path.suffix == ".xml" else "image-missing"
+        return DataError("does not exist", kind=kind, file=path, remedy="Check the path")
     return DataError(
-        f"cannot be read: {error.strerror}", file=path, remedy="Check the path and its permissions"
+        f"cannot be read: {error.strerror}",
+        kind="unreadable",
+        file=path,
+        remedy="Check the path and its permissions",
     )
 
 
@@ -177,12 +195,14 @@ def _decode_jpeg(data: bytes, file: Path) -> UInt8[np.ndarray, "H W 3"]:
     scans = np.count_nonzero((codes[:-1] == 0xFF) & (codes[1:] == 0xDA))
     if scans > _MAX_SCANS:
         reason = f"has {scans} scans, the limit is {_MAX_SCANS}"
-        raise DataError(reason, file=file, remedy="Save the image anew")
+        raise DataError(reason, kind="too-many-scans", file=file, remedy="Save the image anew")
     try:
         # Strict: libjpeg otherwise only warns of missing data, and fills them with grey.
         image: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
-        raise DataError(f"its pixels are damaged: {error}", file=file, remedy=_INTACT) from error
+        raise DataError(
+            f"its pixels are damaged: {error}", kind="image-damaged", file=file, remedy=_INTACT
+        ) from error
     return image
 
 

@@ -164,6 +164,7 @@ def read_pixels(annotation: Annotation) -> UInt8[np.ndarray, "H W 3"]:
         raise DataError(
             f"is {width} x {height} pixels, but its annotation was read as "
             f"{annotation.width_px} x {annotation.height_px}",
+            kind="size-differs",
             file=annotation.image_path,
             remedy="The file changed after the run began; restore it",
         )

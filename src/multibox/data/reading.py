@@ -6,9 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from multibox.data.dataset import Dataset, Fault, Object, Scene, annotate, fit_box, refuse_faults
+from multibox.data.dataset import (
+    Dataset,
+    Fault,
+    Note,
+    Object,
+    Scene,
+    annotate,
+    fit_box,
+    refuse_faults,
+)
 from multibox.data.images import check_image
 from multibox.errors import DataError
+
+_NO_SIZE = Note("size-missing", "annotations without a size took the image's own")
+_CLIPPED = Note("box-clipped", "boxes that left their image by up to a pixel were clipped")
 
 
 class NoImagesError(DataError):
@@ -41,14 +53,14 @@ class Reading:
     on_bad: Literal["fail", "skip"]
     images: Literal["check", "ignore"]
     faults: list[Fault] = field(default_factory=list)
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: Counter[Note] = field(default_factory=Counter)
     places: dict[str, str] = field(default_factory=dict)
 
     def add_fault(self, error: DataError, file: Path, position: str | None = None) -> None:
         """Adds what an error says of a file of its own, or else of this place in this file."""
         if error.file is not None:
             file, position = Path(error.file), error.position
-        self.faults.append(Fault(file, position, error.reason))
+        self.faults.append(Fault(error.kind, file, position, error.reason))
 
     def list_once(self, image: str, place: str) -> None:
         """Remembers where an image is listed.
@@ -57,7 +69,9 @@ class Reading:
             DataError: It was listed before; the reason alone is given.
         """
         if image in self.places:
-            raise DataError(f"{image!r} is listed already, in {self.places[image]}")
+            raise DataError(
+                f"{image!r} is listed already, in {self.places[image]}", kind="listed-twice"
+            )
         self.places[image] = place
 
     def frame(self, declared_px: tuple[int, int], image: Path) -> tuple[int, int]:
@@ -72,12 +86,12 @@ class Reading:
         """
         stored_px = check_image(image) if self.images == "check" else declared_px
         if min(stored_px) <= 0:
-            raise DataError("has no size above 0")
+            raise DataError("has no size above 0", kind="no-size")
         if min(declared_px) <= 0:
-            self.notes["annotations without a size took the image's own"] += 1
+            self.notes[_NO_SIZE] += 1
         elif declared_px != stored_px:
             written, found = (f"{width} x {height}" for width, height in (declared_px, stored_px))
-            raise DataError(f"its size is {written}, its image {found}")
+            raise DataError(f"its size is {written}, its image {found}", kind="size-differs")
         return stored_px
 
     def fitted(self, found: Object, frame_px: tuple[int, int]) -> Object:
@@ -87,15 +101,15 @@ class Reading:
             DataError: Its class or box cannot be used; the reason alone is given.
         """
         if self.classes and found.name not in self.classes:
-            raise DataError(f"its class is none of {', '.join(self.classes)}")
+            raise DataError(f"its class is none of {', '.join(self.classes)}", kind="class-unknown")
         box_px = fit_box(found.box_px, frame_px)
         if box_px == found.box_px:
             return found
-        self.notes["boxes that left their image by up to a pixel were clipped"] += 1
+        self.notes[_CLIPPED] += 1
         return found._replace(box_px=box_px)
 
     def conclude(
-        self, name: str, scenes: Sequence[Scene], classes: tuple[str, ...], notes: Sequence[str]
+        self, name: str, scenes: Sequence[Scene], classes: tuple[str, ...], notes: Sequence[Note]
     ) -> Dataset:
         """Returns the dataset of all that was read.
 
@@ -113,9 +127,11 @@ class Reading:
             refuse_faults(self.faults, self.root)
         if not scenes:
             reason = f"no image of {name} can be used"
-            refusal = NoImagesError(reason, file=self.root, remedy="Check its files")
+            refusal = NoImagesError(
+                reason, kind="no-usable-image", file=self.root, remedy="Check its files"
+            )
             refusal.faults = tuple(self.faults)
             raise refusal
         annotations = tuple(annotate(scene, classes) for scene in scenes)
-        counted = (f"{count} {what}" for what, count in self.notes.items())
+        counted = (note._replace(text=f"{count} {note.text}") for note, count in self.notes.items())
         return Dataset(name, classes, annotations, tuple(self.faults), (*notes, *counted))

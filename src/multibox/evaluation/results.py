@@ -101,7 +101,10 @@ def write_results(
     for name, found in detections.items():
         path = folder / f"comp4_det_{split}_{name}.txt"
         if path.parent != folder:
-            raise DataError(f"no file can be named after split {split!r} and class {name!r}")
+            raise DataError(
+                f"no file can be named after split {split!r} and class {name!r}",
+                kind="results-name",
+            )
         columns = zip(
             found.images.tolist(),
             found.scores.tolist(),
@@ -141,7 +144,9 @@ def read_results(
     places = {name: place for place, name in enumerate(image_ids)}
     if len(places) != len(image_ids):
         twice = next(name for place, name in enumerate(image_ids) if places[name] != place)
-        raise DataError(f"the image set {split} lists image {twice} more than once")
+        raise DataError(
+            f"the image set {split} lists image {twice} more than once", kind="listed-twice"
+        )
     paths = _find(folder, split, frozenset(classes))
     detections = {
         name: _read(paths[name], places) if name in paths else NO_DETECTIONS for name in classes
@@ -158,6 +163,7 @@ def _find(folder: Path, split: str, classes: frozenset[str]) -> dict[str, Path]:
             raise DataError(
                 f"two files for class {name}: {path.relative_to(folder)} and "
                 f"{paths[name].relative_to(folder)}",
+                kind="results-ambiguous",
                 file=folder,
                 remedy="Pass the folder of one of them",
             )
@@ -166,6 +172,7 @@ def _find(folder: Path, split: str, classes: frozenset[str]) -> dict[str, Path]:
     if not paths:
         raise DataError(
             f"no results file named *{infix}<class>.txt of any class",
+            kind="results-missing",
             file=folder,
             remedy="Check the folder and the name of the image set",
         )
@@ -177,7 +184,7 @@ def _read(path: Path, places: Mapping[str, int]) -> ClassDetections:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read ({error})", file=path) from None
+        raise DataError(f"cannot be read ({error})", kind="unreadable", file=path) from None
     if not text.strip():
         return NO_DETECTIONS
     # One character longer than any id, so that a name which NumPy truncates cannot equal an id.
@@ -204,12 +211,13 @@ def _first_fault(path: Path, text: str, places: Mapping[str, int]) -> DataError:
         (number, row) for number, row in rows if row and not (_parses(row) and row[0] in places)
     )
     if _parses(row):
-        reason = f"image {row[0]} is not in the image set"
+        kind, reason = "image-unknown", f"image {row[0]} is not in the image set"
         remedy = "Evaluate with the image set that the detections were made on"
     else:
+        kind = "results-malformed"
         reason = f"expected an image, a score and four coordinates, found {' '.join(row)!r}"
         remedy = None
-    return DataError(reason, file=path, position=f"line {number}", remedy=remedy)
+    return DataError(reason, kind=kind, file=path, position=f"line {number}", remedy=remedy)
 
 
 def _parses(row: list[str]) -> bool:

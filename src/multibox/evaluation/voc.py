@@ -139,6 +139,7 @@ def require_ground_truth(
     if unknown:
         raise DataError(
             f"detections of {', '.join(unknown)}, of which there is no ground truth",
+            kind="class-unknown",
             remedy="Evaluate with the classes that the network was trained on",
         )
 

@@ -145,6 +145,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         if not isinstance(record, dict):
             raise DataError(
                 "is not a JSON object",
+                kind="json-malformed",
                 file=path,
                 position=f"line {number}",
                 remedy="Restore the file, or remove the line if it does not matter",

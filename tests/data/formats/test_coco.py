@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from multibox.commands.demo.dataset import draw_dataset
-from multibox.data.dataset import Dataset
+from multibox.data.dataset import Dataset, Note
 from multibox.data.formats.coco import read_coco
 from multibox.data.formats.layouts import read_dataset
 from multibox.errors import DataError
@@ -128,7 +128,9 @@ def test_what_is_read_is_what_pycocotools_reads(tmp_path: Path, layout: str, fol
         assert item.image_path == tmp_path / folder.format("train2017") / f"{item.image_id}.jpg"
     assert sum(dataset.objects_per_class.values()) == len(known.anns) == 200
     (note,) = dataset.notes
-    assert note.startswith("2 categories without an object were left out, 'kind 12', 'kind 64'")
+    assert note.text.startswith("2 categories without an object were left out, 'kind 12'")
+        "2 categories without an object were left out, 'kind 12', 'kind 64'"
+    )
 
 
 def test_a_dataset_is_the_same_in_both_layouts(tmp_path: Path) -> None:
@@ -155,7 +157,9 @@ def test_names_are_classes_over_the_splits(tmp_path: Path) -> None:
     assert read_coco(tmp_path, "train").classes == ("cat",)
     given = read_coco(tmp_path, "valid", classes=("fox", "cat", "dog"))
     assert given.classes == ("fox", "cat", "dog")
-    assert given.notes == ("1 categories whose name another has were read as the same class",)
+    assert given.notes == (
+        Note("category-twice", "1 categories whose name another has were read as the same class"),
+    )
 
 
 def test_what_may_be_missing_and_what_is_clipped(tmp_path: Path) -> None:
@@ -169,8 +173,8 @@ def test_what_may_be_missing_and_what_is_clipped(tmp_path: Path) -> None:
     assert not first.difficult.any()
     assert second.boxes_px.tolist() == [[10, 5, 40, 45]]
     assert dataset.notes == (
-        "1 annotations without a size took the image's own",
-        "1 boxes that left their image by up to a pixel were clipped",
+        Note("size-missing", "1 annotations without a size took the image's own"),
+        Note("box-clipped", "1 boxes that left their image by up to a pixel were clipped"),
     )
     (tmp_path / "train" / "0001.jpg").unlink()
     with pytest.raises(DataError, match=r"images\[0\] \(id 5\): has no size above 0"):

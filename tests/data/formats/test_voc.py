@@ -11,7 +11,7 @@ import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from multibox.data.dataset import Dataset, Fault, require_objects
+from multibox.data.dataset import Dataset, Fault, Note, require_objects
 from multibox.data.formats.voc import read_voc
 from multibox.errors import DataError
 
@@ -333,14 +333,18 @@ def test_a_missing_size_is_the_images_own(tmp_path: Path) -> None:
     xml = {"a": annotation(thing(), size=""), "b": annotation(thing(), size=zero)}
     dataset = read_voc(lay_out(tmp_path, xml), "trainval")
     assert [(a.width_px, a.height_px) for a in dataset.annotations] == [(WIDTH, HEIGHT)] * 2
-    assert dataset.notes == ("2 annotations without a size took the image's own",)
+    assert dataset.notes == (
+        Note("size-missing", "2 annotations without a size took the image's own"),
+    )
 
 
 def test_a_pixel_outside_is_clipped_and_noted(tmp_path: Path) -> None:
     inside, outside = box(0, 0, 100, 50), box(-1, "-0.5", 101, 51)
     dataset = one(tmp_path, annotation(thing(bndbox=inside), thing(bndbox=outside)))
     assert dataset.annotations[0].boxes_px.tolist() == [[0, 0, 100, 50]] * 2
-    assert dataset.notes == ("1 boxes that left their image by up to a pixel were clipped",)
+    assert dataset.notes == (
+        Note("box-clipped", "1 boxes that left their image by up to a pixel were clipped"),
+    )
 
 
 def test_the_message_lists_twenty_faults_and_counts_the_rest(tmp_path: Path) -> None:
@@ -354,7 +358,7 @@ def test_the_message_lists_twenty_faults_and_counts_the_rest(tmp_path: Path) -> 
 
 
 def test_a_fault_is_one_line() -> None:
-    text = str(Fault(Path("a\nb.xml"), "object 1", "is \x1b[31mred\u2028"))
+    text = str(Fault("xml-root", Path("a\nb.xml"), "object 1", "is \x1b[31mred\u2028"))
     assert text == "a\\nb.xml, object 1: is \\x1b[31mred\\u2028"
 
 
@@ -396,7 +400,9 @@ def test_a_folder_without_a_year_is_taken_for_any_once(tmp_path: Path) -> None:
     root = lay_out(tmp_path / "cells", {"a": annotation(thing())})
     dataset = read_voc(root, "2007:trainval+2012:trainval")
     assert (dataset.name, len(dataset)) == ("trainval", 1)
-    assert dataset.notes == ("2007:trainval+2012:trainval was read as trainval",)
+    assert dataset.notes == (
+        Note("read-otherwise", "2007:trainval+2012:trainval was read as trainval"),
+    )
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def find_photographs(config: Config, data: Path | None, folder: Path) -> Dataset
         return Dataset("drawn", ("thing",), drawn)
     found = read_dataset(data, config.data.train_split, on_bad=config.data.on_bad)
     if not len(found):
-        raise DataError("has no image to prepare", file=data)
+        raise DataError("has no image to prepare", kind="no-usable-image", file=data)
     return dataclasses.replace(found, annotations=found.annotations[:SAMPLES])
 
 

@@ -17,7 +17,7 @@ from multibox.data.check.annotation_checks import (
     remarks_of_xml,
     total,
 )
-from multibox.data.check.findings import Finding, finding_of, kind_of
+from multibox.data.check.findings import Finding, finding_of
 from multibox.data.check.image_metadata import peculiarities
 from multibox.data.check.split_checks import remarks_between, shared_images
 from multibox.data.dataset import Dataset, Fault
@@ -73,7 +73,10 @@ def preflight(
     chosen = splits or known_splits(root)
     if not chosen:
         raise DataError(
-            "has no list of images", file=root, remedy="Write ImageSets/Main/<split>.txt"
+            "has no list of images",
+            kind="json-form",
+            file=root,
+            remedy="Write ImageSets/Main/<split>.txt",
         )
     datasets, found = {}, list[Finding]()
     for split in chosen:
@@ -102,13 +105,15 @@ def _read(root: Path, split: str, classes: tuple[str, ...]) -> tuple[Dataset | N
     except DataError as error:
         file = Path(error.file or root)
         faults = error.faults if isinstance(error, NoImagesError) else ()
-        return None, [*map(finding_of, (*faults, Fault(file, error.position, error.reason)))]
+        return None, [
+            *map(finding_of, (*faults, Fault(error.kind, file, error.position, error.reason)))
+        ]
     # VOC's places are found by looking into its files.
     told = {"box-clipped", "size-missing"} if has_layouts(root) else set()
     notes = [
-        Finding(kind, root, f"split {split}", note)
+        Finding(note.kind, root, f"split {split}", note.text)
         for note in dataset.notes
-        if (kind := kind_of(note, root)) not in told
+        if note.kind not in told
     ]
     return dataset, [*map(finding_of, dataset.faults), *notes]
 
@@ -128,7 +133,7 @@ def _look(path: Path) -> _Look:
         data = read_bytes(path, limit=MAX_BYTES)
         image = decode_image(data, file=path)
     except DataError as error:
-        return _Look(None, [finding_of(Fault(path, None, error.reason))])
+        return _Look(None, [Finding(error.kind, path, None, error.reason)])
     found = [
         Finding(kind, path, None, reason)
         for kind, reason in peculiarities(data, path.suffix).items()

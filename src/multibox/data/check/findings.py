@@ -1,10 +1,9 @@
-"""What a preflight can find in a dataset: its kinds, how grave each is, and what to do about it.
+"""The kinds of findings in a dataset, with their severities and remedies.
 
-The readers refuse in words. Here their words are told apart, so that a person can count and
-filter; `tests/data/test_findings.py` holds that none of them is forgotten.
+An error has its kind from where it is raised (`DataError.kind`). The kinds are public: they stay
+the same when a message is reworded.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,6 +37,7 @@ _EXPORT = "Correct the file, or export it again"
 FAULTS = _kinds(
     "fault",
     {
+        "layout-unknown": "Arrange the folder in one of the layouts that the README describes",
         "split-missing": "Say a split that the folder has",
         "empty-split": "List images in it, or remove it",
         "no-usable-image": "Correct the faults that its images have",
@@ -79,7 +79,6 @@ FAULTS = _kinds(
         "class-unknown": "Correct the name, or add it to --classes",
         "class-not-trained": "Correct the name, or add images of it to training",
         "nothing-to-learn": "Annotate objects, and name them as --classes does",
-        "unusable": _EXPORT,
     },
 )
 
@@ -129,54 +128,6 @@ NOTES = _kinds(
 
 KINDS = FAULTS | WARNINGS | NOTES
 
-# In this order: the first that fits.
-_REASONS = (
-    (r"its class is none of ", "class-unknown"),
-    (r"its <difficult> is |its iscrowd is ", "difficult-malformed"),
-    (r"its <name> is empty", "name-empty"),
-    (r"its box .* leaves the image", "box-outside"),
-    (r"its box .* is empty", "box-empty"),
-    (r"its bbox is ", "bbox-malformed"),
-    (r"its size is ", "size-differs"),
-    (r"has no size above 0", "no-size"),
-    (r"its pixels are damaged", "image-damaged"),
-    (r"its \w+ header is damaged", "image-header"),
-    (r"its header declares ", "image-too-large"),
-    (r"its image_id is .* no image has", "image-unknown"),
-    (r"its category_id is .* no category has", "category-unknown"),
-    (r".*, not a (plain|whole) number$", "number-malformed"),
-    (r".*, not a plain text$", "text-malformed"),
-    (r".*, beyond any image$", "size-too-large"),
-    (r"has no split ", "split-missing"),
-    (r"has no list |is not an object of JSON", "json-form"),
-    (r"has no <", "field-missing"),
-    (r"has \d+ <", "field-repeated"),
-    (r"has \d+ bytes, the limit ", "file-too-large"),
-    (r"has \d+ scans, the limit ", "too-many-scans"),
-    (r"has the id of another ", "duplicate-id"),
-    (r"has a DTD", "xml-dtd"),
-    (r"is not XML", "xml-malformed"),
-    (r"is not JSON", "json-malformed"),
-    (r"is not UTF-8", "list-encoding"),
-    (r"is not a regular file", "not-a-file"),
-    (r"is neither JPEG", "image-format"),
-    (r"is empty", "image-empty"),
-    (r"is a .*, not an 'annotation'", "xml-root"),
-    (r"cannot be read", "unreadable"),
-    (r"lists no image", "empty-split"),
-    (r"no image of .* can be used", "no-usable-image"),
-    (r"no image of .* shows an object", "nothing-to-learn"),
-    (r"the images of .* are neither ", "images-folder-missing"),
-    (r".* is listed already, in ", "listed-twice"),
-    (r".* is a path, not an image id|its file_name .* is no path below", "path-unsafe"),
-    # Notes.
-    (r"\d+ boxes that left their image ", "box-clipped"),
-    (r"\d+ annotations without a size ", "size-missing"),
-    (r"\d+ categories without an object ", "category-idle"),
-    (r"\d+ categories whose name ", "category-twice"),
-    (r".* was read as ", "read-otherwise"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -205,17 +156,9 @@ class Finding:
         return KINDS[self.kind].remedy
 
     def __str__(self) -> str:
-        return str(Fault(self.file, self.position, self.reason))
-
-
-def kind_of(reason: str, file: Path) -> str:
-    """Returns the kind of what a reader said: `unusable` where its words are new."""
-    if reason == "does not exist":
-        return "annotation-missing" if file.suffix == ".xml" else "image-missing"
-    fitting = (kind for pattern, kind in _REASONS if re.match(pattern, reason, re.DOTALL))
-    return next(fitting, "unusable")
+        return str(Fault(self.kind, self.file, self.position, self.reason))
 
 
 def finding_of(fault: Fault) -> Finding:
-    """Returns a reader's fault with its kind."""
-    return Finding(kind_of(fault.reason, fault.file), fault.file, fault.position, fault.reason)
+    """Returns the finding of a reader's fault."""
+    return Finding(fault.kind, fault.file, fault.position, fault.reason)

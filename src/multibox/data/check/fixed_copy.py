@@ -115,7 +115,12 @@ def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
     else:
         _write_coco(root, _Copy(target, classes, changes))
     if not any(target.rglob("ImageSets/Main/*.txt")):
-        raise DataError("nothing of it can be used", file=root, remedy="See what check lists")
+        raise DataError(
+            "nothing of it can be used",
+            kind="no-usable-image",
+            file=root,
+            remedy="See what check lists",
+        )
     record = {"source": str(root), "changes": [change.as_json() for change in changes]}
     (target / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return changes
@@ -130,7 +135,7 @@ def _write_voc(folder: Path, lists: list[Path], main: set[Path], copy: _Copy) ->
         try:
             lines = read_bytes(file, limit=MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError:
-            copy.leave_out(DataError("is not UTF-8"), file)
+            copy.leave_out(DataError("is not UTF-8", kind="list-encoding"), file)
             continue
         except DataError as error:
             copy.leave_out(error, file)
@@ -144,11 +149,13 @@ def _write_voc(folder: Path, lists: list[Path], main: set[Path], copy: _Copy) ->
             if image_id not in kept:
                 kept[image_id] = _write_voc_image(folder, image_id, images, copy)
             if image_id in left:
-                copy.leave_out(DataError("is listed already"), file, f"line {number}")
+                copy.leave_out(
+                    DataError("is listed already", kind="listed-twice"), file, f"line {number}"
+                )
             elif kept[image_id]:
                 left[image_id] = line
         if file in main and all(line.split()[-1] == "-1" for line in left.values()):
-            copy.leave_out(DataError("lists no image that can be used"), file)
+            copy.leave_out(DataError("lists no image that can be used", kind="empty-split"), file)
         elif len(left) == sum(bool(line.strip()) for line in lines):
             copy.write_list(file.stem, file.read_bytes())
         else:
@@ -160,7 +167,7 @@ def _write_voc_image(folder: Path, image_id: str, images: dict[str, Path], copy:
     xml = folder / "Annotations" / f"{image_id}.xml"
     try:
         if image_id not in images:
-            raise DataError(f"{image_id!r} has no image")
+            raise DataError(f"{image_id!r} has no image", kind="image-missing")
         image = correct_image(images[image_id])
         tree = parse_annotation(xml)
         image, found = correct_tree(tree, xml, image, copy.classes)
@@ -195,12 +202,16 @@ def _write_coco(root: Path, copy: _Copy) -> None:
         if ids:
             copy.write_list(_plain_name(split), "".join(f"{name}\n" for name in ids).encode())
         else:
-            copy.leave_out(DataError("lists no image that can be used"), root, f"split {split}")
+            copy.leave_out(
+                DataError("lists no image that can be used", kind="empty-split"),
+                root,
+                f"split {split}",
+            )
 
 
 def _note_faults(faults: tuple[Fault, ...], copy: _Copy) -> None:
     for fault in faults:
-        copy.leave_out(DataError(fault.reason), fault.file, fault.position)
+        copy.leave_out(DataError(fault.reason, kind=fault.kind), fault.file, fault.position)
 
 
 def _write_coco_image(item: Annotation, dataset: Dataset, image_id: str, copy: _Copy) -> bool:

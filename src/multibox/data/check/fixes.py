@@ -108,7 +108,7 @@ def correct_tree(
         image = _turned(image, declared)
     if declared != image.size_px:
         if min(declared) > 0 and not _all_fit(tree, image.size_px):
-            raise DataError("its boxes were drawn on an image of another size")
+            raise DataError("its boxes were drawn on an image of another size", kind="size-differs")
         _set_size(tree, image.size_px)
         written, found = (f"{width} x {height}" for width, height in (declared, image.size_px))
         changes.append(Change(file, None, f"size {written} became {found}"))
@@ -127,7 +127,7 @@ def correct_tree(
             _set_box(element, kept)
             changes.append(Change(file, position, "its box was clipped"))
     if elements and not seen:
-        raise DataError("none of its objects can be used")
+        raise DataError("none of its objects can be used", kind="nothing-to-learn")
     return image, changes
 
 
@@ -177,13 +177,13 @@ def _corrected(
     """
     written = parse_object(element)
     if classes and written.name not in classes:
-        raise DataError(f"its class is none of {', '.join(classes)}")
+        raise DataError(f"its class is none of {', '.join(classes)}", kind="class-unknown")
     try:
         kept = written._replace(box_px=fit_box(written.box_px, size_px))
     except DataError:
         kept = written._replace(box_px=_clipped(written.box_px, size_px))
     if (kept.name, kept.box_px) in seen:
-        raise DataError("is the same as another object")
+        raise DataError("is the same as another object", kind="duplicate-object")
     return kept, kept != written
 
 
@@ -198,7 +198,9 @@ def _clipped(box_px: _Box, size_px: tuple[int, int]) -> _Box:
     inside = max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
     area = max(0.0, inside[2] - inside[0]) * max(0.0, inside[3] - inside[1])
     if left >= right or top >= bottom or area < _KEPT_SHARE * (right - left) * (bottom - top):
-        raise DataError("its box is empty, or for the most part outside of the image")
+        raise DataError(
+            "its box is empty, or for the most part outside of the image", kind="box-outside"
+        )
     return inside
 
 

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from multibox.data.dataset import Dataset, Object, Scene
+from multibox.data.dataset import Dataset, Note, Object, Scene
 from multibox.data.images import read_bytes
 from multibox.data.reading import Reading
 from multibox.errors import DataError
@@ -25,6 +25,8 @@ _MAX_JSON_BYTES = 1 << 30
 # Far outside any image, and yet no sum of two overflows.
 _MAX_PX = 1e9
 _LISTED_CATEGORIES = 12
+
+_REPEATED = Note("category-twice", "categories whose name another has were read as the same class")
 
 _Record = dict[str, Any]
 
@@ -79,9 +81,10 @@ def read_coco(
     names = classes or tuple(name for name in listed if name in used)
     idle = [] if classes else [name for name in listed if name not in used]
     shown = ", ".join(map(repr, idle[:_LISTED_CATEGORIES]))
-    note = f"{len(idle)} categories without an object were left out, {shown} among them"
+    left_out = f"{len(idle)} categories without an object were left out, {shown} among them"
+    notes = [Note("category-idle", left_out)] if idle else []
     name = "+".join(split.name for split in chosen)
-    return reading.conclude(name, _shortly_named(found), names, [note] if idle else [])
+    return reading.conclude(name, _shortly_named(found), names, notes)
 
 
 def annotation_files(root: Path) -> dict[str, Path]:
@@ -98,14 +101,21 @@ def _find_splits(root: Path, splits: str, reading: Reading) -> list[_Split]:
     for name in splits.split("+"):
         if name not in files:
             known = ", ".join(sorted(files)) or f"none: there is no {_OFFICIAL}<split>.json"
-            raise DataError(f"has no split {name!r}", file=root, remedy=f"Choose from {known}")
+            raise DataError(
+                f"has no split {name!r}",
+                kind="split-missing",
+                file=root,
+                remedy=f"Choose from {known}",
+            )
         file = files[name]
         official = [root / name, root / "images" / name]
         folders = [file.parent] if file.name == _EXPORTED else official
         there = [folder for folder in folders if folder.is_dir()]
         if reading.images == "check" and not there:
             reason = f"the images of {name!r} are neither in {folders[0]} nor in {folders[1]}"
-            raise DataError(reason, file=root, remedy="Put them there")
+            raise DataError(
+                reason, kind="images-folder-missing", file=root, remedy="Put them there"
+            )
         found[_Split(name, file, (there or folders)[0])] = None
     return list(found)
 
@@ -118,20 +128,24 @@ def _read_split(split: _Split, numbers: dict[str, int], reading: Reading) -> lis
         numbers.setdefault(name, number)
     repeated = len(names) - len(set(names.values()))
     if repeated:
-        reading.notes["categories whose name another has were read as the same class"] += repeated
+        reading.notes[_REPEATED] += repeated
     scenes = _scenes(content["images"], split, reading)
     seen: set[int] = set()
     for place, record in enumerate(content["annotations"]):
         try:
             number, image = _id(record), _whole(record, "image_id")
             if number in seen:
-                raise DataError("has the id of another annotation")
+                raise DataError("has the id of another annotation", kind="duplicate-id")
             seen.add(number)
             if image not in scenes:
-                raise DataError(f"its image_id is {image}, which no image has")
+                raise DataError(
+                    f"its image_id is {image}, which no image has", kind="image-unknown"
+                )
             category = _whole(record, "category_id")
             if category not in names:
-                raise DataError(f"its category_id is {category}, which no category has")
+                raise DataError(
+                    f"its category_id is {category}, which no category has", kind="category-unknown"
+                )
             scene = scenes[image]
             if scene is not None:
                 item = Object(names[category], _box_px(record), _is_crowd(record))
@@ -147,13 +161,22 @@ def _load(file: Path) -> dict[str, list[Any]]:
         data = read_bytes(file, limit=_MAX_JSON_BYTES)
         content = json.loads(data, object_hook=_without_outline)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"is not JSON: {error}", file=file, remedy="Export it again") from None
+        raise DataError(
+            f"is not JSON: {error}", kind="json-malformed", file=file, remedy="Export it again"
+        ) from None
     lists = content if type(content) is dict else {}
     for key in _LISTS:
         if type(lists.get(key)) is not list:
-            raise DataError(f"has no list {key!r}", file=file, remedy="Choose a file of instances")
+            raise DataError(
+                f"has no list {key!r}",
+                kind="json-form",
+                file=file,
+                remedy="Choose a file of instances",
+            )
     if not lists["images"]:
-        raise DataError("lists no image", file=file, remedy="Choose another split")
+        raise DataError(
+            "lists no image", kind="empty-split", file=file, remedy="Choose another split"
+        )
     return {key: lists[key] for key in _LISTS}
 
 
@@ -170,11 +193,11 @@ def _names(records: list[Any], file: Path) -> dict[int, str]:
         try:
             number = _id(record)
             if number in names:
-                raise DataError("has the id of another category")
+                raise DataError("has the id of another category", kind="duplicate-id")
             names[number] = _text(record, "name").strip()
         except DataError as error:
             position = _position("categories", place, record)
-            raise DataError(error.reason, file=file, position=position) from None
+            raise DataError(error.reason, kind=error.kind, file=file, position=position) from None
     return names
 
 
@@ -187,7 +210,9 @@ def _scenes(records: list[Any], split: _Split, reading: Reading) -> dict[int, Sc
             number = _id(record)
             known, scenes[number] = number in scenes, None
             if known:
-                raise DataError("has the id of another image, which is left out as well")
+                raise DataError(
+                    "has the id of another image, which is left out as well", kind="duplicate-id"
+                )
             name = _file_name(record)
             path = split.images / name
             reading.list_once(str(path), f"{split.file}, {position}")
@@ -201,7 +226,7 @@ def _scenes(records: list[Any], split: _Split, reading: Reading) -> dict[int, Sc
 
 def _id(record: Any) -> int:
     if type(record) is not dict:
-        raise DataError("is not an object of JSON")
+        raise DataError("is not an object of JSON", kind="json-form")
     return _whole(record, "id")
 
 
@@ -214,14 +239,18 @@ def _position(key: str, place: int, record: Any) -> str:
 def _whole(record: _Record, key: str) -> int:
     value = record.get(key)
     if type(value) is not int:
-        raise DataError(f"its {key} is {reprlib.repr(value)}, not a whole number")
+        raise DataError(
+            f"its {key} is {reprlib.repr(value)}, not a whole number", kind="number-malformed"
+        )
     return value
 
 
 def _text(record: _Record, key: str) -> str:
     value = record.get(key)
     if type(value) is not str or not value.strip() or not value.isprintable():
-        raise DataError(f"its {key} is {reprlib.repr(value)}, not a plain text")
+        raise DataError(
+            f"its {key} is {reprlib.repr(value)}, not a plain text", kind="text-malformed"
+        )
     return value
 
 
@@ -229,7 +258,9 @@ def _side(record: _Record, key: str) -> int:
     """Returns a width or height; 0 where there is none."""
     side = _whole(record, key) if key in record else 0
     if side > _MAX_PX:
-        raise DataError(f"its {key} is {reprlib.repr(side)}, beyond any image")
+        raise DataError(
+            f"its {key} is {reprlib.repr(side)}, beyond any image", kind="size-too-large"
+        )
     return side
 
 
@@ -238,7 +269,9 @@ def _file_name(record: _Record) -> PurePosixPath:
     text = _text(record, "file_name")
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts or "\\" in text or not path.name:
-        raise DataError(f"its file_name {text[:80]!r} is no path below the folder of images")
+        raise DataError(
+            f"its file_name {text[:80]!r} is no path below the folder of images", kind="path-unsafe"
+        )
     return path
 
 
@@ -246,7 +279,9 @@ def _box_px(record: _Record) -> tuple[float, float, float, float]:
     """Returns the corners; bool, NaN and numbers beyond any image are no numbers here."""
     bbox = record.get("bbox")
     if type(bbox) is not list or len(bbox) != 4 or not all(map(_is_plain, bbox)):
-        raise DataError(f"its bbox is {reprlib.repr(bbox)}, not four plain numbers")
+        raise DataError(
+            f"its bbox is {reprlib.repr(bbox)}, not four plain numbers", kind="bbox-malformed"
+        )
     x, y, width, height = map(float, bbox)
     return x, y, x + width, y + height
 
@@ -254,7 +289,9 @@ def _box_px(record: _Record) -> tuple[float, float, float, float]:
 def _is_crowd(record: _Record) -> bool:
     flag = record.get("iscrowd", 0)
     if type(flag) is not int or flag not in (0, 1):
-        raise DataError(f"its iscrowd is {reprlib.repr(flag)}, neither 0 nor 1")
+        raise DataError(
+            f"its iscrowd is {reprlib.repr(flag)}, neither 0 nor 1", kind="difficult-malformed"
+        )
     return flag == 1
 
 

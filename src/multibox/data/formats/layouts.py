@@ -53,6 +53,7 @@ def known_splits(root: Path) -> tuple[str, ...]:
 def _unknown(root: Path) -> DataError:
     return DataError(
         "is not a folder in VOC or COCO layout",
+        kind="layout-unknown",
         file=root,
         remedy="It has to hold ImageSets/Main and Annotations, or VOC<year> folders with these; or "
         "annotations/instances_<split>.json; or <split>/_annotations.coco.json",

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser, ParseError
 
-from multibox.data.dataset import Dataset, Object, Scene
+from multibox.data.dataset import Dataset, Note, Object, Scene
 from multibox.data.images import find_images, read_bytes
 from multibox.data.reading import Reading
 from multibox.errors import DataError
@@ -69,7 +69,7 @@ def read_voc(
     return reading.conclude("+".join(split.name for split in chosen), found, names, notes)
 
 
-def _find_splits(root: Path, splits: str) -> tuple[list[_Split], list[str]]:
+def _find_splits(root: Path, splits: str) -> tuple[list[_Split], list[Note]]:
     """Returns the splits meant, in order and each once, and a note where years were dropped."""
     folders = _layout_folders(root)
     found: dict[_Split, None] = {}
@@ -84,9 +84,12 @@ def _find_splits(root: Path, splits: str) -> tuple[list[_Split], list[str]]:
         existing = {split: None for split in among if split.list_file.is_file()}
         if not existing:
             remedy = f"Choose from {_known_splits(folders)}"
-            raise DataError(f"has no split {part!r}", file=root, remedy=remedy)
+            raise DataError(
+                f"has no split {part!r}", kind="split-missing", file=root, remedy=remedy
+            )
         found.update(existing)
-    note = f"{splits} was read as {'+'.join(split.name for split in found)}"
+    read_as = f"{splits} was read as {'+'.join(split.name for split in found)}"
+    note = Note("read-otherwise", read_as)
     return list(found), [note] if "" in folders and ":" in splits else []
 
 
@@ -99,7 +102,12 @@ def _layout_folders(root: Path) -> dict[str, Path]:
     years = {name[3:]: layouts[name] for name in sorted(layouts) if _YEAR_FOLDER.fullmatch(name)}
     if not years:
         remedy = f"Give {' or '.join(map(str, layouts.values())) or _LAYOUT}"
-        raise DataError("is not a folder that holds VOC<year> folders", file=root, remedy=remedy)
+        raise DataError(
+            "is not a folder that holds VOC<year> folders",
+            kind="layout-unknown",
+            file=root,
+            remedy=remedy,
+        )
     return years
 
 
@@ -191,7 +199,9 @@ def _read_ids(file: Path, reading: Reading) -> list[str]:
     try:
         lines = read_bytes(file, limit=MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8: {error.reason}", file=file, remedy="Convert it") from error
+        raise DataError(
+            f"is not UTF-8: {error.reason}", kind="list-encoding", file=file, remedy="Convert it"
+        ) from error
     ids, known_faults = list[str](), len(reading.faults)
     for number, line in enumerate(lines, start=1):
         words = line.rsplit(maxsplit=1)
@@ -201,14 +211,16 @@ def _read_ids(file: Path, reading: Reading) -> list[str]:
         place = f"line {number}"
         try:
             if not image_id.isprintable() or any(part in image_id for part in ("/", "\\", "..")):
-                raise DataError(f"{image_id!r} is a path, not an image id")
+                raise DataError(f"{image_id!r} is a path, not an image id", kind="path-unsafe")
             reading.list_once(image_id, f"{file}, {place}")
         except DataError as error:
             reading.add_fault(error, file, place)
             continue
         ids.append(image_id)
     if not ids and len(reading.faults) == known_faults:
-        raise DataError("lists no image", file=file, remedy="Choose another split")
+        raise DataError(
+            "lists no image", kind="empty-split", file=file, remedy="Choose another split"
+        )
     return ids
 
 
@@ -224,11 +236,11 @@ def parse_annotation(file: Path) -> Element:
         parser.feed(read_bytes(file, limit=_MAX_XML_BYTES))
         tree: Element = parser.close()
     except DefusedXmlException as error:
-        raise DataError("has a DTD, which is refused", file=file) from error
+        raise DataError("has a DTD, which is refused", kind="xml-dtd", file=file) from error
     except (ParseError, ValueError, LookupError) as error:
-        raise DataError(f"is not XML: {error}", file=file) from error
+        raise DataError(f"is not XML: {error}", kind="xml-malformed", file=file) from error
     if tree.tag != "annotation":
-        raise DataError(f"is a {tree.tag[:40]!r}, not an 'annotation'", file=file)
+        raise DataError(f"is a {tree.tag[:40]!r}, not an 'annotation'", kind="xml-root", file=file)
     return tree
 
 
@@ -266,10 +278,12 @@ def parse_object(element: Element) -> Object:
     bndbox = _child(element, "bndbox")
     flag = (element.findtext("difficult") or "0").strip()
     if flag not in ("0", "1"):
-        raise DataError(f"its <difficult> is {flag[:40]!r}, neither 0 nor 1")
+        raise DataError(
+            f"its <difficult> is {flag[:40]!r}, neither 0 nor 1", kind="difficult-malformed"
+        )
     name = (_child(element, "name").text or "").strip()
     if not name:
-        raise DataError("its <name> is empty")
+        raise DataError("its <name> is empty", kind="name-empty")
     left, top, right, bottom = (_number(bndbox, tag) for tag in _CORNERS)
     return Object(name, (left, top, right, bottom), flag == "1")
 
@@ -277,12 +291,17 @@ def parse_object(element: Element) -> Object:
 def _number(parent: Element, tag: str) -> float:
     text = (_child(parent, tag).text or "").strip()
     if not _NUMBER.fullmatch(text):
-        raise DataError(f"its <{tag}> is {text[:40]!r}, not a plain number")
+        raise DataError(
+            f"its <{tag}> is {text[:40]!r}, not a plain number", kind="number-malformed"
+        )
     return float(text)
 
 
 def _child(parent: Element, tag: str) -> Element:
     found = parent.findall(tag)
     if len(found) != 1:
-        raise DataError(f"has {len(found) or 'no'} <{tag}> in its <{parent.tag}>")
+        raise DataError(
+            f"has {len(found) or 'no'} <{tag}> in its <{parent.tag}>",
+            kind="field-repeated" if found else "field-missing",
+        )
     return found[0]
