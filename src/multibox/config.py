@@ -99,7 +99,8 @@ class OptimizerConfig:
 
     lr_in_velocity: bool = False
     """SGD as in Caffe: what the weights are moving at is kept when the rate drops
-    (`sgd_solver.cpp:134-260`), not multiplied by the drop as well."""
+    (`sgd_solver.cpp:134-260`), not multiplied by the drop as well. adam and adamw have no such
+    velocity and ignore this."""
 
     weight_decay: float = 0.0005
     """L2 decay of the weights; biases and batch normalisation have none."""
