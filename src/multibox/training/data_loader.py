@@ -12,7 +12,6 @@ from multibox.data.decoded import DecodedImages, decode_into, find_decoded
 from multibox.data.device.batches import ResidentExamples, load, resident_batches
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
 from multibox.data.workers import OnLoss
-from multibox.errors import ConfigError
 from multibox.processes.distributed import Processes, wait_for_all
 from multibox.structures import Batch
 
@@ -33,9 +32,6 @@ class Feed:
 
     Attributes:
         workers: Processes that prepare images, for each process of the run.
-
-    Raises:
-        ConfigError: There is no such size.
     """
 
     def __init__(
@@ -49,11 +45,6 @@ class Feed:
         console: Console,
         decoded_cache_gib: float,
     ) -> None:
-        if not 0 <= decoded_cache_gib < float("inf"):
-            raise ConfigError(
-                f"decoded_cache_gib is {decoded_cache_gib}, but it is finite and not negative",
-                remedy="Change --decoded-cache-gib",
-            )
         self.workers = _workers(config, processes)
         self._config, self._dataset, self._image_size_px = config, dataset, image_size_px
         self._folder, self._processes, self._console = folder, processes, console
