@@ -54,6 +54,14 @@ class Processes(NamedTuple):
         """Whether this process writes and talks."""
         return self.rank == 0
 
+    @property
+    def on_this_machine(self) -> int:
+        """How many of them share this machine's cores: all, where nothing says otherwise."""
+        # torchrun's.
+        local = os.environ.get("LOCAL_WORLD_SIZE", "")
+        count = int(local) if local.isdecimal() else self.world_size
+        return min(max(1, count), self.world_size)
+
 
 def pick_device(device: str) -> torch.device:
     """Returns the device meant by `auto` (a GPU where there is one), `cpu` or `cuda`.

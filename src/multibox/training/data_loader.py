@@ -1,6 +1,5 @@
 """Where a run's batches come from: files, decoded images on the disk, or a device's memory."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from multibox.data.decoded import DecodedImages, decode_into, find_decoded
 from multibox.data.device.batches import ResidentExamples, load, resident_batches
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
 from multibox.data.workers import OnLoss
+from multibox.hardware import usable_cores
 from multibox.processes.distributed import Processes, wait_for_all
 from multibox.structures import Batch
 
@@ -45,7 +45,7 @@ class Feed:
         console: Console,
         decoded_cache_gib: float,
     ) -> None:
-        self.workers = _workers(config, processes)
+        self.workers = worker_count(config.run.workers, processes)
         self._config, self._dataset, self._image_size_px = config, dataset, image_size_px
         self._folder, self._processes, self._console = folder, processes, console
         self._limit_bytes = int(decoded_cache_gib * 2**30)
@@ -122,11 +122,16 @@ class Feed:
             self._say(f"decoded {done} of {total} images")
 
 
-def _workers(config: Config, processes: Processes) -> int:
-    """Returns how many processes prepare images: one beside a CPU's network, many for a GPU."""
-    if config.run.workers >= 0:
-        return config.run.workers
-    cores = len(os.sched_getaffinity(0)) // processes.world_size
+def worker_count(asked: int, processes: Processes) -> int:
+    """Returns how many processes prepare images: one beside a CPU's network, many for a GPU.
+
+    Args:
+        asked: `--workers`; -1: by the hardware.
+        processes: This process among the others.
+    """
+    if asked >= 0:
+        return asked
+    cores = usable_cores() // processes.on_this_machine
     if processes.device.type == "cpu":
         return max(0, min(1, cores - 1))
     return max(1, min(MAX_GPU_WORKERS, cores - 1))
