@@ -354,9 +354,23 @@ def test_nothing_is_written_below_the_dataset(data: Path, finished: Path) -> Non
 def test_the_command_line_s_figures_are_the_milestone_s(data: Path, finished: Path) -> None:
     record = json.loads((finished / "evaluations" / "step-00000012.json").read_text())
     metrics = evaluate_model(
-        finished, which="last", data=None, split=None, on_bad=None, device="cpu"
+        finished, which="last", data=None, split=None, on_bad=None, device="cpu", workers=0
     )
     assert metrics == {name: record[name] for name in metrics}
+
+
+def test_an_evaluation_is_the_same_with_any_number_of_workers(data: Path, finished: Path) -> None:
+    alone, *others = (
+        evaluate_model(
+            finished, which="last", data=data, split=None, on_bad=None, device="cpu", workers=count
+        )
+        for count in (0, 1, 2, -1)
+    )
+    assert all(other == alone for other in others)
+    with pytest.raises(ConfigError, match="workers is -2, but it lies in"):
+        evaluate_model(
+            finished, which="last", data=data, split=None, on_bad=None, device="cpu", workers=-2
+        )
 
 
 def test_weights_alone_are_evaluated_where_one_says_on_what(
@@ -366,15 +380,19 @@ def test_weights_alone_are_evaluated_where_one_says_on_what(
     facts = finished / "run.json"
     facts.write_text("{}")
     with pytest.raises(ConfigError, match=r"run\.json: does not say where its data .*--data"):
-        evaluate_model(finished, which="last", data=None, split=None, on_bad=None, device="cpu")
+        evaluate_model(
+            finished, which="last", data=None, split=None, on_bad=None, device="cpu", workers=0
+        )
     alone = tmp_path / "weights"
     alone.write_bytes(find_weights(finished).read_bytes())
     with pytest.raises(ConfigError, match="--data and --split"):
-        evaluate_model(alone, which="last", data=data, split=None, on_bad=None, device="cpu")
+        evaluate_model(
+            alone, which="last", data=data, split=None, on_bad=None, device="cpu", workers=0
+        )
     # By itself the arithmetic is that of the hardware.
     monkeypatch.setattr("multibox.commands.evaluate.arithmetic", lambda *_: torch.float32)
     metrics = evaluate_model(
-        alone, which="last", data=data, split="2007:test", on_bad=None, device="cpu"
+        alone, which="last", data=data, split="2007:test", on_bad=None, device="cpu", workers=0
     )
     assert metrics == {name: record[name] for name in metrics}
 
