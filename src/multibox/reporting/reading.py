@@ -4,12 +4,14 @@ Only plain JSON is read and no code of the run, so a page can be made anywhere, 
 that goes on, was stopped early or was killed.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from multibox.config import Config
 from multibox.errors import ConfigError, StorageError
 from multibox.reporting.record import (
     METRICS,
@@ -32,7 +34,8 @@ def read_record(folder: Path) -> Record:
     """Returns everything a run has left so far.
 
     Raises:
-        ConfigError: The folder is not a run's.
+        ConfigError: The folder is not a run's, or its configuration is not one that this version
+            knows.
         StorageError: A file in it cannot be read or is damaged.
     """
     for name in ("config.json", "run.json"):
@@ -42,7 +45,8 @@ def read_record(folder: Path) -> Record:
                 file=folder,
                 remedy="Name the folder that was given to multibox train",
             )
-    config = _load(folder / "config.json")
+    stored = folder / "config.json"
+    config = dataclasses.asdict(Config.from_value(_load(stored), file=str(stored)))
     about = {"config": config, "run": _load(folder / "run.json")}
     environment = folder / "environment.json"
     journal, timings = folder / "metrics.jsonl", folder / "timings.jsonl"
