@@ -12,7 +12,7 @@ from multibox.data.device.batches import ResidentExamples, load, resident_batche
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
 from multibox.data.workers import OnLoss
 from multibox.hardware import usable_cores
-from multibox.processes.distributed import Processes, wait_for_all
+from multibox.processes.distributed import Processes, wait_without_limit
 from multibox.structures import Batch
 
 MAX_GPU_WORKERS = 8
@@ -69,6 +69,7 @@ class Feed:
                 workers=self.workers,
                 progress=self._say_how_far,
             )
+            wait_without_limit("loaded", self._processes)
 
     def batches(self, first_step: int, *, on_loss: OnLoss) -> Iterator[Batch]:
         """Yields this process's share of the batches that are left.
@@ -109,7 +110,7 @@ class Feed:
         folder, dataset, limit, found = self._folder, self._dataset, self._limit_bytes, None
         if self._processes.is_first:
             found = decode_into(folder, dataset, limit_bytes=limit, say=self._say)
-        wait_for_all(self._processes)
+        wait_without_limit("decoded", self._processes)
         if not self._processes.is_first:
             found = find_decoded(folder, dataset, limit_bytes=limit)
         return found
