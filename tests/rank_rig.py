@@ -81,7 +81,8 @@ class Rig:
             arguments: What follows the command's name; a list of lists: by rank.
             folder: For what the processes say.
             ranks: How many.
-            options: Attributes of `processes.heartbeat` to set, or `trace`.
+            options: Attributes of `processes.heartbeat` or `processes.distributed` to set, `trace`,
+                or `slow_decoding`: seconds that the first process takes longer to decode.
         """
         folder.mkdir(parents=True, exist_ok=True)
         by_rank = arguments if isinstance(arguments[0], list) else [arguments] * ranks
@@ -187,6 +188,17 @@ def _prepare(rank: int, request: dict[str, Any]) -> None:
             return losses
 
         Learner.step = traced
+    slow_decoding = options.pop("slow_decoding", 0)
+    if slow_decoding and rank == 0:
+        from multibox.training import data_loader
+
+        decode = data_loader.decode_into
+
+        def slowly(*arguments: Any, **rest: Any) -> Any:
+            time.sleep(slow_decoding)
+            return decode(*arguments, **rest)
+
+        data_loader.decode_into = slowly
     for name, value in options.items():
         for module in (heartbeat, distributed):
             if hasattr(module, name):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from multibox.build import NETWORKS
 from multibox.config import (
+    FORMAT,
     OPERATIONAL,
     AugmentationConfig,
     Config,
@@ -112,6 +113,24 @@ def test_json_round_trip(config: Config) -> None:
     assert Config.from_json(config.to_json()) == config
 
 
+def test_an_absent_field_has_its_default() -> None:
+    whole = json.loads(CHANGED.to_json())
+    for section, field in FIELDS:
+        content = whole | {section: {n: v for n, v in whole[section].items() if n != field}}
+        default = getattr(getattr(DEFAULT, section), field)
+        # Whoever adds a field has to keep what runs did before.
+        changed = dataclasses.replace(getattr(CHANGED, section), **{field: default})
+        assert parse(content) == dataclasses.replace(CHANGED, **{section: changed})
+    assert parse({"network": "ssd300-vgg16"}) == DEFAULT
+
+
+def test_a_newer_format_is_refused() -> None:
+    assert json.loads(DEFAULT.to_json())["format"] == FORMAT
+    newer = {"format": FORMAT + 1, "network": {"name": "of a form that nobody knows yet"}}
+    with pytest.raises(ConfigError, match=rf"has format {FORMAT + 1}, but this version reads"):
+        parse(newer)
+
+
 def test_an_integer_may_stand_for_a_float() -> None:
     config = parse(edited(lambda c: c["optimizer"].update(clip_norm=10)))
     assert config == with_field("optimizer", "clip_norm", 10.0)
@@ -181,8 +200,9 @@ def test_text_that_is_not_json() -> None:
         (lambda c: c.update(netwrk="a"), "config: unknown field 'netwrk'. Did you mean 'network'?"),
         (lambda c: c["run"].update(sed=1), "config.run: unknown field 'sed'. Did you mean 'seed'?"),
         (lambda c: c["run"].update(xyz=1), "config.run: unknown field 'xyz'."),
-        (lambda c: c.pop("data"), "config: lacks data."),
-        (lambda c: (c["data"].pop("classes"), c["data"].pop("on_bad")), "lacks classes, on_bad."),
+        (lambda c: c.pop("network"), "config: lacks network."),
+        (lambda c: c.update(format="1"), "config.format: '1' is not a format."),
+        (lambda c: c.update(format=0), "config.format: 0 is not a format."),
         (lambda c: c.update(run=[]), "config.run: must be an object."),
         (lambda c: c["run"].update(seed=1.5), "config.run.seed: 1.5 is not of type int."),
         (lambda c: c["run"].update(seed=True), "config.run.seed: True is not of type int."),

@@ -130,12 +130,26 @@ def default_box_tables(name: str) -> dict[Scales, Float[Tensor, "K 4"]]:
 
 def new_network(config: Config, num_classes: int) -> SSD:
     """Returns the network that a run starts from."""
+    network = _chosen_network(config, num_classes)
+    initialise(network, torch_generator(config.run.seed, "initialise"))
+    return network
+
+
+def network_shape(config: Config, num_classes: int) -> SSD:
+    """Returns the network of a run without numbers, on the meta device: it needs no memory.
+
+    Raises:
+        ConfigError: There is no such network, or it has no such default boxes.
+    """
+    with torch.device("meta"):
+        return _chosen_network(config, num_classes)
+
+
+def _chosen_network(config: Config, num_classes: int) -> SSD:
     traits = _architecture(config.network).traits
     if config.default_boxes != "own":
         traits = traits._replace(scales=config.default_boxes)
-    network = build_network(config.network, num_classes, traits)
-    initialise(network, torch_generator(config.run.seed, "initialise"))
-    return network
+    return build_network(config.network, num_classes, traits)
 
 
 def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

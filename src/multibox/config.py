@@ -14,6 +14,14 @@ from typing import Any, Literal
 
 from multibox.errors import ConfigError
 
+FORMAT = 1
+"""Of `config.json`. It rises with every field that is added, so that an older multibox says what is
+wrong. Files of before the number are of format 1.
+
+A field that is absent takes its default. So the default of a new field must be what runs did before
+there was the field.
+"""
+
 ScheduleName = Literal["multistep", "cosine", "plateau"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -99,7 +107,8 @@ class OptimizerConfig:
 
     lr_in_velocity: bool = False
     """SGD as in Caffe: what the weights are moving at is kept when the rate drops
-    (`sgd_solver.cpp:134-260`), not multiplied by the drop as well."""
+    (`sgd_solver.cpp:134-260`), not multiplied by the drop as well. adam and adamw have no such
+    velocity and ignore this."""
 
     weight_decay: float = 0.0005
     """L2 decay of the weights; biases and batch normalisation have none."""
@@ -264,19 +273,42 @@ class Config:
 
     def to_json(self) -> str:
         """Returns the configuration as indented JSON, which `from_json` reads back."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, file: str | None = None) -> "Config":
-        """Returns the configuration that `to_json` wrote.
+        """Returns the configuration that `to_json` of this or an older version wrote.
 
         Raises:
-            ConfigError: The text is not JSON, or a field is missing, unknown or of a wrong type.
+            ConfigError: The text is not JSON, or not a configuration that this version knows.
         """
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"not JSON ({error})", file=file) from None
+        return cls.from_value(value, file=file)
+
+    @classmethod
+    def from_value(cls, value: object, *, file: str | None = None) -> "Config":
+        """Returns the configuration in a JSON value; an absent field has its default.
+
+        Raises:
+            ConfigError: The format is newer, or a field is unknown or of a wrong type, or the
+                network is missing.
+        """
+        if isinstance(value, dict):
+            value = dict(value)
+            number = value.pop("format", FORMAT)
+            if type(number) is not int or number < 1:
+                raise ConfigError(
+                    f"{number!r} is not a format", file=file, position="config.format"
+                )
+            if number > FORMAT:
+                raise ConfigError(
+                    f"has format {number}, but this version reads formats up to {FORMAT}",
+                    file=file,
+                    remedy="Use the version of multibox that wrote it, or a newer one",
+                )
         return typing.cast(Config, _parse(cls, value, "config", file))
 
 
@@ -305,7 +337,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def _parse(kind: Any, value: Any, position: str, file: str | None) -> Any:
-    """Reads a JSON value as a type, strictly."""
+    """Reads a JSON value as a type, strictly; only fields that have a default may be absent."""
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         if not isinstance(value, dict):
@@ -319,10 +351,11 @@ def _parse(kind: Any, value: Any, position: str, file: str | None) -> Any:
                     position=position,
                     remedy=f"Did you mean {near[0]!r}?" if near else None,
                 )
-        missing = [name for name in hints if name not in value]
-        if missing:
-            raise ConfigError(f"lacks {', '.join(missing)}", file=file, position=position)
-        parsed = {n: _parse(hints[n], value[n], f"{position}.{n}", file) for n in hints}
+        for field in dataclasses.fields(kind):
+            needed = field.default is field.default_factory is dataclasses.MISSING
+            if needed and field.name not in value:
+                raise ConfigError(f"lacks {field.name}", file=file, position=position)
+        parsed = {n: _parse(hints[n], v, f"{position}.{n}", file) for n, v in value.items()}
         try:
             return kind(**parsed)  # type: ignore[operator]  # is_dataclass does not narrow to it
         except ConfigError as error:

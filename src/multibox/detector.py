@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from multibox.config import Precision
 from multibox.data.geometry import whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import render
 from multibox.precision import arithmetic, in_precision, stored_in
 from multibox.processes.distributed import pick_device
 from multibox.ssd.network import SSD
+from multibox.storage.run_folder import read_config
 from multibox.structures import Detections
 from multibox.weights.files import find_weights, load_network, read_weights
 
@@ -67,6 +69,8 @@ class Detector:
     def open(cls, path: Path | str, *, which: str = "last", device: str = "auto") -> "Detector":
         """Opens a run, a checkpoint's folder or a weights file.
 
+        The weights of a run compute in its `--precision`, others as the hardware does best.
+
         Args:
             path: Any of the three.
             which: For a run: `last`, `best` or a step.
@@ -74,11 +78,13 @@ class Detector:
 
         Raises:
             WeightsError: The weights are not there, are damaged, or of no known format.
-            ConfigError: A GPU is asked for, and there is none.
+            ConfigError: A GPU is asked for, and there is none; or the run's `config.json` is
+                damaged or of a newer version.
         """
-        weights = read_weights(find_weights(Path(path), which))
+        file = find_weights(Path(path), which)
+        weights = read_weights(file)
         place = pick_device(device)
-        precision = arithmetic("auto", place)
+        precision = arithmetic(_precision_of(file), place)
         network = stored_in(precision, load_network(weights, place))
         return cls(network, weights.classes, precision, weights.notes)
 
@@ -130,3 +136,11 @@ class Detector:
             output = network(images)
         (found,) = network.detect(output, score_threshold=score_threshold)
         return Detections(*(field.cpu() for field in found))
+
+
+def _precision_of(file: Path) -> Precision:
+    """Returns the `--precision` of the run that a checkpoint's weights belong to, or `auto`."""
+    checkpoints = file.absolute().parent.parent
+    if checkpoints.name == "checkpoints" and (checkpoints.parent / "config.json").exists():
+        return read_config(checkpoints.parent).run.precision
+    return "auto"

@@ -1,21 +1,23 @@
 import copy
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from multibox.precision import in_precision, stored_in
+from torch import nn
 
 from multibox import Detector
 from multibox.build import build_network, new_network
 from multibox.commands.predict import predict
-from multibox.config import Config
+from multibox.config import Config, Precision, RunConfig
 from multibox.data.images import read_image
 from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.errors import ConfigError, StorageError, WeightsError
+from multibox.precision import in_precision, stored_in
 from multibox.ssd.network import Traits
 from multibox.storage.checkpoint import Checkpoint, save
 from multibox.structures import Detections
@@ -53,6 +55,33 @@ def test_a_run_s_checkpoints_are_found(run: Path, which: str, step: int) -> None
 def test_a_checkpoint_that_is_not_there_names_those_that_are(run: Path) -> None:
     with pytest.raises(WeightsError, match="4, 8"):
         find_weights(run, "5")
+
+
+@pytest.mark.parametrize(
+    ("asked", "auto", "computed"),
+    [
+        ("fp32", "bf16", torch.float32),
+        ("bf16", "fp32", torch.bfloat16),
+        ("auto", "bf16", torch.bfloat16),
+        ("auto", "fp32", torch.float32),
+    ],
+)
+def test_a_run_predicts_in_its_precision(
+    asked: Precision,
+    auto: Precision,
+    computed: torch.dtype,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: auto == "bf16")
+    copied = shutil.copytree(run, tmp_path / "run")
+    config = Config(network="ssd300-lite", run=RunConfig(precision=asked))
+    (copied / "config.json").write_text(config.to_json())
+    for path in (copied, find_weights(copied).parent, find_weights(copied)):
+        detector = Detector.open(path, device="cpu")
+        kernels = {m.weight.dtype for m in detector._network.modules() if isinstance(m, nn.Conv2d)}
+        assert (detector._precision, kernels) == (computed, {computed})
 
 
 def test_weights_alone_are_enough(run: Path, picture: Path, tmp_path: Path) -> None:

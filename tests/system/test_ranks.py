@@ -116,6 +116,27 @@ def was_killed_in_time(
     return in_time
 
 
+def test_decoding_may_take_longer_than_any_computation(
+    rig: Rig, data: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    command = [*line(data, tmp_path / "run"), "--decoded-cache-gib", "1"]
+    limits = {"GROUP_SECONDS": 6, "slow_decoding": 9}
+    ranks = rig.start(command, tmp_path / "ranks", **limits)
+    assert ranks.wait() == [0, 0], ranks.said(0) + ranks.said(1)
+    assert "Decoding 24 of 24 images" in ranks.said(0)
+    assert digests(tmp_path / "run") == digests(unbroken)
+
+
+def test_who_decodes_and_dies_ends_those_that_wait(rig: Rig, data: Path, tmp_path: Path) -> None:
+    command = [*line(data, tmp_path / "run"), "--decoded-cache-gib", "1"]
+    ranks = rig.start(command, tmp_path / "ranks", slow_decoding=60)
+    while not (tmp_path / "run" / "checkpoints" / "step-00000000").is_dir():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.kill(ranks.pids[0], signal.SIGKILL)
+    assert check_ended(ranks, 0, [])
+
+
 @pytest.mark.parametrize("trial", [0, 1])
 def test_a_killed_rank_ends_all_and_loses_nothing(
     rig: Rig, data: Path, unbroken: Path, tmp_path: Path, trial: int

@@ -23,7 +23,13 @@ from multibox.commands.train import Request, train
 from multibox.config import AugmentationConfig, Config, OptimizerConfig, RunConfig, ScheduleConfig
 from multibox.data.formats.voc import read_voc
 from multibox.data.pipeline import PlainExamples, batches, without_difficult
-from multibox.errors import ConfigError, NonFiniteError, StorageError
+from multibox.errors import (
+    ConfigError,
+    MultiboxError,
+    NonFiniteError,
+    StorageError,
+    WeightsError,
+)
 from multibox.processes.signals import Interrupted
 from multibox.recipes import ssd7
 from multibox.ssd.default_boxes import default_boxes
@@ -348,9 +354,23 @@ def test_nothing_is_written_below_the_dataset(data: Path, finished: Path) -> Non
 def test_the_command_line_s_figures_are_the_milestone_s(data: Path, finished: Path) -> None:
     record = json.loads((finished / "evaluations" / "step-00000012.json").read_text())
     metrics = evaluate_model(
-        finished, which="last", data=None, split=None, on_bad=None, device="cpu"
+        finished, which="last", data=None, split=None, on_bad=None, device="cpu", workers=0
     )
     assert metrics == {name: record[name] for name in metrics}
+
+
+def test_an_evaluation_is_the_same_with_any_number_of_workers(data: Path, finished: Path) -> None:
+    alone, *others = (
+        evaluate_model(
+            finished, which="last", data=data, split=None, on_bad=None, device="cpu", workers=count
+        )
+        for count in (0, 1, 2, -1)
+    )
+    assert all(other == alone for other in others)
+    with pytest.raises(ConfigError, match="workers is -2, but it lies in"):
+        evaluate_model(
+            finished, which="last", data=data, split=None, on_bad=None, device="cpu", workers=-2
+        )
 
 
 def test_weights_alone_are_evaluated_where_one_says_on_what(
@@ -360,15 +380,19 @@ def test_weights_alone_are_evaluated_where_one_says_on_what(
     facts = finished / "run.json"
     facts.write_text("{}")
     with pytest.raises(ConfigError, match=r"run\.json: does not say where its data .*--data"):
-        evaluate_model(finished, which="last", data=None, split=None, on_bad=None, device="cpu")
+        evaluate_model(
+            finished, which="last", data=None, split=None, on_bad=None, device="cpu", workers=0
+        )
     alone = tmp_path / "weights"
     alone.write_bytes(find_weights(finished).read_bytes())
     with pytest.raises(ConfigError, match="--data and --split"):
-        evaluate_model(alone, which="last", data=data, split=None, on_bad=None, device="cpu")
+        evaluate_model(
+            alone, which="last", data=data, split=None, on_bad=None, device="cpu", workers=0
+        )
     # By itself the arithmetic is that of the hardware.
     monkeypatch.setattr("multibox.commands.evaluate.arithmetic", lambda *_: torch.float32)
     metrics = evaluate_model(
-        alone, which="last", data=data, split="2007:test", on_bad=None, device="cpu"
+        alone, which="last", data=data, split="2007:test", on_bad=None, device="cpu", workers=0
     )
     assert metrics == {name: record[name] for name in metrics}
 
@@ -397,6 +421,68 @@ def test_the_default_boxes_that_are_asked_for_are_trained_judged_and_kept(
     assert "they were trained with coco's default boxes" in said.getvalue().replace("\n", " ")
     with pytest.raises(ConfigError, match="ssd7 has no default boxes 'coco'"):
         run(data, tmp_path / "none", replace(CONFIG, network="ssd7", default_boxes="coco"))
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends a run that reads its data."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the data were read")
+
+    monkeypatch.setattr("multibox.commands.train.read_datasets", refuse)
+
+
+@pytest.mark.usefixtures("unread")
+def test_what_cannot_be_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
+    request = Request("tiny", CONFIG, tmp_path, tmp_path.parent / "run", None, "none")
+    boxes = replace(CONFIG, network="ssd7", default_boxes="coco")
+    for refused, reason in (
+        (request._replace(config=boxes), "ssd7 has no default boxes 'coco'"),
+        (request._replace(init=tmp_path / "none"), "none: does not exist"),
+        (request._replace(decoded_cache_gib=-1.0), "decoded_cache_gib is -1.0, but it is finite"),
+    ):
+        with pytest.raises(MultiboxError, match=reason):
+            train(refused, Console(quiet=True))
+
+
+@pytest.fixture
+def begun(data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    """A run that began with `--init`, and was cut after its eighth step."""
+    init = tmp_path / "init.safetensors"
+    init.write_bytes(find_weights(finished).read_bytes())
+    request = Request("tiny", CONFIG, data, tmp_path / "begun", init, "none")
+    with monkeypatch.context() as patch:
+        cut_after(patch, 8)
+        with pytest.raises(PowerCutError):
+            train(request, Console(quiet=True))
+    return request
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_is_resumed_without_the_weights_that_it_began_with(
+    begun: Request, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = begun._replace(out=begun.out.parent / "unbroken")
+    train(unbroken, Console(quiet=True))
+    if not there:
+        begun.init.unlink()
+    monkeypatch.delattr("multibox.commands.train.read_weights")
+    said = io.StringIO()
+    train(begun, Console(file=said, width=80))
+    assert ("is not there. The run does not need it" in said.getvalue()) != there
+    assert digests(begun.out) == digests(unbroken.out)
+
+
+def test_a_run_is_not_resumed_with_other_initial_weights(begun: Request, finished: Path) -> None:
+    with pytest.raises(ConfigError, match=r"init_digest: \w+, now None"):
+        train(begun._replace(init=None), Console(quiet=True))
+    other = find_weights(finished, "10")
+    with pytest.raises(ConfigError, match=r"init_digest: \w+, now \w+\)"):
+        train(begun._replace(init=other), Console(quiet=True))
+    never = Request("tiny", CONFIG, begun.data, finished, begun.out / "none", "none")
+    with pytest.raises(WeightsError, match="does not exist"):
+        train(never, Console(quiet=True))
 
 
 def test_the_recipe_of_ssd7_trains_and_its_weights_find_things(data: Path, tmp_path: Path) -> None:

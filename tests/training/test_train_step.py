@@ -54,6 +54,33 @@ def test_steps_are_caffe_s_with_the_rate_inside_the_velocity() -> None:
         torch.testing.assert_close(parameter, dict(twin.named_parameters())[name])
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        replace(PLAIN, optimizer="adam"),
+        replace(PLAIN, optimizer="adamw"),
+        replace(PLAIN, momentum=0.0),
+    ],
+)
+def test_the_rate_inside_the_velocity_changes_nothing_without_a_velocity(
+    optimizer: OptimizerConfig,
+) -> None:
+    plain, other = learner(optimizer), learner(replace(optimizer, lr_in_velocity=True))
+    for number, lr in enumerate([0.01, 0.01, 0.001, 0.0]):
+        for each in (plain, other):
+            each.step(batch(8, seed=number), lr=lr, number=number)
+    found = other.model() | other.optimizer()
+    for name, tensor in (plain.model() | plain.optimizer()).items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_rate_of_zero_keeps_the_velocity_finite() -> None:
+    taught = learner(replace(PLAIN, lr_in_velocity=True))
+    for number, lr in enumerate([0.01, 0.0, 0.01]):
+        taught.step(batch(8, seed=number), lr=lr, number=number)
+    taught.require_finite()
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_is_the_batch(parts: int) -> None:
     whole, divided = learner(), learner(replace(PLAIN, accumulate=parts))

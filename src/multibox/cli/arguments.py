@@ -97,6 +97,9 @@ class EvaluateArguments:
     """Checkpoint of the run: last, best or a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs."""
+    workers: int = -1
+    """Processes that prepare the images; 0: this process itself; -1: by the hardware. The result
+    is the same."""
     json: bool = False
     """Print one JSON object instead of a table."""
 

@@ -145,8 +145,13 @@ def _evaluate(verb: EvaluateArguments, console: Console) -> int:
         raise ConfigError("give either a run or weights, or --results")
     if verb.results is not None:
         unused = {"--which": verb.which != "last", "--device": verb.device != "auto"}
-        _refuse_unused("--results", unused | {"--on-bad": verb.on_bad is not None})
+        unused |= {"--on-bad": verb.on_bad is not None, "--workers": verb.workers != -1}
+        _refuse_unused("--results", unused)
     if verb.model is not None:
+
+        def note_loss(reason: str, _seconds: float) -> None:
+            console.print(f"note: {reason}; new ones take over", highlight=False)
+
         metrics = evaluate_model(
             verb.model,
             which=verb.which,
@@ -154,6 +159,8 @@ def _evaluate(verb: EvaluateArguments, console: Console) -> int:
             split=verb.split,
             on_bad=verb.on_bad,
             device=verb.device,
+            workers=verb.workers,
+            on_loss=note_loss,
         )
     else:
         if verb.data is None or verb.results is None:

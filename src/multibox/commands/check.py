@@ -1,7 +1,6 @@
 """The verb `check`: what is wrong with a dataset, and what is in it, before a training."""
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from multibox.data.check.findings import Finding, Severity
 from multibox.data.check.fixed_copy import write_fixed
 from multibox.data.check.statistics import SIZE_EDGES_PX, BoxTable, Census, take_census
 from multibox.errors import ConfigError, one_line
+from multibox.hardware import usable_cores
 
 COMPARED = ("ssd300-vgg16", "ssd512-vgg16")
 """Whose default boxes are compared with a dataset's, where no network is named."""
@@ -112,7 +112,7 @@ def check(
             root,
             splits,
             classes,
-            workers=os.cpu_count() or 1,
+            workers=usable_cores(),
             progress=lambda done, of: bar.update(task, completed=done, total=of),
         )
     census = {name: take_census(dataset, tables) for name, dataset in read.datasets.items()}

@@ -1,17 +1,20 @@
 """The verb `evaluate`: average precision of a network, or of results files."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from multibox.config import Config
 from multibox.data.formats.layouts import read_dataset
+from multibox.data.workers import OnLoss, unsaid
 from multibox.errors import ConfigError
 from multibox.evaluation.results import file_split, read_results
 from multibox.inference import Setting, detect_all, detections_by_class, objects_by_class, score
 from multibox.precision import arithmetic
 from multibox.processes.distributed import join
 from multibox.storage.run_folder import read_run
+from multibox.training.data_loader import worker_count
 from multibox.weights.files import find_weights, load_network, read_weights
 
 
@@ -30,6 +33,8 @@ def evaluate_model(
     split: str | None,
     on_bad: Literal["fail", "skip"] | None,
     device: str,
+    workers: int,
+    on_loss: OnLoss = unsaid,
 ) -> dict[str, Any]:
     """Returns all metrics of a network; nothing is written.
 
@@ -40,9 +45,13 @@ def evaluate_model(
         split: For a run by default its test split.
         on_bad: What to do with what cannot be used; for a run by default as it did, else `fail`.
         device: `auto`, `cpu` or `cuda`.
+        workers: Processes that prepare images; 0: this one; -1: by the hardware. The result does
+            not depend on it.
+        on_loss: Is told why workers are replaced.
 
     Raises:
-        ConfigError: Weights alone are given, and not what to evaluate them on.
+        ConfigError: Weights alone are given, and not what to evaluate them on; or there cannot be
+            so many workers.
         MultiboxError: The network or the data cannot be used.
     """
     weights = read_weights(find_weights(path, which))
@@ -57,13 +66,15 @@ def evaluate_model(
             file=path,
             remedy="Give --data and --split",
         )
+    run = replace(config.run, workers=workers)
     dataset = read_dataset(
         data, split, classes=weights.classes, on_bad=on_bad or config.data.on_bad
     )
     with join(device) as processes:
         network = load_network(weights, processes.device)
-        precision = arithmetic(config.run.precision, processes.device)
-        setting = Setting(config.run.batch_size, 0, precision, processes)
+        precision = arithmetic(run.precision, processes.device)
+        count = worker_count(run.workers, processes)
+        setting = Setting(run.batch_size, count, precision, processes, on_loss)
         found = detect_all(network, dataset, setting)
     return score(detections_by_class(dataset, found), objects_by_class(dataset))
 

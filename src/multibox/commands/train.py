@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from multibox.build import build_network, new_network, read_datasets
+from multibox.build import network_shape, new_network, read_datasets
 from multibox.config import Config, OptimizerConfig, flatten
 from multibox.data.dataset import Dataset
 from multibox.data.decoded import remove_decoded
-from multibox.errors import ConfigError
+from multibox.errors import ConfigError, WeightsError
 from multibox.precision import arithmetic
 from multibox.processes.distributed import Processes, join, require_same, wait_for_all
 from multibox.rng import STREAM_VERSION
@@ -23,13 +23,19 @@ from multibox.ssd.network import SSD
 from multibox.storage.checkpoint import steps
 from multibox.storage.disk import mebibytes, require_room
 from multibox.storage.lock import RunLock
-from multibox.storage.run_folder import claim, environment, refuse_foreign, write_json
+from multibox.storage.run_folder import (
+    claim,
+    environment,
+    read_run,
+    refuse_foreign,
+    write_json,
+)
 from multibox.training.data_loader import Feed
 from multibox.training.initial_weights import start_from
 from multibox.training.loop import Loop, Surroundings
 from multibox.training.periodic_evaluation import SAMPLE_PICTURES
 from multibox.training.train_step import Learner
-from multibox.weights.files import describe, find_weights, read_weights
+from multibox.weights.files import Weights, describe, find_weights, read_weights
 
 RESULTS_BYTES = 200 * 40
 """Of an image in a milestone's results files: `keep_top_k` lines."""
@@ -72,18 +78,21 @@ def train(request: Request, console: Console) -> None:
         processes = stack.enter_context(join(config.run.device))
         console.quiet = console.quiet or not processes.is_first
         # Before the data are read, which may take minutes.
-        sketch = build_network(config.network, max(1, len(config.data.classes)))
-        check_shares(config, sketch, processes)
+        shape = network_shape(config, max(1, len(config.data.classes)))
+        check_shares(config, shape, processes)
+        _require_size(request.decoded_cache_gib)
         _require_apart(request.out, request.data)
         if processes.is_first:
             refuse_foreign(request.out)
             stack.enter_context(RunLock(request.out))
-            _require_room(request.out, config, sketch, images=0)
+            _require_room(request.out, config, shape, images=0)
+        init_digest, weights = _read_init(request, console)
         train_set, test_set = read_datasets(config, request.data)
         for dataset in (train_set, test_set):
             _introduce(dataset, console)
         network = new_network(config, len(train_set.classes))
-        init_digest = _initial_weights(request, network, train_set.classes, console)
+        if weights:
+            _start_from(weights, network, train_set.classes, console)
         precision = arithmetic(config.run.precision, processes.device)
         facts = {
             "multibox": version("multibox"),
@@ -128,6 +137,14 @@ def train(request: Request, console: Console) -> None:
             ) from None
         if processes.is_first:
             remove_decoded(request.out)
+
+
+def _require_size(decoded_cache_gib: float) -> None:
+    if not 0 <= decoded_cache_gib < float("inf"):
+        raise ConfigError(
+            f"decoded_cache_gib is {decoded_cache_gib}, but it is finite and not negative",
+            remedy="Change --decoded-cache-gib",
+        )
 
 
 def _require_apart(out: Path, data: Path) -> None:
@@ -238,15 +255,50 @@ def _introduce(dataset: Dataset, console: Console) -> None:
         console.print(f"  {fault}", highlight=False, markup=False)
 
 
-def _initial_weights(
-    request: Request, network: SSD, classes: tuple[str, ...], console: Console
-) -> str | None:
-    """Fills the network from `--init` and returns the file's digest; None without."""
+def _read_init(request: Request, console: Console) -> tuple[str | None, Weights | None]:
+    """Returns the digest of the `--init` file, and its weights if the run starts from them.
+
+    A run that has a checkpoint takes nothing from the file. If the file is still there, it must be
+    the one that the run started from.
+
+    Raises:
+        WeightsError: The file is needed and cannot be used.
+        ConfigError: The run's own files are damaged.
+    """
     if request.init is None:
-        return None
-    path = find_weights(request.init)
-    weights = read_weights(path)
+        return None, None
+    if not steps(request.out / "checkpoints"):
+        path = find_weights(request.init)
+        return _digest(path), read_weights(path)
+    _, facts = read_run(request.out)
+    before: str | None = facts.get("init_digest")
+    try:
+        return _digest(find_weights(request.init)), None
+    except WeightsError:
+        # Nothing says that this run started from such a file.
+        if before is None:
+            raise
+    console.print(
+        f"note: {request.init} is not there. The run does not need it any more",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return before, None
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise WeightsError(f"cannot be read ({error.strerror})", file=path) from None
+
+
+def _start_from(weights: Weights, network: SSD, classes: tuple[str, ...], console: Console) -> None:
+    """Fills the network from `--init`, and says what it took."""
     transfer = start_from(network, classes, weights)
+    path = weights.path
     lines = [f"Weights from {path} ({weights.origin}, {weights.network})", *weights.notes]
     if weights.classes and classes != weights.classes:
         pairs = (a if a == b else f"{a} (there {b})" for a, b in transfer.kept.items())
@@ -257,7 +309,6 @@ def _initial_weights(
         lines.append(f"{len(new)} tensors begin at random, wholly or in part: {some}")
     for line in (*lines, *transfer.notes):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _facts(network: SSD, train_set: Dataset, test_set: Dataset) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from jaxtyping import UInt8
 from multibox.data.dataset import Annotation, Dataset
 from multibox.data.images import read_image
 from multibox.errors import DataError
+from multibox.hardware import usable_cores
 
 NAME = "decoded-images"
 """Of the file, in the run's folder."""
@@ -173,7 +174,7 @@ def _write(path: Path, dataset: Dataset, count: int) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return zlib.crc32(image.data)
 
-        threads = ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0))))
+        threads = ThreadPoolExecutor(min(_THREADS, usable_cores()))
         try:
             checksums = list(threads.map(store, annotations, starts))
         finally:

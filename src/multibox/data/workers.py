@@ -142,8 +142,8 @@ def work_ahead(
                 raise WorkerError(
                     f"{loss.reason}, {losses} times at the same batch. Its images are {names}",
                     remedy="If memory ran out, fewer --workers need less; --workers 0 shows "
-                    "whether an image is to blame. The same line again goes on from the last "
-                    "checkpoint",
+                    "whether an image is to blame. The same line again resumes a training from "
+                    "its last checkpoint",
                 ) from None
             on_loss(loss.reason, loss.seconds)
         else:

@@ -31,9 +31,12 @@ _ENDED: list[Any] = []
 MEETING_SECONDS = 120.0
 """How long the processes that came wait for the others."""
 
-GROUP_TIMEOUT = timedelta(minutes=30)
+GROUP_SECONDS = 1800.0
 """How long a process waits for another's part in a computation. That one may be reading a large
 dataset or drawing pictures; whether it is alive does not have to be guessed from this."""
+
+POLL_SECONDS = 0.2
+"""How often a process that waits without a limit looks for the others."""
 
 
 class Processes(NamedTuple):
@@ -43,16 +46,26 @@ class Processes(NamedTuple):
         rank: Its number; 0 reads the arguments' advice, writes files and talks to the user.
         world_size: How many there are.
         device: Where its network runs.
+        store: What the processes tell each other outside of computations; None where there is one.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    store: _Store = None
 
     @property
     def is_first(self) -> bool:
         """Whether this process writes and talks."""
         return self.rank == 0
+
+    @property
+    def on_this_machine(self) -> int:
+        """How many of them share this machine's cores: all, where nothing says otherwise."""
+        # torchrun's.
+        local = os.environ.get("LOCAL_WORLD_SIZE", "")
+        count = int(local) if local.isdecimal() else self.world_size
+        return min(max(1, count), self.world_size)
 
 
 def pick_device(device: str) -> torch.device:
@@ -88,15 +101,16 @@ def join(device: str) -> Iterator[Processes]:
     try:
         place = _own_device(device, rank)
         _require_same_device(place, rank, store)
-        store.set_timeout(GROUP_TIMEOUT)
+        timeout = timedelta(seconds=GROUP_SECONDS)
+        store.set_timeout(timeout)
         dist.init_process_group(
             "nccl" if place.type == "cuda" else "gloo",
             store=store,
             rank=rank,
             world_size=world_size,
-            timeout=GROUP_TIMEOUT,
+            timeout=timeout,
         )
-        yield Processes(rank, world_size, place)
+        yield Processes(rank, world_size, place, store)
     except Interrupted:
         # All stop after the same step.
         _part(liveness)
@@ -317,3 +331,21 @@ def wait_for_all(processes: Processes) -> None:
     """Returns when every process has come here."""
     if processes.world_size > 1:
         dist.barrier()
+
+
+def wait_without_limit(name: str, processes: Processes) -> None:
+    """Returns when every process has come here, if that takes hours.
+
+    A computation of all processes ends after `GROUP_SECONDS`. Here, only the death of a process
+    ends the others.
+
+    Args:
+        name: Of the place. Each process comes to each place once.
+        processes: This process among the others.
+    """
+    if processes.world_size == 1:
+        return
+    arrived = [f"{name}-{rank}" for rank in range(processes.world_size)]
+    processes.store.set(arrived[processes.rank], "")
+    while not processes.store.check(arrived):
+        time.sleep(POLL_SECONDS)

@@ -4,12 +4,14 @@ It reads plain JSON only. It works on any machine, and also for a run that is st
 stopped early or was killed.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from multibox.config import Config
 from multibox.errors import ConfigError, StorageError
 from multibox.reporting.record import (
     METRICS,
@@ -32,7 +34,7 @@ def read_record(folder: Path) -> Record:
     """Returns everything that a run has written so far.
 
     Raises:
-        ConfigError: The folder is not a run folder.
+        ConfigError: The folder is not a run folder, or this version does not know its configuration.
         StorageError: A file in it cannot be read or is damaged.
     """
     for name in ("config.json", "run.json"):
@@ -42,7 +44,8 @@ def read_record(folder: Path) -> Record:
                 file=folder,
                 remedy="Give the folder that --out of multibox train named",
             )
-    config = _load(folder / "config.json")
+    stored = folder / "config.json"
+    config = dataclasses.asdict(Config.from_value(_load(stored), file=str(stored)))
     about = {"config": config, "run": _load(folder / "run.json")}
     environment = folder / "environment.json"
     journal, timings = folder / "metrics.jsonl", folder / "timings.jsonl"

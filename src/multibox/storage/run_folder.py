@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from multibox.config import Config, differences
 from multibox.errors import ConfigError, StorageError
+from multibox.hardware import usable_cores
 from multibox.storage.disk import sync_files
 
 JSON = Any
@@ -158,17 +159,25 @@ def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
         )
 
 
+def read_config(folder: Path) -> Config:
+    """Returns the configuration of a run.
+
+    Raises:
+        ConfigError: The folder is not a run, or its configuration is damaged or of a newer version.
+    """
+    stored = folder / "config.json"
+    if not stored.is_file():
+        raise ConfigError("is not a run's folder", file=folder, remedy="Give what --out was")
+    return Config.from_json(_text(stored), file=str(stored))
+
+
 def read_run(folder: Path) -> tuple[Config, dict[str, JSON]]:
     """Returns the configuration and the facts (`run.json`) of a run.
 
     Raises:
         ConfigError: The folder is not a run, or its files are damaged.
     """
-    stored = folder / "config.json"
-    if not stored.is_file():
-        raise ConfigError("is not a run's folder", file=folder, remedy="Give what --out was")
-    facts = folder / "run.json"
-    config = Config.from_json(_text(stored), file=str(stored))
+    config, facts = read_config(folder), folder / "run.json"
     try:
         found = json.loads(_text(facts))
     except (ValueError, RecursionError) as error:
@@ -206,7 +215,7 @@ def environment(device: torch.device, precision: torch.dtype) -> dict[str, JSON]
         **versions,
         "platform": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": str(precision).removeprefix("torch."),

@@ -1,6 +1,5 @@
 """Where a run's batches come from: files, decoded images on the disk, or a device's memory."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from multibox.data.decoded import DecodedImages, decode_into, find_decoded
 from multibox.data.device.batches import ResidentExamples, load, resident_batches
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
 from multibox.data.workers import OnLoss
-from multibox.errors import ConfigError
-from multibox.processes.distributed import Processes, wait_for_all
+from multibox.hardware import usable_cores
+from multibox.processes.distributed import Processes, wait_without_limit
 from multibox.structures import Batch
 
 MAX_GPU_WORKERS = 8
@@ -33,9 +32,6 @@ class Feed:
 
     Attributes:
         workers: Processes that prepare images, for each process of the run.
-
-    Raises:
-        ConfigError: There is no such size.
     """
 
     def __init__(
@@ -49,12 +45,7 @@ class Feed:
         console: Console,
         decoded_cache_gib: float,
     ) -> None:
-        if not 0 <= decoded_cache_gib < float("inf"):
-            raise ConfigError(
-                f"decoded_cache_gib is {decoded_cache_gib}, but it is finite and not negative",
-                remedy="Change --decoded-cache-gib",
-            )
-        self.workers = _workers(config, processes)
+        self.workers = worker_count(config.run.workers, processes)
         self._config, self._dataset, self._image_size_px = config, dataset, image_size_px
         self._folder, self._processes, self._console = folder, processes, console
         self._limit_bytes = int(decoded_cache_gib * 2**30)
@@ -78,6 +69,7 @@ class Feed:
                 workers=self.workers,
                 progress=self._say_how_far,
             )
+            wait_without_limit("loaded", self._processes)
 
     def batches(self, first_step: int, *, on_loss: OnLoss) -> Iterator[Batch]:
         """Yields this process's share of the batches that are left.
@@ -118,7 +110,7 @@ class Feed:
         folder, dataset, limit, found = self._folder, self._dataset, self._limit_bytes, None
         if self._processes.is_first:
             found = decode_into(folder, dataset, limit_bytes=limit, say=self._say)
-        wait_for_all(self._processes)
+        wait_without_limit("decoded", self._processes)
         if not self._processes.is_first:
             found = find_decoded(folder, dataset, limit_bytes=limit)
         return found
@@ -131,11 +123,16 @@ class Feed:
             self._say(f"decoded {done} of {total} images")
 
 
-def _workers(config: Config, processes: Processes) -> int:
-    """Returns how many processes prepare images: one beside a CPU's network, many for a GPU."""
-    if config.run.workers >= 0:
-        return config.run.workers
-    cores = len(os.sched_getaffinity(0)) // processes.world_size
+def worker_count(asked: int, processes: Processes) -> int:
+    """Returns how many processes prepare images: one beside a CPU's network, many for a GPU.
+
+    Args:
+        asked: `--workers`; -1: by the hardware.
+        processes: This process among the others.
+    """
+    if asked >= 0:
+        return asked
+    cores = usable_cores() // processes.on_this_machine
     if processes.device.type == "cpu":
         return max(0, min(1, cores - 1))
     return max(1, min(MAX_GPU_WORKERS, cores - 1))

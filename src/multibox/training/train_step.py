@@ -19,6 +19,9 @@ from multibox.structures import Batch, Matches
 REPORTED_DECAY = 0.0005
 """The weight of the L2 term in ssd_keras's loss, whatever this run's own decay is."""
 
+_VELOCITY = "momentum_buffer"
+"""Where PyTorch's SGD keeps the velocity of a parameter, divided by the learning rate."""
+
 
 class StepLosses(NamedTuple):
     """The multibox loss of one step, over all processes.
@@ -127,9 +130,11 @@ class Learner:
         """Sets the groups' rates; in Caffe's way, the velocity lr * buffer stays what it was."""
         for group in self._optimizer.param_groups:
             new = lr * group["lr_multiplier"]
-            if self._config.lr_in_velocity and new != group["lr"]:
+            # At a rate of 0 there is no such buffer.
+            if self._config.lr_in_velocity and 0 < new != group["lr"]:
                 states = [self._optimizer.state[parameter] for parameter in group["params"]]
-                buffers = [state["momentum_buffer"] for state in states if state]
+                # Adam, and SGD without momentum, have no velocity.
+                buffers = [state[_VELOCITY] for state in states if state.get(_VELOCITY) is not None]
                 if buffers:
                     torch._foreach_mul_(buffers, group["lr"] / new)
             group["lr"] = new
