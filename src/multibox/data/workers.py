@@ -1,75 +1,57 @@
-"""Processes that work ahead of the training process, and what happens when they do not.
+"""Processes that prepare samples ahead of the training process.
 
-They are PyTorch's loader's. Of itself that raises from a handler of SIGCHLD, in the middle of
-whatever the training process does, fails in many ways where a worker dies while it hands over a
-batch, and waits for ever for one that hangs or that died with a lock in its hands.
+Worker i of W gets lists i, i + W, i + 2W, ... through a pipe of its own and answers them in order.
+Workers share no lock and no queue, so a worker that dies or hangs blocks nobody else: the training
+process finds the end of its pipe, or kills it after a time limit, and starts a new worker with the
+same lists. PyTorch's `DataLoader` cannot replace a worker.
 """
 
-import atexit
 import ctypes
-import math
 import multiprocessing
 import os
 import signal
-import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from contextlib import suppress
+from itertools import count, cycle, islice
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from multiprocessing.util import Finalize
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any, TypeAlias, TypeVar, cast
+from threading import Lock, Timer
+from typing import Any, TypeAlias, TypeVar
 
 import cv2
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from multibox.errors import MultiboxError, WorkerError
 
 T = TypeVar("T")
 
 AHEAD = 2
-"""Lists that each worker is given ahead."""
-
-POLL_SECONDS = 1.0
-"""How long it takes at most to notice that a worker died, once its batch is waited for."""
+"""Lists that each worker has in hand."""
 
 STUCK_SECONDS = 45.0
-"""How long a batch may take before its worker is taken to hang."""
+"""A worker that is waited for longer than this counts as hanging."""
 
 MAX_LOSSES = 4
-"""How often workers may be lost at one batch."""
+"""The run ends when it has lost this many workers at the same list."""
 
-# glibc's `malloc.h`.
+_FORKING = Lock()
+
+# From glibc's `malloc.h`.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# Linux's `prctl.h`.
-_PR_SET_PDEATHSIG = 1
 
 OnLoss: TypeAlias = Callable[[str, float], None]
-"""Is told why workers are replaced, and for how many seconds they were waited for."""
+"""Gets the reason why a worker is replaced, and how many seconds it was waited for."""
 
 
 def unsaid(_reason: str, _seconds: float) -> None:
-    """Is told and says nothing."""
-
-
-_AT_ONCE = "a process that prepares images was ended when it had hardly begun"
-
-
-class _Lost(Exception):  # noqa: N818  # not an error until it happens again and again
-    """A worker died or hangs; all of them were ended.
-
-    Args:
-        reason: What happened, as a clause.
-        seconds: How long its batch was waited for.
-    """
-
-    def __init__(self, reason: str, seconds: float) -> None:
-        super().__init__(reason, seconds)
-        self.reason, self.seconds = reason, seconds
+    """Does nothing about a loss."""
 
 
 def work_ahead(
@@ -82,219 +64,175 @@ def work_ahead(
     files: Callable[[list[Any]], list[Path]],
     on_loss: OnLoss = unsaid,
 ) -> Iterator[T]:
-    """Yields what becomes of lists of sample numbers.
+    """Yields `join([examples[n] for n in item])` for each item of `numbers`, in order.
 
-    When a worker dies or hangs, one new worker makes what the lost ones had in hand, a list at a
-    time, so that it is known at which it dies again; then there are as many as before. Samples are
-    what they are, whoever makes them.
+    The results do not depend on the number of workers or on how many of them are lost.
 
     Args:
-        examples: Makes a sample of its number.
-        join: Makes one of the samples of a list.
-        numbers: The numbers of each list. They are taken ahead.
-        workers: Processes that work ahead; 0: this one, on demand.
-        pin_memory: Put tensors where a GPU copies them from without waiting.
-        files: Returns the images of a list.
-        on_loss: Is told why workers are replaced.
+        examples: Makes a sample from its number.
+        join: Combines the samples of a list. It returns a `MultiboxError` instead of raising it.
+        numbers: The sample numbers of each list, taken `AHEAD` lists ahead for each worker.
+        workers: The number of processes. With 0, this process prepares each list on demand.
+        pin_memory: Whether to copy tensors into pinned memory.
+        files: Returns the image files of a list, for the error message.
+        on_loss: Is called before a worker is replaced.
 
     Raises:
-        MultiboxError: What `join` returned.
-        WorkerError: Workers were lost `MAX_LOSSES` times at a list.
+        MultiboxError: The one that `join` returned.
+        WorkerError: `MAX_LOSSES` workers were lost at the same list.
     """
-    # Several images are in work at once instead of one image on several cores.
+    # The processes work on different images at the same time, so each needs one thread only.
     cv2.setNumThreads(1)
-    line, losses = iter(numbers), 0
-    # What was taken of the line and not yet delivered.
-    due = deque[list[Any]]()
 
-    def taken() -> Iterator[list[Any]]:
-        for item in line:
-            due.append(item)
-            yield item
+    def make(item: list[Any]) -> T | MultiboxError:
+        return join([examples[number] for number in item])
 
-    while True:
-        again = bool(due)
-        crew = 1 if again else workers
-        loader = DataLoader(
-            examples,
-            batch_sampler=cast(Any, iter(tuple(due)) if again else taken()),
-            num_workers=crew,
-            # Whatever is Python's own choice: workers share what is in memory by then.
-            multiprocessing_context="fork" if crew else None,
-            prefetch_factor=(1 if again else AHEAD) if workers else None,
-            collate_fn=join,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),
-            worker_init_fn=partial(_begin, os.getpid()),
-            timeout=POLL_SECONDS if workers else 0,
-        )
-        try:
-            for made in _made(loader):
-                if isinstance(made, MultiboxError):
-                    raise made
-                due.popleft()
-                losses = 0
-                yield made
-        except _Lost as loss:
-            losses += 1
-            if losses == MAX_LOSSES:
-                names = ", ".join(str(path) for item in [*due][:1] for path in files(item))
-                raise WorkerError(
-                    f"{loss.reason}, {losses} times at the same batch. Its images are {names}",
-                    remedy="If memory ran out, fewer --workers need less; --workers 0 shows "
-                    "whether an image is to blame. The same line again resumes a training from "
-                    "its last checkpoint",
-                ) from None
-            on_loss(loss.reason, loss.seconds)
-        else:
-            if not again:
-                return
-
-
-def _made(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yields what a loader does, until a worker is lost, and leaves no worker behind."""
-    if loader.num_workers == 0:
-        yield from loader
-        return
-    others = multiprocessing.active_children()
-    # In a list, so that its last reference can be given to a thread.
-    items = [_begun(loader)]
-    started = [child for child in multiprocessing.active_children() if child not in others]
-    crew = _Crew(started, loader.num_workers)
+    crew: list[_Worker] = []
     try:
-        while True:
+        for _ in range(workers):
+            crew.append(_Worker(make))
+        for made in _answers(crew, iter(numbers), files, on_loss) if crew else map(make, numbers):
+            if isinstance(made, Exception):
+                raise made
+            yield _pinned(made) if pin_memory else made
+    finally:
+        for worker in crew:
+            worker.end()
+
+
+def _answers(
+    crew: list["_Worker"],
+    lists: Iterator[list[Any]],
+    files: Callable[[list[Any]], list[Path]],
+    on_loss: OnLoss,
+) -> Iterator[Any]:
+    for worker, item in zip(crew * AHEAD, lists, strict=False):
+        worker.give(item)
+    for place in cycle(range(len(crew))):
+        for losses in count(1):
+            worker, asked = crew[place], time.monotonic()
+            if not worker.in_hand:
+                return
             try:
-                item = crew.wait_for(items)
-            except StopIteration:
-                return
-            yield item
-    except _Lost:
-        crew.kill()
-        raise
-    finally:
-        if not sys.is_finalizing():
-            # The loader may wait for a lock that a worker had when it died.
-            end = Thread(target=items.clear, daemon=True)
-            end.start()
-            end.join(timeout=10)
-        crew.dismiss()
+                made = worker.answer()
+                break
+            except (EOFError, OSError):
+                seconds = time.monotonic() - asked
+                reason = worker.end(hangs=seconds >= STUCK_SECONDS)
+            if losses == MAX_LOSSES:
+                names = ", ".join(map(str, files(worker.in_hand[0])))
+                raise WorkerError(
+                    f"{reason}, {losses} times at the same batch. Its images are {names}",
+                    remedy="If the memory was full, use fewer --workers. To see whether an image "
+                    "is the cause, use --workers 0. The same command line continues from the last "
+                    "checkpoint",
+                )
+            on_loss(reason, seconds)
+            crew[place] = _Worker(worker.make, worker.in_hand)
+        for item in islice(lists, 1):
+            worker.give(item)
+        yield made
 
 
-def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Starts the workers, without PyTorch's handler of SIGCHLD."""
-    handler = signal.getsignal(signal.SIGCHLD)
-    try:
-        return iter(loader)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise _Lost(_AT_ONCE, 0.0) from None
-    finally:
-        if signal.getsignal(signal.SIGCHLD) is not handler:
-            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
-
-
-def _begin(parent: int, _: int) -> None:
-    """Leaves it to the training process to notice a signal that is meant for all of the run.
+class _Worker:
+    """A process that answers lists with `make(list)`, in order.
 
     Args:
-        parent: The training process, without which a worker ends.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    keep_memory()
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    # PyTorch looks every five seconds whether the parent is still the one that was there when it
-    # first looked: not the training process any more, if that was killed while it made workers.
-    if os.getppid() != parent:
-        os._exit(1)
+        make: Is called in the process.
+        in_hand: The first lists.
 
-
-class _Crew:
-    """The workers of a loader, and a thread that ends them when they hang.
-
-    Args:
-        children: Their processes.
-        size: How many were started; some may have ended before they could be listed.
+    Attributes:
+        in_hand: The lists that it was given and has not answered.
     """
 
-    def __init__(self, children: Sequence[BaseProcess], size: int) -> None:
-        self._children, self._size = children, size
-        self._asked = math.inf
-        self._hangs = False
-        self._dismissed = Event()
-        Thread(target=self._watch, daemon=True).start()
-        # Python waits for the workers before it frees a generator that a traceback still holds.
-        atexit.register(self.kill)
+    def __init__(self, make: Callable[[list[Any]], Any], in_hand: Iterable[list[Any]] = ()) -> None:
+        self.make, self.in_hand = make, deque[list[Any]]()
+        # Forked processes share the memory of this one. Python 3.14 has another default.
+        fork = multiprocessing.get_context("fork")
+        # A fork by another thread would keep a copy of `its_end` open after this worker's death.
+        with _FORKING:
+            self._pipe, its_end = fork.Pipe()
+            self._process = fork.Process(target=self._serve, args=(its_end,))
+            self._process.start()
+            its_end.close()
+        # A traceback may hold the generator until Python exits, where it waits for its processes.
+        Finalize(self, self._process.kill, exitpriority=0)
+        for item in in_hand:
+            self.give(item)
 
-    def wait_for(self, items: Sequence[Iterator[T]]) -> T:
-        """Returns the next of the only iterator.
+    def give(self, item: list[Any]) -> None:
+        """Adds a list to those in hand."""
+        self.in_hand.append(item)
+        # If the process has died, `answer` says so.
+        with suppress(OSError):
+            self._pipe.send(item)
+
+    def answer(self) -> Any:
+        """Returns the answer to the first list in hand.
 
         Raises:
-            _Lost: A worker died or hangs.
-            StopIteration: There is none.
+            EOFError, OSError: The process has died, or was killed because it hangs.
         """
-        self._asked = asked = time.monotonic()
-        while True:
-            try:
-                item = next(items[0])
-                self._asked = math.inf
-                return item
-            except StopIteration:
-                raise
-            except Exception as error:
-                late = str(error).startswith("DataLoader timed out")
-                fate = self._fate(0 if late else POLL_SECONDS)
-                if not fate and not late:
-                    raise
-            # Outside, because what the loader raised holds the loader.
-            if fate:
-                raise _Lost(fate, time.monotonic() - asked)
+        # The time limit includes the transfer: a process can stop in the middle of its answer.
+        limit = Timer(STUCK_SECONDS, self._process.kill)
+        try:
+            limit.start()
+            made = self._pipe.recv()
+        finally:
+            limit.cancel()
+        self.in_hand.popleft()
+        return made
 
-    def kill(self) -> None:
-        """Ends them at once; they have nothing to lose."""
-        for child in self._children:
-            child.kill()
-        for child in self._children:
-            child.join()
+    def end(self, *, hangs: bool = False) -> str:
+        """Kills the process and returns how it ended, as a clause."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.join()
+        if hangs:
+            return f"a process that prepares images seems to hang: no batch in {STUCK_SECONDS:g} s"
+        code = self._process.exitcode or 0
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+        return f"a process that prepares images was ended {how}"
 
-    def dismiss(self) -> None:
-        """Leaves nothing behind."""
-        self._dismissed.set()
-        self.kill()
-        atexit.unregister(self.kill)
+    def _serve(self, pipe: Connection) -> None:
+        # The training process handles the signals that are sent to the whole run.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        # The pipe must close when the training process dies. Younger workers have copies of its
+        # other end, too; they end first.
+        self._pipe.close()
+        torch.set_num_threads(1)
+        keep_memory()
+        # By value: PyTorch's own way needs this process to live until the tensor is received.
+        ForkingPickler.register(Tensor, lambda tensor: (torch.from_numpy, (tensor.numpy(),)))
+        try:
+            while True:
+                item = pipe.recv()
+                try:
+                    made = self.make(item)
+                except Exception:
+                    made = RuntimeError(f"images cannot be prepared\n{traceback.format_exc()}")
+                pipe.send(made)
+        except (EOFError, OSError):
+            # The training process is gone. What it would do at its exit is not for a copy of it.
+            os._exit(0)
 
-    def _watch(self) -> None:
-        while not self._dismissed.wait(POLL_SECONDS):
-            if time.monotonic() - self._asked > STUCK_SECONDS:
-                # The training process may be reading from one of them.
-                self._hangs = True
-                for child in self._children:
-                    child.kill()
-                return
 
-    def _fate(self, seconds: float) -> str:
-        """Returns what has happened, or happens within some seconds; nothing if nothing does."""
-        ended = wait([child.sentinel for child in self._children], timeout=seconds)
-        if self._hangs:
-            return f"the processes that prepare images hang: no batch in {STUCK_SECONDS:.0f} s"
-        for child in self._children:
-            if child.sentinel in ended:
-                # Its end shows a little before its status can be read.
-                child.join()
-                code = child.exitcode or 0
-                end = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-                return f"a process that prepares images was ended {end}"
-        return _AT_ONCE if len(self._children) < self._size else ""
+def _pinned(made: Any) -> Any:
+    """Returns a tensor, or a tuple with tensors in it, in pinned memory."""
+    if isinstance(made, Tensor):
+        return made.pin_memory()
+    if isinstance(made, tuple):
+        items = map(_pinned, made)
+        return type(made)(*items) if hasattr(made, "_fields") else tuple(items)
+    return made
 
 
 def keep_memory() -> None:
-    """Has glibc keep up to 64 MiB that this process frees, for its next images.
+    """Makes glibc keep up to 64 MiB of freed memory for the next images of this process.
 
-    Otherwise it returns an image's pages to the kernel at once and asks for them anew for the
-    next one, which takes half as long as decoding does. Other libraries are left as they are.
+    By default, glibc returns the pages of each image to the kernel and asks for new ones for the
+    next image. That takes half as long as decoding. Other C libraries stay as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -303,12 +241,12 @@ def keep_memory() -> None:
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yields the same items, each but the first made while the one before is in use."""
-    # Another thread would otherwise wake the first GPU, whichever this process uses.
+    """Yields the same items. A thread makes the next one while the caller uses the current one."""
+    # Without this, the thread would use the first GPU, even if this process uses another one.
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
     start = None if device is None else lambda: torch.cuda.set_device(device)
     with ThreadPoolExecutor(1, initializer=start) as thread:
-        # Here, for it starts the workers, whose end PyTorch only watches from the main thread.
+        # The calling thread makes the first item, and starts the workers with it.
         item = next(items, None)
         while item is not None:
             pending = thread.submit(next, items, None)

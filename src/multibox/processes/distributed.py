@@ -1,6 +1,6 @@
-"""Several processes as one: the only module that knows `torch.distributed`.
+"""The only module that uses `torch.distributed`.
 
-Without torchrun there is one process, and everything here is the identity.
+If a run has one process, every function returns its input.
 """
 
 import json
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,34 +20,34 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from multibox.errors import ConfigError, ProcessError
-from multibox.processes.heartbeat import HINT, Liveness
+from multibox.processes.heartbeat import HINT, Heartbeat
 from multibox.processes.signals import Interrupted
 
 _Store = Any
-"""A `torch.distributed.Store`, a name that PyTorch does not export."""
+"""A `torch.distributed.Store`. PyTorch does not export this name."""
 
 _ENDED: list[Any] = []
-"""Process groups that are left."""
+"""The process groups that this process has left."""
 
 MEETING_SECONDS = 120.0
-"""How long the processes that came wait for the others."""
+"""How long a process waits for the others to start."""
 
 GROUP_SECONDS = 1800.0
-"""How long a process waits for another's part in a computation. That one may be reading a large
-dataset or drawing pictures; whether it is alive does not have to be guessed from this."""
+"""How long a process waits in a collective. Another process may be reading a large dataset or
+drawing pictures meanwhile. `heartbeat` notices much earlier if it has died."""
 
 POLL_SECONDS = 0.2
-"""How often a process that waits without a limit looks for the others."""
+"""How often `wait_without_limit` checks for the other processes."""
 
 
 class Processes(NamedTuple):
     """This process among those of the run.
 
     Attributes:
-        rank: Its number; 0 reads the arguments' advice, writes files and talks to the user.
-        world_size: How many there are.
-        device: Where its network runs.
-        store: What the processes tell each other outside of computations; None where there is one.
+        rank: Its number, 0..world_size-1. Process 0 writes files and messages.
+        world_size: The number of processes.
+        device: The device of its network.
+        store: Key-value store for messages outside of collectives; None for a single process.
     """
 
     rank: int
@@ -56,48 +57,47 @@ class Processes(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and talks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     @property
     def on_this_machine(self) -> int:
-        """How many of them share this machine's cores: all, where nothing says otherwise."""
-        # torchrun's.
+        """Number of processes on this machine: `LOCAL_WORLD_SIZE` (set by torchrun), or all."""
         local = os.environ.get("LOCAL_WORLD_SIZE", "")
         count = int(local) if local.isdecimal() else self.world_size
         return min(max(1, count), self.world_size)
 
 
 def pick_device(device: str) -> torch.device:
-    """Returns the device meant by `auto` (a GPU where there is one), `cpu` or `cuda`.
+    """Returns the device for `auto` (a GPU if there is one), `cpu` or `cuda`.
 
     Raises:
-        ConfigError: A GPU is asked for, and there is none.
+        ConfigError: `cuda` is asked for, but PyTorch finds no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("no GPU can be used here", remedy="Leave out --device, or say cpu")
+        raise ConfigError("no GPU can be used here", remedy="Leave out --device")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
 def join(device: str) -> Iterator[Processes]:
-    """Joins the processes that torchrun started, if it did, for as long as the context lasts.
+    """Joins this process with the others of the run while the context lasts.
 
-    Whatever ends one of several processes ends them all, wherever they are, with one message by
-    the first and one exit status: `runtime/liveness.py`. Without torchrun, its variables serve as
-    well: `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`.
+    torchrun sets the variables that describe them: `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and
+    `MASTER_PORT`. Without `WORLD_SIZE`, this process is alone. If one process ends by an error, all
+    end with one message and one exit status (`heartbeat`).
 
     Args:
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        ConfigError: A GPU is asked for, and there is none; or the variables are not all there.
+        ConfigError: There is no GPU for this process, or a variable is missing.
         ProcessError: The processes do not find each other.
     """
     if not _several():
         yield Processes(0, 1, pick_device(device))
         return
-    store, rank, world_size, liveness = _meet()
+    store, rank, world_size, heartbeat = _meet()
     try:
         place = _own_device(device, rank)
         _require_same_device(place, rank, store)
@@ -112,28 +112,29 @@ def join(device: str) -> Iterator[Processes]:
         )
         yield Processes(rank, world_size, place, store)
     except Interrupted:
-        # All stop after the same step.
-        _part(liveness)
+        # All processes stop after the same step.
+        _part(heartbeat)
         raise
     except BaseException as error:
         named = _named(error)
-        liveness.fail(named)
+        heartbeat.fail(named)
         if named is error:
             raise
         raise named from None
-    _part(liveness)
+    _part(heartbeat)
 
 
-def _part(liveness: Liveness) -> None:
-    # Of the last two that hold gloo's threads, the other, the replica that an exception's frames
-    # keep, would await them with the interpreter in its hands, for which they wait.
+def _part(heartbeat: Heartbeat) -> None:
+    # The last owner of the group joins gloo's threads. If that were the replica, which is kept
+    # alive by the frames of an exception, it would join them with Python's lock held, and they
+    # wait for that lock.
     _ENDED.append(dist.group.WORLD)
     dist.destroy_process_group()
-    liveness.leave()
+    heartbeat.leave()
 
 
 def _named(error: BaseException) -> BaseException:
-    """Returns an error, or what it means that PyTorch could not exchange something."""
+    """Returns the error, or a `ProcessError` for one that PyTorch raised in a collective."""
     text = str(error).partition("\n")[0]
     collective = isinstance(error, dist.DistError) or "gloo" in text.lower()
     if isinstance(error, RuntimeError) and collective:
@@ -142,7 +143,7 @@ def _named(error: BaseException) -> BaseException:
 
 
 def is_first() -> bool:
-    """Whether this process talks to the user, before it has joined the others."""
+    """Whether this process writes messages. It can be called before `join`."""
     return not _several() or os.environ.get("RANK") == "0"
 
 
@@ -150,36 +151,37 @@ def _several() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def _meet() -> tuple[_Store, int, int, Liveness]:
-    """Finds the other processes."""
+def _meet() -> tuple[_Store, int, int, Heartbeat]:
+    """Finds the other processes; returns the store, rank, world size and heartbeat."""
     try:
         _await_first()
         meeting = rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS))
         store, rank, world_size = next(meeting)
-        # What the processes of before a restart by torchrun have left there is not ours.
+        # After a restart by torchrun, the store still has the keys of the previous attempt.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]  # not exported
         host = os.environ["MASTER_ADDR"]
         if rank == 0:
-            liveness = Liveness.listen(host, world_size)
-            store.set("liveness", liveness.address)
-            liveness.wait_for_all(MEETING_SECONDS)
+            heartbeat = Heartbeat.listen(
+                host, world_size, MEETING_SECONDS, partial(store.set, "heartbeat")
+            )
         else:
-            address = store.get("liveness").decode()
-            liveness = Liveness.connect(host, address, rank, world_size)
+            address = store.get("heartbeat").decode()
+            heartbeat = Heartbeat.connect(host, address, rank)
     except ValueError as error:
         raise ConfigError(f"the processes cannot be joined: {error}") from None
     except (dist.DistError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise ProcessError(
             f"the processes do not find each other ({reason})",
-            remedy="Start all of a run at once; MASTER_ADDR and MASTER_PORT say where they meet",
+            remedy="Start all processes of a run at the same time, with the same MASTER_ADDR and "
+            "MASTER_PORT",
         ) from None
-    return store, rank, world_size, liveness
+    return store, rank, world_size, heartbeat
 
 
 def _await_first() -> None:
-    """Returns when the first process can be reached; torch's own wait is long and talkative."""
+    """Returns when the first process can be reached. PyTorch's own wait prints many warnings."""
     end = time.monotonic() + MEETING_SECONDS
     place = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", 0))
     while os.environ.get("RANK") != "0" and all(place):
@@ -194,7 +196,7 @@ def _await_first() -> None:
 
 
 def _own_device(device: str, rank: int) -> torch.device:
-    """Returns the device that is this process's alone."""
+    """Returns the device that no other process uses."""
     place = pick_device(device)
     if place.type == "cpu":
         return place
@@ -202,8 +204,8 @@ def _own_device(device: str, rank: int) -> torch.device:
     number = int(os.environ.get("LOCAL_RANK", rank % count))
     if number >= count:
         raise ConfigError(
-            f"{number + 1} processes share a machine of {count} GPUs",
-            remedy="Start as many processes as there are GPUs, or say --device cpu",
+            f"{number + 1} processes share a machine with {count} GPUs",
+            remedy="Start as many processes as there are GPUs, or use --device cpu",
         )
     place = torch.device("cuda", number)
     torch.cuda.set_device(place)
@@ -211,25 +213,26 @@ def _own_device(device: str, rank: int) -> torch.device:
 
 
 def _require_same_device(place: torch.device, rank: int, store: _Store) -> None:
-    """Refuses GPUs beside CPUs, before they wait for each other in different languages."""
+    """Refuses a mixture of GPUs and CPUs: they use different backends and cannot communicate."""
     if rank == 0:
         store.set("device", place.type)
     elif (first := store.get("device").decode()) != place.type:
         raise ConfigError(
-            f"would run on {place.type}, the first process on {first}",
-            remedy="Say --device cpu, or repair the GPU of that process",
+            f"this process would run on {place.type}, but the first process on {first}",
+            remedy="Use --device cpu, or make the GPUs visible to all processes",
         )
 
 
 def replicate(network: nn.Module, example: Tensor, processes: Processes) -> nn.Module:
     """Returns the network with gradients averaged over the processes.
 
-    After its first pass PyTorch arranges anew which gradients are sent together, and with that
-    the order in which those of three and more processes are added. A pass whose gradients are
-    dropped comes first, so that a continued run adds in the order of an unbroken one.
+    After its first backward pass, PyTorch changes which gradients are sent together, and so the
+    order in which the gradients of three or more processes are added. Therefore this function runs
+    one pass and drops its gradients: a continued run then adds in the same order as an
+    uninterrupted one.
 
     Args:
-        network: On its device.
+        network: The network, on its device.
         example: An input.
         processes: This process among the others.
     """
@@ -237,12 +240,12 @@ def replicate(network: nn.Module, example: Tensor, processes: Processes) -> nn.M
         return network
     devices = [processes.device] if processes.device.type == "cuda" else None
     with warnings.catch_warnings():
-        # Its successor synchronizes them once, which is not asked for, and torch 2.11 has it not.
+        # The new argument also synchronizes the buffers once, and torch 2.11 does not have it.
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
         replica = nn.parallel.DistributedDataParallel(
             network, device_ids=devices, broadcast_buffers=False
         )
-    # Without batch statistics, which would be remembered.
+    # In evaluation mode, so that batch normalisation does not update its statistics.
     network.eval()
     torch.autograd.backward([tensor.sum() for tensor in replica(example)])
     network.zero_grad()
@@ -252,7 +255,7 @@ def replicate(network: nn.Module, example: Tensor, processes: Processes) -> nn.M
 
 @contextmanager
 def summing(replica: nn.Module, *, last: bool) -> Iterator[None]:
-    """Lets gradients pile up in each process and be averaged with those of the last part."""
+    """Adds up gradients within each process; the last part of a batch averages them over all."""
     if last or not isinstance(replica, nn.parallel.DistributedDataParallel):
         yield
     else:
@@ -261,14 +264,14 @@ def summing(replica: nn.Module, *, last: bool) -> Iterator[None]:
 
 
 def total(values: Tensor, processes: Processes) -> Tensor:
-    """Returns the sum of a tensor over the processes, in place."""
+    """Sums a tensor over the processes, in place, and returns it."""
     if processes.world_size > 1:
         dist.all_reduce(values)
     return values
 
 
 def agree(number: int, processes: Processes) -> int:
-    """Returns the greatest of the processes' numbers; each calls it at the same point."""
+    """Returns the largest number of all processes. Every process must call it."""
     if processes.world_size == 1:
         return number
     greatest = torch.tensor(number, device=processes.device)
@@ -277,14 +280,14 @@ def agree(number: int, processes: Processes) -> int:
 
 
 def require_same(facts: Mapping[str, Any], processes: Processes) -> None:
-    """Compares what must not differ between the processes.
+    """Checks that all processes have the same values.
 
     Args:
-        facts: JSON, by name.
+        facts: Values that JSON can represent, by name.
         processes: This process among the others.
 
     Raises:
-        ConfigError: Another process has other facts; raised by all.
+        ConfigError: Two processes have different values. All processes raise it.
     """
     line = json.dumps(facts).encode() + b"\n"
     values = torch.tensor(list(line), dtype=torch.uint8, device=processes.device)
@@ -292,19 +295,19 @@ def require_same(facts: Mapping[str, Any], processes: Processes) -> None:
     first, *others = map(json.loads, lines)
     for rank, other in enumerate(others, start=1):
         found = [
-            f"{name}: {other.get(name)}, there {first[name]}"
+            f"{name}: {other.get(name)} instead of {first[name]}"
             for name in first
             if other.get(name) != first[name]
         ]
         if found:
             raise ConfigError(
-                f"process {rank} has not what the first has ({'; '.join(found)})",
-                remedy="Give all processes the same command line, data and versions",
+                f"process {rank} differs from the first process ({'; '.join(found)})",
+                remedy="Start all processes with the same command line, data and versions",
             )
 
 
 def from_first(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:
-    """Returns the first process's values of tensors that each process has, by name."""
+    """Returns the first process's values of some tensors, by name."""
     if processes.world_size == 1:
         return dict(tensors)
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -314,7 +317,10 @@ def from_first(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str,
 
 
 def gather(values: Tensor, processes: Processes) -> Tensor:
-    """Returns the rows (any number, the same width) of all processes, by rank."""
+    """Returns the rows of all processes in the order of their ranks.
+
+    The number of rows may differ between the processes, but not their shape.
+    """
     if processes.world_size == 1:
         return values
     counts = torch.zeros(processes.world_size, dtype=torch.int64, device=values.device)
@@ -328,19 +334,18 @@ def gather(values: Tensor, processes: Processes) -> Tensor:
 
 
 def wait_for_all(processes: Processes) -> None:
-    """Returns when every process has come here."""
+    """Waits until every process has called it."""
     if processes.world_size > 1:
         dist.barrier()
 
 
 def wait_without_limit(name: str, processes: Processes) -> None:
-    """Returns when every process has come here, if that takes hours.
+    """Waits until every process has called it, even for hours.
 
-    A computation of all processes ends after `GROUP_SECONDS`. Here, only the death of a process
-    ends the others.
+    A collective fails after `GROUP_SECONDS`. This wait ends early only if a process dies.
 
     Args:
-        name: Of the place. Each process comes to each place once.
+        name: Identifies this wait. Each process may use a name once.
         processes: This process among the others.
     """
     if processes.world_size == 1:

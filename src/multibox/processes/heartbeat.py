@@ -1,22 +1,32 @@
-"""Notices when another process of a run has ended, and ends this one too.
+"""Ends all processes of a run as soon as one of them has ended or hangs.
 
-Collectives do not: who waits on a GPU, or works alone for a while, learns of a dead process after
-minutes or never. So every process keeps a connection to the first one, at which a thread listens.
-The kernel closes it when a process ends, however that happens. A process that ends of itself says
-why beforehand; the first one tells the user, and all end with the same exit status.
+Collective operations do not notice this by themselves: a process that waits for another one on a
+GPU, or that works alone for a while, would wait for half an hour. What starts the processes does
+not always help either:
+
+- `torchrun` ends the processes of its own machine when one of them dies, but not those of other
+  machines.
+- `srun` by default lets the others run on.
+- `mpirun` ends all when a process fails. Like the other two, it does not notice one that hangs.
+- With each of them, every process prints an error of its own.
+
+So every process keeps a connection to the first one, and a thread listens at both ends. The kernel
+closes the connection when a process ends, for whatever reason. A process that ends by an error
+sends the reason first. Then the first process prints the error, and all end with one exit status.
 """
 
 import json
 import multiprocessing
 import os
 import secrets
-import selectors
 import signal
 import socket
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from multiprocessing.connection import wait
 from typing import Any
 
 from rich.console import Console
@@ -24,39 +34,36 @@ from rich.console import Console
 from multibox.errors import MultiboxError, ProcessError
 
 TICK_SECONDS = 2.0
-"""How often each process says that it is there."""
+"""How often each process sends a sign of life."""
 
 SILENT_TICKS = 150
-"""After so many without a word, five minutes, a process counts as hanging. No call holds the
-interpreter for that long; a suspended process counts no ticks, so a run may be suspended whole."""
+"""A process that is silent for this many ticks, five minutes, counts as hanging. No call holds
+Python's lock that long. A suspended process counts no ticks, so a whole run can be suspended."""
 
 GONE_SECONDS = 20
-"""After so long without an answer of its kernel, a machine counts as gone."""
+"""A machine that acknowledges no data for this long counts as gone (Linux only)."""
 
-CHORUS_SECONDS = 1.0
-"""How long the first process waits whether it has the same to say as another."""
+SAME_ERROR_SECONDS = 1.0
+"""How long the first process waits for an error of its own before it prints another's."""
 
 PARTING_SECONDS = 10.0
-"""How long a process that ends waits for the others to hear it."""
+"""How long a process that fails waits for the others to end."""
 
-_LONGEST = 1 << 20
-"""Bytes of a line; nothing of ours is as long."""
-
-HINT = "See what ended it; the same command line continues a training from its last checkpoint"
+HINT = "See what ended it. The same command line continues a training from its last checkpoint"
 
 
 class _Peer:
-    """The other end of a connection.
+    """The process at the other end of a connection.
 
     Attributes:
-        connection: To it.
-        rank: Its number; None until it has said so.
-        rest: The beginning of a line.
-        silence: Ticks since its last word.
-        parted: Whether it has taken its leave.
+        connection: The socket.
+        rank: The number of the process.
+        rest: The beginning of a line that has not arrived completely.
+        silence: Ticks since it last sent something.
+        parted: Whether it has said that it ends.
     """
 
-    def __init__(self, connection: socket.socket, rank: int | None) -> None:
+    def __init__(self, connection: socket.socket, rank: int) -> None:
         connection.settimeout(PARTING_SECONDS)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_SECONDS * 1000)
@@ -64,103 +71,95 @@ class _Peer:
         self.rest, self.silence, self.parted = b"", 0, False
 
     def say(self, message: dict[str, Any]) -> None:
-        """Sends a message; a peer that is gone is noticed by who listens."""
+        """Sends a message. If the peer is gone, the thread notices it."""
         with suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-class Liveness:
-    """This process's connections: of the first process to all others, of the others to it.
+class Heartbeat:
+    """The connections of this process: from the first process to all others, or to the first one.
 
-    Made by `listen` or `connect`. Forked processes let go of them at once, so that a loader worker
-    that outlives its rank does not make it look alive.
+    `listen` and `connect` make it. Forked processes close their copies of the connections at once,
+    so a worker that outlives its process does not keep them open.
     """
 
-    def __init__(self, rank: int, world_size: int, server: socket.socket | None) -> None:
-        self._rank, self._world_size, self._server = rank, world_size, server
-        self._token = secrets.token_hex(16)
-        self._peers: list[_Peer] = []
-        self._selector = selectors.DefaultSelector()
-        self._complete = threading.Event()
+    def __init__(self, rank: int, peers: Iterable[_Peer]) -> None:
+        self._rank = rank
+        self._peers = list(peers)
         self._left = threading.Event()
         self._failing = False
-        # Whoever holds it has the last word in this process: the thread, or a failed main thread.
+        # Its holder decides how this process ends: the thread, or the main thread with an error.
         self._last_word = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, name="liveness", daemon=True)
-        os.register_at_fork(after_in_child=self._let_go)
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+        self._thread.start()
+        os.register_at_fork(after_in_child=self._close)
 
     @classmethod
-    def listen(cls, host: str, world_size: int) -> "Liveness":
-        """Returns the first process's, which awaits the others at `address`.
-
-        Raises:
-            OSError: No connection can be awaited.
-        """
-        if host in ("localhost", "127.0.0.1"):
-            server = socket.create_server(("127.0.0.1", 0))
-        elif socket.has_dualstack_ipv6():
-            server = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-        else:
-            server = socket.create_server(("", 0))
-        liveness = cls(0, world_size, server)
-        liveness._selector.register(liveness._listening(), selectors.EVENT_READ, None)
-        liveness._thread.start()
-        return liveness
-
-    @classmethod
-    def connect(cls, host: str, address: str, rank: int, world_size: int) -> "Liveness":
-        """Returns another process's.
+    def listen(
+        cls, host: str, world_size: int, seconds: float, publish: Callable[[str], None]
+    ) -> "Heartbeat":
+        """Waits until all other processes have connected to this one, the first.
 
         Args:
-            host: The first process's.
-            address: Its `address`.
-            rank: This process's.
-            world_size: How many there are.
+            host: The name by which the others reach this process.
+            world_size: The number of processes.
+            seconds: The time limit.
+            publish: Passes the address to the others.
+
+        Raises:
+            OSError: This process cannot be connected to, or some processes did not connect.
+        """
+        local = host in ("localhost", "127.0.0.1")
+        both = not local and socket.has_dualstack_ipv6()
+        server = socket.create_server(
+            ("127.0.0.1" if local else "", 0),
+            family=socket.AF_INET6 if both else socket.AF_INET,
+            dualstack_ipv6=both,
+        )
+        token, end = secrets.token_hex(16), time.monotonic() + seconds
+        peers: dict[int, _Peer] = {}
+        with server:
+            publish(f"{server.getsockname()[1]} {token}")
+            while missing := set(range(1, world_size)) - peers.keys():
+                server.settimeout(max(0.01, end - time.monotonic()))
+                connection, _ = server.accept()
+                rank = _introduced(connection, token)
+                if rank in missing:
+                    peers[rank] = _Peer(connection, rank)
+                else:
+                    connection.close()
+        return cls(0, peers.values())
+
+    @classmethod
+    def connect(cls, host: str, address: str, rank: int) -> "Heartbeat":
+        """Connects this process to the first one.
+
+        Args:
+            host: The name of the first process's machine.
+            address: What it has published.
+            rank: The number of this process.
 
         Raises:
             OSError: The first process cannot be reached.
         """
         port, token = address.split()
-        liveness = cls(rank, world_size, None)
         connection = socket.create_connection((host, int(port)), timeout=GONE_SECONDS)
-        first = _Peer(connection, 0)
-        first.say({"rank": rank, "token": token})
-        liveness._meet(first)
-        liveness._complete.set()
-        liveness._thread.start()
-        return liveness
-
-    @property
-    def address(self) -> str:
-        """What the others need to connect besides the host: a port, and a word that admits."""
-        return f"{self._listening().getsockname()[1]} {self._token}"
-
-    def wait_for_all(self, seconds: float) -> None:
-        """Returns when all are connected.
-
-        Raises:
-            ProcessError: Some do not come.
-        """
-        if not self._complete.wait(seconds):
-            here = {0} | {peer.rank for peer in self._peers}
-            missing = sorted(set(range(self._world_size)) - here)
-            raise ProcessError(
-                f"no word of process {', '.join(map(str, missing))} for {seconds:g} seconds",
-                remedy="Start all processes of a run at once",
-            )
+        connection.sendall(f"{rank} {token}\n".encode())
+        return cls(rank, [_Peer(connection, 0)])
 
     def leave(self) -> None:
-        """Takes leave of the others: from now on they may end without this one."""
+        """Tells the others that this process is done. From now on they may end without it."""
         self._left.set()
         self._tell({"code": 0})
 
     def fail(self, error: BaseException) -> None:
-        """Lets the others end with this process, which ends by an error.
+        """Ends the others with this process, which ends by an error.
 
-        Returns when this process may raise its error; ends it here where another one's was first.
+        Returns when this process may raise its error. If another process failed first, this
+        process ends here.
         """
         if isinstance(error, RuntimeError | ProcessError):
-            # A collective fails by the death of another process, of which the thread hears now.
+            # A collective fails when another process dies. The thread is about to notice that.
             self._thread.join(PARTING_SECONDS)
         code, reason = _last_words(error)
         self._failing = True
@@ -168,16 +167,12 @@ class Liveness:
             self._last_word.acquire()
             self._left.set()
         elif code == 1:
-            # A fault of the program, whose place only this process knows.
+            # A bug: only this process knows the place, and the first process prints no traceback.
             traceback.print_exception(error)
         self._tell({"code": code, "reason": reason})
         self._thread.join(PARTING_SECONDS)
-        # Should the exit itself hang, in what still waits for a GPU.
+        # The exit itself can hang, in code that waits for a GPU.
         signal.alarm(int(PARTING_SECONDS))
-
-    def _listening(self) -> socket.socket:
-        assert self._server is not None
-        return self._server
 
     def _tell(self, message: dict[str, Any]) -> None:
         for peer in list(self._peers):
@@ -186,37 +181,22 @@ class Liveness:
                 peer.connection.shutdown(socket.SHUT_WR)
 
     def _watch(self) -> None:
-        """Listens until all others have gone their way."""
+        """Listens until all peers have closed their connections."""
         beat = time.monotonic() + TICK_SECONDS
-        while self._peers or not self._complete.is_set():
-            for key, _ in self._selector.select(max(0.0, beat - time.monotonic())):
-                if key.data is None:
-                    # It may have been closed by the last of those that were awaited.
-                    with suppress(OSError):
-                        self._meet(_Peer(self._listening().accept()[0], None))
-                else:
-                    self._read(key.data)
+        while self._peers:
+            connections = [peer.connection for peer in self._peers]
+            ready = wait(connections, max(0.0, beat - time.monotonic()))
+            for peer in list(self._peers):
+                if peer.connection in ready:
+                    self._read(peer)
             if time.monotonic() >= beat:
                 beat = time.monotonic() + TICK_SECONDS
-                self._beat()
-
-    def _beat(self) -> None:
-        for peer in list(self._peers):
-            peer.say({})
-            peer.silence += 1
-            if peer.rank is None and peer.silence > 1:
-                self._drop(peer)
-            elif peer.silence > SILENT_TICKS:
-                self._judge(peer, f"hangs: no word for {SILENT_TICKS * TICK_SECONDS:g} seconds")
-
-    def _meet(self, peer: _Peer) -> None:
-        self._peers.append(peer)
-        self._selector.register(peer.connection, selectors.EVENT_READ, peer)
-
-    def _drop(self, peer: _Peer) -> None:
-        self._peers.remove(peer)
-        self._selector.unregister(peer.connection)
-        peer.connection.close()
+                for peer in list(self._peers):
+                    peer.say({})
+                    peer.silence += 1
+                    if peer.silence > SILENT_TICKS:
+                        seconds = SILENT_TICKS * TICK_SECONDS
+                        self._judge(peer, f"hangs: no sign of life for {seconds:g} seconds")
 
     def _read(self, peer: _Peer) -> None:
         try:
@@ -225,40 +205,28 @@ class Liveness:
             received = b""
         peer.silence = 0
         *lines, peer.rest = (peer.rest + received).split(b"\n")
-        try:
-            for line in lines:
-                self._hear(peer, json.loads(line))
-        except (ValueError, KeyError, TypeError):
-            received = b""
-        if not received or len(peer.rest) > _LONGEST:
-            self._drop(peer)
-            if peer.rank is not None and not peer.parted and not self._failing:
-                self._judge(peer, "has ended without a word")
-
-    def _hear(self, peer: _Peer, message: dict[str, Any]) -> None:
-        if peer.rank is None:
-            if not secrets.compare_digest(message["token"], self._token):
-                raise ValueError
-            peer.rank = int(message["rank"])
-            if len({known.rank for known in self._peers} - {None}) == self._world_size - 1:
-                self._complete.set()
-                self._selector.unregister(self._listening())
-                self._listening().close()
-        elif "code" in message:
-            peer.parted = True
-            if message["code"] and self._rank == 0:
-                # Where all find the same fault, the first one speaks for itself.
-                self._left.wait(CHORUS_SECONDS)
+        for line in lines:
+            message = json.loads(line)
+            if "code" in message:
+                peer.parted = True
+            if message.get("code") and self._rank == 0:
+                # If all processes find the same error, the first one prints its own.
+                self._left.wait(SAME_ERROR_SECONDS)
                 self._end(message["code"], f"process {peer.rank}: {message['reason']}")
-            elif message["code"]:
+            elif message.get("code"):
                 self._end(message["code"], "")
+        if not received:
+            self._peers.remove(peer)
+            peer.connection.close()
+            if not peer.parted and not self._failing:
+                self._judge(peer, "has ended without a word")
 
     def _judge(self, peer: _Peer, finding: str) -> None:
         error = ProcessError(f"process {peer.rank} {finding}", remedy=HINT)
         self._end(error.exit_code, str(error))
 
     def _end(self, code: int, message: str) -> None:
-        """Ends this process, which may be anywhere, and the others; the first one says why."""
+        """Prints a message and ends this process, whatever it does; the first ends the others."""
         if self._left.is_set() or not self._last_word.acquire(blocking=False):
             return
         if message:
@@ -268,9 +236,9 @@ class Liveness:
             console.print(message, markup=False, highlight=False, soft_wrap=True)
         if self._rank == 0:
             self._tell({"code": code, "reason": message})
-            # An end that leaves something unread would take back what is still on its way.
+            # A socket that closes with unread data drops what it has not sent yet.
             for peer in self._peers:
-                peer.connection.settimeout(CHORUS_SECONDS)
+                peer.connection.settimeout(SAME_ERROR_SECONDS)
                 with suppress(OSError):
                     while peer.connection.recv(65536):
                         pass
@@ -278,15 +246,23 @@ class Liveness:
             worker.kill()
         os._exit(code)
 
-    def _let_go(self) -> None:
-        if self._server is not None:
-            self._server.close()
+    def _close(self) -> None:
         for peer in self._peers:
             peer.connection.close()
 
 
+def _introduced(connection: socket.socket, token: str) -> int | None:
+    """Returns the rank of a process that has just connected; None for a stranger."""
+    connection.settimeout(GONE_SECONDS)
+    with suppress(OSError, ValueError), connection.makefile("rb", buffering=0) as line:
+        rank, word = line.readline(100).split()
+        if secrets.compare_digest(word, token.encode()):
+            return int(rank)
+    return None
+
+
 def _last_words(error: BaseException) -> tuple[int, str]:
-    """Returns the exit status and what the others are told."""
+    """Returns the exit status and the reason that the others get."""
     if isinstance(error, MultiboxError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the first one ends it after its step, a second one at once."""
+"""Signals that stop a run: the first one after the current step, a second one immediately."""
 
 import os
 import signal
@@ -8,15 +8,16 @@ from types import FrameType
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 ECHO_SECONDS = 2.0
-"""A scheduler signals to every process, torchrun then to its own once more: that is one signal."""
+"""A repetition within this time is ignored: after a scheduler has sent a signal to all processes,
+torchrun sends the same signal to its own processes again."""
 
 
-class Interrupted(Exception):  # noqa: N818  # not an error: the run was asked to stop, and did
-    """A signal stopped the run after its state was saved.
+class Interrupted(Exception):  # noqa: N818  # not an error
+    """A signal has stopped the run, and its state is saved.
 
     Args:
-        number: The signal's.
-        step: Where the run stands.
+        number: The number of the signal.
+        step: The number of completed steps.
     """
 
     def __init__(self, number: int, step: int) -> None:
@@ -25,18 +26,20 @@ class Interrupted(Exception):  # noqa: N818  # not an error: the run was asked t
 
 
 def end_at_once() -> None:
-    """Lets Ctrl-C end the process without a word: it is ending already."""
+    """Makes Ctrl-C end the process without a traceback. It is about to end anyway."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Signals:
-    """Notes a signal while its context lasts; one that was ignored, as by `nohup`, stays so.
+    """Records the first signal that arrives while the context lasts.
+
+    Signals that are ignored already, as under `nohup`, stay ignored.
 
     Args:
-        repeated: Whoever starts several processes may send a signal twice and mean it once.
+        repeated: Whether to ignore a repetition within `ECHO_SECONDS`.
 
     Attributes:
-        received: The signal's number; 0 for none yet.
+        received: The number of the first signal; 0 if none has arrived.
     """
 
     def __init__(self, *, repeated: bool = False) -> None:

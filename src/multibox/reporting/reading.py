@@ -34,7 +34,7 @@ def read_record(folder: Path) -> Record:
     """Returns everything that a run has written so far.
 
     Raises:
-        ConfigError: The folder is not a run folder, or this version does not know its configuration.
+        ConfigError: The folder is not a run folder, or its configuration is unknown.
         StorageError: A file in it cannot be read or is damaged.
     """
     for name in ("config.json", "run.json"):

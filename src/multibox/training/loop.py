@@ -163,7 +163,7 @@ class Loop:
     def _note_loss(self, reason: str, seconds: float) -> None:
         self._logbook.time("workers", self._step, seconds=seconds, reason=reason)
         self._around.console.print(
-            f"step {self._step}: {reason}; new ones take over", highlight=False
+            f"step {self._step}: {reason}; a new one takes over", highlight=False
         )
 
     def _after_step(self) -> None:
