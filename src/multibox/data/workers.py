@@ -246,7 +246,7 @@ class _Crew:
                 raise
             except Exception as error:
                 late = str(error).startswith("DataLoader timed out")
-                fate = self._fate(0 if late else POLL_SECONDS)
+                fate = self._fate(0.0 if late else POLL_SECONDS)
                 if not fate and not late:
                     raise
             # Outside, because what the loader raised holds the loader.
