@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from multibox.data.collate import Example, collate
+from multibox.data.collate import Example, Match, collate, unmatched
 from multibox.data.device.plan import Plan, Plans, join_plans, plan
 from multibox.data.device.render import ColourTables, colour_tables, render
 from multibox.data.pipeline import TrainingExamples, read_pixels
@@ -113,6 +113,7 @@ def resident_batches(
     numbers: Iterable[list[int]],
     *,
     workers: int,
+    match: Match = unmatched,
     on_loss: OnLoss = unsaid,
 ) -> Iterator[Batch]:
     """Yields the batches of lists of sample numbers, their images on the device.
@@ -121,13 +122,14 @@ def resident_batches(
         resident: The images.
         numbers: The numbers of each batch.
         workers: Processes that plan ahead; 0: this one, on demand.
+        match: Finds the matches, on the CPU, where the batch is planned.
         on_loss: Is told why workers are replaced.
 
     Raises:
         WorkerError: Workers were lost again and again at a batch.
     """
     device, size_px = resident.pixels.device, resident.examples.image_size_px
-    planned = _Planned(resident.examples, resident.firsts)
+    planned = _Planned(resident.examples, resident.firsts, match)
     on_gpu = device.type == "cuda"
     for batch, plans in work_ahead(
         planned,
@@ -148,6 +150,7 @@ class _Planned:
 
     examples: TrainingExamples
     firsts: Int64[np.ndarray, " n"]
+    match: Match
 
     def __getitem__(self, sample: int) -> tuple[Example, Plan]:
         place, geometry, colour, boxes, kept = self.examples.decide(sample)
@@ -159,7 +162,7 @@ class _Planned:
         )
 
     def join(self, samples: Sequence[tuple[Example, Plan]]) -> tuple[Batch, Plans] | MultiboxError:
-        batch = collate([example for example, _ in samples])
+        batch = collate([example for example, _ in samples], self.match)
         if isinstance(batch, MultiboxError):
             return batch
         return batch, join_plans([plan for _, plan in samples], self.examples.image_size_px)
