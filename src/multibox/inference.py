@@ -115,11 +115,17 @@ def objects_by_class(dataset: Dataset) -> dict[str, ClassObjects]:
     labels = np.concatenate([annotation.labels for annotation in annotations])
     boxes_px = np.concatenate([a.boxes_px for a in annotations]).astype(np.float64)
     difficult = np.concatenate([annotation.difficult for annotation in annotations])
-    found = {}
-    for label, name in enumerate(dataset.classes):
-        of_class = labels == label
-        found[name] = ClassObjects(images[of_class], boxes_px[of_class], difficult[of_class])
-    return found
+    areas_px2 = (boxes_px[:, 2:] - boxes_px[:, :2]).prod(axis=1)
+    stated = np.repeat([a.areas_px2 is not None for a in annotations], counts)
+    if stated.any():
+        areas_px2[stated] = np.concatenate(
+            [a.areas_px2 for a in annotations if a.areas_px2 is not None]
+        )
+    columns = images, boxes_px, difficult, areas_px2
+    return {
+        name: ClassObjects(*(column[labels == label] for column in columns))
+        for label, name in enumerate(dataset.classes)
+    }
 
 
 def detections_by_class(

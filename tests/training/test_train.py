@@ -35,7 +35,8 @@ from multibox.recipes import ssd7
 from multibox.ssd.default_boxes import default_boxes
 from multibox.ssd.loss import multibox_loss
 from multibox.ssd.matching import match
-from multibox.ssd.network import Traits
+from multibox.ssd.network import SSD, Traits
+from multibox.storage import checkpoint
 from multibox.storage.lock import RunLock
 from multibox.structures import Batch
 from multibox.training.data_loader import Feed
@@ -170,6 +171,41 @@ def test_a_run_cut_again_and_again_ends_with_the_same_bits(
                 run(data, out)
     run(data, out)
     assert digests(out) == digests(finished)
+
+
+def test_a_resume_reads_one_checkpoint_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        cut_after(patch, 8)
+        with pytest.raises(PowerCutError):
+            run(data, out)
+    read, load = [], checkpoint.load
+
+    def noted(path: Path) -> checkpoint.Checkpoint:
+        read.append(path.name)
+        return load(path)
+
+    monkeypatch.setattr(checkpoint, "load", noted)
+    run(data, out)
+    assert read == ["step-00000006"]
+
+
+def test_a_run_builds_its_network_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, make = [], build.SSD
+
+    def noted(*arguments: Any, **rest: Any) -> SSD:
+        network = make(*arguments, **rest)
+        # Before the data are read, only shapes are known, which cost nothing.
+        built.append(not network.default_boxes.is_meta)
+        return network
+
+    monkeypatch.setattr(build, "SSD", noted)
+    run(data, tmp_path / "run")
+    assert sum(built) == 1
 
 
 def test_a_finished_run_is_left_alone(data: Path, finished: Path) -> None:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
-from torch.utils.data import Dataset
 
 from multibox.config import AugmentationConfig
 from multibox.data.collate import NO_PIXELS, Example, Labels, collate, label
@@ -51,7 +50,7 @@ class Decision(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TrainingExamples(Dataset[Example | MultiboxError]):
+class TrainingExamples:
     """The endless line of augmented samples.
 
     Attributes:
@@ -114,7 +113,7 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
 
 
 @dataclass(frozen=True)
-class PlainExamples(Dataset[Example | MultiboxError]):
+class PlainExamples:
     """The images of a split, whole and in order: sample n is image n.
 
     Attributes:
@@ -234,7 +233,7 @@ class _Delivery(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Delivering(Dataset[_Delivery | MultiboxError]):
+class _Delivering:
     """Batches whose pixels are left in memory that the processes share.
 
     The same pages serve again and again. Tensors sent from process to process would have new ones

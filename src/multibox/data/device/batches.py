@@ -10,13 +10,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from multibox.data.collate import NO_PIXELS, Example, collate
 from multibox.data.device.plan import Plan, Plans, join_plans, plan
@@ -141,7 +140,7 @@ def resident_batches(
 
 
 @dataclass(frozen=True)
-class _Planned(Dataset[Any]):
+class _Planned:
     """The samples as the working processes know them: without a pixel."""
 
     examples: TrainingExamples
