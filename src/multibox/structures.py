@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+MEAN_RGB = (123.0, 117.0, 104.0)
+"""Caffe's mean colour (`ssd_pascal.py:177, 204-207`), there in the order blue, green, red."""
+
 
 class Targets(NamedTuple):
     """The objects of a batch, padded to the fullest image.

@@ -23,7 +23,7 @@ def unmatched(targets: Targets) -> Matches:
 
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
-"""In place of an example's image, where that is elsewhere."""
+"""Stands in for the image of an example where the pixels are elsewhere, or not yet rendered."""
 
 
 class Example(NamedTuple):

@@ -22,11 +22,11 @@ from multibox.data.device.resampling import UNIT, find_taps
 from multibox.data.formats.voc import read_voc
 from multibox.data.geometry import INTERPOLATIONS, Geometry, draw_geometry, whole_image
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
-from multibox.data.pixels import MEAN_COLOUR, Colour, distort, draw_colour
+from multibox.data.pixels import Colour, distort, draw_colour
 from multibox.data.pixels import render as render_on_cpu
 from multibox.errors import ConfigError, DataError
 from multibox.rng import stream
-from multibox.structures import Batch
+from multibox.structures import MEAN_RGB, Batch
 
 CPU = torch.device("cpu")
 SIZE = (120, 100)
@@ -184,9 +184,9 @@ def test_no_sum_is_rounded() -> None:
             matrix = np.zeros((64, extent), np.int64)
             np.add.at(matrix, (np.arange(64)[:, None], taps.places), taps.weights)
             weights.append(matrix)
-        across = np.einsum("xw,hwc->hxc", weights[1], image - np.array(MEAN_COLOUR))
+        across = np.einsum("xw,hwc->hxc", weights[1], image - np.array(MEAN_RGB))
         sums = np.einsum("yh,hxc->yxc", weights[0], np.rint(across * 8 / UNIT).astype(np.int64))
-        expected = np.clip(np.rint(sums / (8 * UNIT) + MEAN_COLOUR), 0, 255)
+        expected = np.clip(np.rint(sums / (8 * UNIT) + MEAN_RGB), 0, 255)
         whole = whole_image(90, 70)._replace(interpolation=kind)
         np.testing.assert_array_equal(on_device(image, whole, NOTHING, size), expected)
 

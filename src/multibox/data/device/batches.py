@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from multibox.data.collate import Example, Match, collate, unmatched
+from multibox.data.collate import NO_PIXELS, Example, Match, collate, unmatched
 from multibox.data.device.plan import Plan, Plans, join_plans, plan
 from multibox.data.device.render import ColourTables, colour_tables, render
 from multibox.data.pipeline import TrainingExamples, read_pixels
@@ -27,9 +27,6 @@ from multibox.structures import Batch
 
 # What rendering needs at its fullest for a pixel of the largest image, and for tables of colours.
 _SCRATCH_BYTES, _TABLE_BYTES = 80, 1 << 27
-
-# Stands in for an image until the device has rendered it.
-_NO_PIXELS = np.zeros((1, 1, 3), np.uint8)
 
 Progress = Callable[[int, int], None]
 """Is told how many of how many images were decoded."""
@@ -157,7 +154,7 @@ class _Planned:
         item = self.examples.annotations[place]
         size_px, first = (item.height_px, item.width_px), int(self.firsts[place])
         return (
-            Example(_NO_PIXELS, boxes, item.labels[kept], item.difficult[kept], sample, place),
+            Example(NO_PIXELS, boxes, item.labels[kept], item.difficult[kept], sample, place),
             plan(geometry, colour, size_px, self.examples.image_size_px, first),
         )
 
