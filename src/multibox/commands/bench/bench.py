@@ -22,7 +22,7 @@ from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import read_results, write_results
 from multibox.evaluation.voc import ClassDetections, ClassObjects, evaluate_voc
 from multibox.inference import score
-from multibox.precision import arithmetic, in_precision, stored_in
+from multibox.precision import autocast, cast_convolutions, compute_dtype
 from multibox.processes.distributed import Processes, pick_device
 from multibox.rng import stream
 from multibox.ssd.loss import multibox_loss
@@ -111,7 +111,7 @@ def _step(config: Config, device: torch.device) -> list[Work]:
     )
 
     def bare() -> None:
-        with in_precision(learner.precision, device):
+        with autocast(learner.precision, device):
             output = network(images)
         torch.autograd.backward(output.offsets.float().sum() + output.logits.float().sum())
         network.zero_grad()
@@ -185,13 +185,13 @@ def _evaluate() -> list[Figure]:
 
 def _predict(config: Config, photographs: Dataset, device: torch.device) -> list[Work]:
     """One photograph at a time, from its pixels to detections, beside the bare network."""
-    precision = arithmetic(config.run.precision, device)
-    network = stored_in(precision, new_network(config, _CLASSES).to(device).eval())
+    precision = compute_dtype(config.run.precision, device)
+    network = cast_convolutions(precision, new_network(config, _CLASSES).to(device).eval())
     pixels = read_image(photographs.annotations[0].image_path)
     image = random_batch(1, network).images.to(device)
 
     def bare() -> Output:
-        with torch.inference_mode(), in_precision(precision, device):
+        with torch.inference_mode(), autocast(precision, device):
             return cast(Output, network(image))
 
     _leave_candidates(network, bare().logits)
