@@ -146,7 +146,7 @@ def _unpack(
     folder: Path,
     advance: Callable[[int], object],
 ) -> dict[str, int]:
-    files, folders = _judge(archive, members)
+    files, folders = _evaluated_network(archive, members)
     size = sum(member.size for member in files.values())
     require_room(folder.parent, size, purpose=f"the content of {archive.name}", remedy=MORE_ROOM)
     folder.mkdir()
@@ -158,7 +158,7 @@ def _unpack(
     return {str(path): member.size for path, member in files.items()}
 
 
-def _judge(
+def _evaluated_network(
     archive: Path, members: Iterable[_Member]
 ) -> tuple[dict[PurePosixPath, _Member], list[PurePosixPath]]:
     """Returns an archive's files and folders by their paths; raises if it cannot be trusted."""

@@ -15,7 +15,7 @@ from PIL import Image
 from multibox.build import read_datasets
 from multibox.commands.demo.dataset import draw_dataset
 from multibox.config import Config
-from multibox.data.check.dataset_checks import preflight
+from multibox.data.check.dataset_checks import check_dataset
 from multibox.data.check.findings import FAULTS, KINDS, Finding
 from multibox.data.check.image_metadata import find_orientation, without_orientation
 from multibox.data.check.split_checks import roles
@@ -31,7 +31,7 @@ RAISED = ("DataError", "NoImagesError", "Note", "Finding")
 def look(
     root: Path, splits: tuple[str, ...] = (), classes: tuple[str, ...] = ()
 ) -> tuple[Finding, ...]:
-    return preflight(root, splits, classes, workers=2, progress=lambda *_: None).findings
+    return check_dataset(root, splits, classes, workers=2, progress=lambda *_: None).findings
 
 
 def kinds(findings: tuple[Finding, ...]) -> Counter[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multibox.build import new_network
+from multibox.build import matcher, new_network
 from multibox.commands.bench.data import prepare_images
 from multibox.commands.bench.timing import Figure, Work, timed
 from multibox.commands.demo.dataset import draw_dataset
@@ -23,11 +23,10 @@ from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import read_results, write_results
 from multibox.evaluation.voc import ClassDetections, ClassObjects, evaluate_voc
 from multibox.inference import score
-from multibox.precision import arithmetic, in_precision, stored_in
+from multibox.precision import autocast, cast_convolutions, compute_dtype
 from multibox.processes.distributed import Processes, pick_device
 from multibox.rng import stream
 from multibox.ssd.loss import multibox_loss
-from multibox.ssd.matching import match
 from multibox.ssd.network import SSD
 from multibox.structures import Batch, Output, Targets
 from multibox.training.train_step import Learner
@@ -72,37 +71,44 @@ def bench(part: Part, config: Config, *, data: Path | None, device: str) -> list
         dataset = read_dataset(data, split, on_bad=config.data.on_bad)
         if part == "predict":
             return timed(_predict(config, dataset, place), place, times=_TIMES)
-        size = new_network(config, _CLASSES).image_size_px
-        return timed(prepare_images(config, dataset, size, Path(folder), place), place)
+        network = new_network(config, _CLASSES)
+        return timed(prepare_images(config, dataset, network, Path(folder), place), place)
 
 
-def random_batch(size: int, image_size_px: tuple[int, int]) -> Batch:
-    """Returns noise, with 20 objects in each image."""
+def random_batch(size: int, network: SSD) -> Batch:
+    """Returns noise with 20 objects in each image, matched to a network's default boxes."""
     rng = stream(0, "benchmark")
     low = rng.uniform(0, 0.7, (size, _OBJECTS, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.03, 0.3, (size, _OBJECTS, 2))], axis=2)
-    images = torch.from_numpy(rng.integers(0, 256, (size, *image_size_px, 3), dtype="uint8"))
+    images = torch.from_numpy(
+        rng.integers(0, 256, (size, *network.image_size_px, 3), dtype="uint8")
+    )
+    targets = Targets(
+        torch.from_numpy(boxes).float(),
+        torch.from_numpy(rng.integers(0, _CLASSES, (size, _OBJECTS))),
+        torch.zeros(size, _OBJECTS, dtype=torch.bool),
+        torch.ones(size, _OBJECTS, dtype=torch.bool),
+    )
     return Batch(
         images.permute(0, 3, 1, 2),
-        Targets(
-            torch.from_numpy(boxes).float(),
-            torch.from_numpy(rng.integers(0, _CLASSES, (size, _OBJECTS))),
-            torch.zeros(size, _OBJECTS, dtype=torch.bool),
-            torch.ones(size, _OBJECTS, dtype=torch.bool),
-        ),
+        targets,
+        matcher(network, difficult=True)(targets),
         torch.arange(size),
         torch.arange(size),
     )
 
 
 def _step(config: Config, device: torch.device) -> list[Work]:
-    """A training step beside the network's forward and backward pass, and the loss alone."""
+    """A training step beside the network's forward and backward pass, and parts of the rest.
+
+    The step does not include matching, which is done where batches are made.
+    """
     alone, fresh = Processes(0, 1, device), new_network(config, _CLASSES)
     check_shares(config, fresh, alone)
     learner = Learner(fresh, config, alone)
     network, size = learner.network, config.run.batch_size
-    batch = random_batch(size, network.image_size_px)
-    images, targets = batch.images.to(device), batch.targets.to(device)
+    batch = random_batch(size, network)
+    images, match = batch.images.to(device), matcher(network, difficult=True)
     boxes = network.default_boxes.shape[0]
     rng = stream(0, "outputs")
     offsets, logits = (
@@ -111,14 +117,14 @@ def _step(config: Config, device: torch.device) -> list[Work]:
     )
 
     def bare() -> None:
-        with in_precision(learner.precision, device):
+        with autocast(learner.precision, device):
             output = network(images)
         torch.autograd.backward(output.offsets.float().sum() + output.logits.float().sum())
         network.zero_grad()
 
     def loss() -> None:
         output = Output(offsets.requires_grad_(), logits.requires_grad_())
-        matches = match(network.default_boxes, targets, network.variances)
+        matches = match(batch.targets).to(device)
         losses = multibox_loss(output, matches, (matches.classes > 0).sum().float())
         torch.autograd.backward(losses.confidence + losses.localization)
         offsets.grad = logits.grad = None
@@ -185,13 +191,13 @@ def _evaluate() -> list[Figure]:
 
 def _predict(config: Config, dataset: Dataset, device: torch.device) -> list[Work]:
     """One picture at a time, from its pixels to detections, beside the bare network."""
-    precision = arithmetic(config.run.precision, device)
-    network = stored_in(precision, new_network(config, _CLASSES).to(device).eval())
+    precision = compute_dtype(config.run.precision, device)
+    network = cast_convolutions(precision, new_network(config, _CLASSES).to(device).eval())
     pixels = read_image(dataset.annotations[0].image_path)
-    image = random_batch(1, network.image_size_px).images.to(device)
+    image = random_batch(1, network).images.to(device)
 
     def bare() -> Output:
-        with torch.inference_mode(), in_precision(precision, device):
+        with torch.inference_mode(), autocast(precision, device):
             return cast(Output, network(image))
 
     _leave_candidates(network, bare().logits)

@@ -11,13 +11,16 @@ import cv2
 import numpy as np
 import torch
 
+from multibox.build import matcher
 from multibox.commands.bench.timing import Work
 from multibox.config import Config
+from multibox.data.collate import Match
 from multibox.data.dataset import Dataset
 from multibox.data.decoded import decode_into
 from multibox.data.device.batches import load, resident_batches
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
 from multibox.data.workers import keep_memory
+from multibox.ssd.network import SSD
 from multibox.structures import Batch
 
 SAMPLES = 192
@@ -30,7 +33,7 @@ _CACHE_BYTES = 1 << 30
 def prepare_images(
     config: Config,
     dataset: Dataset,
-    image_size_px: tuple[int, int],
+    network: SSD,
     folder: Path,
     device: torch.device,
 ) -> list[Work]:
@@ -42,7 +45,7 @@ def prepare_images(
     Args:
         config: The recipe's configuration.
         dataset: The images to prepare.
-        image_size_px: (height, width) of the network's input.
+        network: The network that takes the images.
         folder: A place for decoded images.
         device: The device that renders images from its own memory.
     """
@@ -50,7 +53,10 @@ def prepare_images(
     keep_memory()
     annotations = dataset.annotations[:SAMPLES]
     dataset = replace(dataset, annotations=annotations)
-    examples = TrainingExamples(annotations, image_size_px, config.augmentation, config.run.seed)
+    examples = TrainingExamples(
+        annotations, network.image_size_px, config.augmentation, config.run.seed
+    )
+    match = matcher(network, difficult=config.data.train_difficult)
     encoded = [np.frombuffer(item.image_path.read_bytes(), np.uint8) for item in annotations]
 
     def decode() -> None:
@@ -67,9 +73,9 @@ def prepare_images(
         works.append(Work("one core, images decoded before", cached, SAMPLES, "decode alone"))
     return [
         *works,
-        Work("one worker", _loading(examples, 1), SAMPLES, "one core"),
-        Work("two workers", _loading(examples, 2), 2 * SAMPLES, "one worker"),
-        _rendering(examples, device),
+        Work("one worker", _loading(examples, match, 1), SAMPLES, "one core"),
+        Work("two workers", _loading(examples, match, 2), 2 * SAMPLES, "one worker"),
+        _rendering(examples, match, device),
     ]
 
 
@@ -81,24 +87,25 @@ def _preparing(examples: TrainingExamples) -> Callable[[], None]:
     return work
 
 
-def _loading(examples: TrainingExamples, workers: int) -> Callable[[], float]:
+def _loading(examples: TrainingExamples, match: Match, workers: int) -> Callable[[], float]:
     first, count = 4 * workers, workers * SAMPLES // _BATCH
 
     def work() -> float:
         numbers = training_numbers(range(first + count), batch_size=_BATCH, rank=0, world_size=1)
-        return _seconds(batches(examples, numbers, workers=workers, pin_memory=False), first)
+        found = batches(examples, numbers, workers=workers, pin_memory=False, match=match)
+        return _seconds(found, first)
 
     return work
 
 
-def _rendering(examples: TrainingExamples, device: torch.device) -> Work:
+def _rendering(examples: TrainingExamples, match: Match, device: torch.device) -> Work:
     """Returns the work of a device and two workers. A CPU is slow at it and makes one batch."""
     resident = load(examples, device, batch_size=_BATCH, workers=2, progress=lambda *_: None)
     first, count = (8, 2 * SAMPLES // _BATCH) if device.type == "cuda" else (0, 1)
 
     def work() -> float:
         numbers = training_numbers(range(first + count), batch_size=_BATCH, rank=0, world_size=1)
-        return _seconds(resident_batches(resident, numbers, workers=2), first)
+        return _seconds(resident_batches(resident, numbers, workers=2, match=match), first)
 
     return Work("two workers and the device", work, count * _BATCH, "two workers")
 

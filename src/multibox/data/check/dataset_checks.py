@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from multibox.data.check.annotation_checks import (
     SMALL_SIDE_PX,
+    count_objects,
     remarks_of_names,
     remarks_of_split,
     remarks_of_xml,
-    total,
 )
 from multibox.data.check.findings import Finding, finding_of
 from multibox.data.check.image_metadata import peculiarities
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 """Is told how many of how many images were decoded."""
 
 
-class Preflight(NamedTuple):
+class CheckedDataset(NamedTuple):
     """What was read of a dataset, and what was found.
 
     Attributes:
@@ -50,14 +50,14 @@ class _Look(NamedTuple):
     findings: list[Finding]
 
 
-def preflight(
+def check_dataset(
     root: Path,
     splits: tuple[str, ...],
     classes: tuple[str, ...],
     *,
     workers: int,
     progress: Progress,
-) -> Preflight:
+) -> CheckedDataset:
     """Reads splits and decodes all of their images.
 
     Args:
@@ -95,7 +95,7 @@ def preflight(
     if has_layouts(root) and not splits:
         found += _unlisted(root)
     # What several splits share is found in each.
-    return Preflight(datasets, tuple(dict.fromkeys(found)))
+    return CheckedDataset(datasets, tuple(dict.fromkeys(found)))
 
 
 def _read(root: Path, split: str, classes: tuple[str, ...]) -> tuple[Dataset | None, list[Finding]]:
@@ -164,7 +164,7 @@ def _remarks(
             if item.image_path not in seen:
                 seen.add(item.image_path)
                 yield from remarks_of_xml(item, annotation_file(item.image_path))
-    yield from remarks_of_names(total(datasets.values()), root)
+    yield from remarks_of_names(count_objects(datasets.values()), root)
     yield from remarks_between(datasets, classes, root)
     yield from shared_images(datasets, pixels)
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from multibox.data.collate import NO_PIXELS, Example, collate
+from multibox.data.collate import NO_PIXELS, Example, Match, collate, unmatched
 from multibox.data.device.plan import Plan, Plans, join_plans, plan
 from multibox.data.device.render import ColourTables, colour_tables, render
 from multibox.data.pipeline import TrainingExamples, read_pixels
@@ -110,6 +110,7 @@ def resident_batches(
     numbers: Iterable[list[int]],
     *,
     workers: int,
+    match: Match = unmatched,
     on_loss: OnLoss = unsaid,
 ) -> Iterator[Batch]:
     """Yields the batches of lists of sample numbers, their images on the device.
@@ -118,13 +119,14 @@ def resident_batches(
         resident: The images.
         numbers: The numbers of each batch.
         workers: Processes that plan ahead; 0: this one, on demand.
+        match: Finds the matches, on the CPU, where the batch is planned.
         on_loss: Is told why workers are replaced.
 
     Raises:
         WorkerError: Workers were lost again and again at a batch.
     """
     device, size_px = resident.pixels.device, resident.examples.image_size_px
-    planned = _Planned(resident.examples, resident.firsts)
+    planned = _Planned(resident.examples, resident.firsts, match)
     on_gpu = device.type == "cuda"
     for batch, plans in work_ahead(
         planned,
@@ -145,6 +147,7 @@ class _Planned:
 
     examples: TrainingExamples
     firsts: Int64[np.ndarray, " n"]
+    match: Match
 
     def __getitem__(self, sample: int) -> tuple[Example, Plan]:
         place, geometry, colour, boxes, kept = self.examples.decide(sample)
@@ -156,7 +159,7 @@ class _Planned:
         )
 
     def join(self, samples: Sequence[tuple[Example, Plan]]) -> tuple[Batch, Plans] | MultiboxError:
-        batch = collate([example for example, _ in samples])
+        batch = collate([example for example, _ in samples], self.match)
         if isinstance(batch, MultiboxError):
             return batch
         return batch, join_plans([plan for _, plan in samples], self.examples.image_size_px)
