@@ -209,12 +209,11 @@ def _bench(verb: BenchArguments) -> None:
         rows = [figure._asdict() | {"images_per_second": figure.per_second} for figure in figures]
         _print(json.dumps({"part": verb.part, "recipe": verb.recipe, "figures": rows}))
         return
-    table = Table("work", "ms", "images/s", "rate beside", "MiB a worker")
+    table = Table("work", "ms", "images/s", "rate beside")
     for figure in figures:
         beside = "" if figure.ratio is None else f"{figure.ratio:.2f} of {figure.beside}"
         ms, rate = f"{1000 * figure.seconds:.1f}", f"{figure.per_second:.1f}"
-        memory = "" if figure.worker_mib is None else f"{figure.worker_mib:.0f}"
-        table.add_row(figure.name, ms, rate, beside, memory)
+        table.add_row(figure.name, ms, rate, beside)
     with _printing():
         Console().print(table)
 
