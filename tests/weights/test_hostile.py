@@ -323,18 +323,28 @@ def test_hdf5_is_not_followed_out_of_its_file(
 
 
 @pytest.mark.parametrize("version", ["earliest", "latest"])
-@pytest.mark.parametrize("scanned_bytes", [1 << 20, 11])
-def test_hdf5_does_not_see_numbers_of_other_files(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, scanned_bytes: int
+def test_virtual_datasets_are_refused_before_hdf5_opens_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str
 ) -> None:
-    """HDF5 2.0 can be brought down by damage in the list of such files, which it reads first."""
+    """HDF5 2.0 crashes on damage in the list of source files, which it reads first."""
     path = tmp_path / "weights.h5"
     with h5py.File(path, "w", libver=version) as file:
         file.attrs["backend"] = "tensorflow"  # in a global heap, too
         h5_virtual(file, tmp_path / "elsewhere.h5")
-    monkeypatch.setattr(keras, "_SCANNED_BYTES", scanned_bytes)
     monkeypatch.setattr(h5py, "File", None)
     with pytest.raises(WeightsError, match="lie in another file"):
+        keras.read_keras(path)
+
+
+@pytest.mark.parametrize("size", [2, 4, 16])
+def test_hdf5_with_addresses_of_other_sizes_is_refused(tmp_path: Path, size: int) -> None:
+    """The search for virtual datasets knows addresses of 8 bytes, which is what h5py writes."""
+    path = tmp_path / "weights.h5"
+    properties = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    properties.set_sizes(size, size)
+    with h5py.File(h5py.h5f.create(os.fsencode(path), fcpl=properties)) as file:
+        file["conv1_1/conv1_1/bias:0"] = np.zeros(64, np.float32)
+    with pytest.raises(WeightsError, match="addresses"):
         keras.read_keras(path)
 
 

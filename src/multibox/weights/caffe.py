@@ -8,6 +8,7 @@ blobs are views of the file, so memory does not grow with what a damaged file cl
 """
 
 import math
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +42,6 @@ _SINGLE_NUMBERS = {
     **{number << 3 | _FIXED32: (number, 4) for number in (_DATA, _DIFF)},
     **{number << 3 | _FIXED64: (number, 8) for number in (_DOUBLES, _DOUBLE_DIFF)},
 }
-# So many keys are compared in one go, lest each short run costs a look at all that follows.
-_RUN_ROWS = 4096
 
 
 class CaffeLayer(NamedTuple):
@@ -167,21 +166,14 @@ def _blob(message: memoryview) -> Float32[np.ndarray, "..."]:
 def _run(message: memoryview, start: int, size: int) -> tuple[memoryview, int]:
     """Returns the numbers of all records like the one at `start`, and where they end.
 
-    There may be millions, a record each; they are taken as a table of a key and `size` bytes a row.
+    There may be millions of them, each a key of 1 byte and a number of `size` bytes.
     """
-    width = 1 + size
-    table = np.frombuffer(message, np.uint8, (len(message) - start) // width * width, start)
-    count = 0
-    while count * width < len(table):
-        others = table[count * width :: width][:_RUN_ROWS] != message[start]
-        if others.any():
-            count += int(others.argmax())
-            break
-        count += len(others)
-    if count == 0:
+    key = re.escape(bytes(message[start : start + 1]))
+    records = re.compile(b"(?:%b.{%d})++" % (key, size), re.DOTALL).match(message, start)
+    if records is None:
         raise _DamageError("it is cut short")
-    numbers = table[: count * width].reshape(count, width)[:, 1:]
-    return memoryview(numbers.tobytes()), start + count * width
+    numbers = np.frombuffer(records[0], np.uint8).reshape(-1, 1 + size)[:, 1:]
+    return memoryview(numbers.tobytes()), records.end()
 
 
 def _dims(message: memoryview) -> list[int]:

@@ -4,14 +4,12 @@ Nothing but numbers is taken from the file: no link is followed out of it, no co
 HDF5's own is undone, and a model's configuration is read as text, never built.
 """
 
-import json
 import math
 import mmap
 import re
-import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -27,7 +25,6 @@ _SPARE_BYTES = 1 << 20
 _MAX_RATIO = 25
 """Bytes of numbers out of a file's byte, besides the spare ones: weights hardly shrink, and what
 was never written is zeros without end."""
-_CONFIGURATION = "model_config"
 _MAX_OBJECTS = 10_000
 _MAX_DEPTH = 8
 _KINDS = {
@@ -40,7 +37,12 @@ _KINDS = {
 }
 # Keras numbers the names of what was built twice: `kernel_1:0`.
 _VARIABLE = re.compile(rf"(?:.*_(?=gamma))?({'|'.join(_KINDS)})(?:_\d+)?(?::\d+)?")
-_SCANNED_BYTES = 1 << 20
+# A virtual dataset's layout message: version 4 or 5, class 3, the address of a global heap (HDF5
+# File Format Specification, IV.A.2.i and III.E). No file is as long as 2^40 bytes. The search is
+# fast because it begins with a single byte.
+_VIRTUAL_LAYOUT = re.compile(rb"\x03(?<=[\x04\x05]\x03)(?=(.{5}\0{3}))", re.DOTALL)
+# Entries of the configuration of ssd_keras's `AnchorBoxes` layers.
+_ANCHOR_BOXES = re.compile(rb'"(?:this_scale": *(0\.\d{1,30})|clip_boxes": *(true))')
 _OWN_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
@@ -66,11 +68,18 @@ def read_keras(path: Path) -> KerasFile:
         WeightsError: It is damaged, or holds links, foreign filters or anything but numbers.
     """
     try:
-        _refuse_virtual(path)
+        with (
+            path.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            _refuse_virtual(content, path)
+            first_scale, clip = _default_boxes(content)
         with h5py.File(path, "r") as file:
+            # Layout messages of other sizes escape `_refuse_virtual`.
+            if file.id.get_create_plist().get_sizes() != (8, 8):
+                raise WeightsError("does not store addresses in 8 bytes, as Keras does", file=path)
             root = _group(file, "model_weights", path) if "model_weights" in file else file
             tensors = _tensors(root, path)
-            config = _configuration(file, path)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise WeightsError(f"cannot be read as HDF5 ({error})", file=path) from None
     if not tensors:
@@ -79,13 +88,7 @@ def read_keras(path: Path) -> KerasFile:
             file=path,
             remedy="Save it as Keras 2 does: model.save_weights('weights.h5')",
         )
-    boxes = _anchor_boxes(config)
-    scales = [layer.get("this_scale") for layer in boxes]
-    return KerasFile(
-        tensors,
-        min((scale for scale in scales if isinstance(scale, float)), default=None),
-        any(layer.get("clip_boxes") is True for layer in boxes),
-    )
+    return KerasFile(tensors, first_scale, clip)
 
 
 def _tensors(root: h5py.Group, path: Path) -> dict[str, Tensor]:
@@ -166,65 +169,20 @@ def _check_storage(dataset: h5py.Dataset, path: Path, name: str) -> None:
         raise WeightsError("is compressed by a foreign filter", file=path, position=name)
 
 
-def _refuse_virtual(path: Path) -> None:
-    """Refuses numbers of other files before HDF5 looks where they lie.
-
-    It does so as soon as it opens a dataset, and damage there brings it down. Layouts are found by
-    their version, 4 or 5, their class, 3, and the address after them, which is a global heap's
-    (HDF5 File Format Specification, IV.A.2.i and III.E).
-    """
-    content = np.memmap(path, np.uint8, "r")
-    for first in range(0, content.size, _SCANNED_BYTES):
-        # A message may begin in this part and end in the next.
-        part = content[first : first + _SCANNED_BYTES + 9]
-        places = np.flatnonzero((part[1:-8] == 3) & ((part[:-9] | 1) == 5))
-        addresses = part[places[:, None] + np.arange(2, 10)].view("<u8")[:, 0]
-        addresses = addresses[addresses <= content.size - 4].astype(np.int64)
-        heads = content[addresses[:, None] + np.arange(4)]
-        if (heads == np.frombuffer(b"GCOL", np.uint8)).all(axis=1).any():
+def _refuse_virtual(content: mmap.mmap, path: Path) -> None:
+    """Refuses virtual datasets before HDF5 opens one, because HDF5 2.0 crashes on damaged ones."""
+    for layout in _VIRTUAL_LAYOUT.finditer(content):
+        address = int.from_bytes(layout[1], "little")
+        if content[address : address + 4] == b"GCOL":
             raise WeightsError("its numbers lie in another file", file=path)
 
 
-def _configuration(file: h5py.File, path: Path) -> object:
-    """Returns the text of the model's configuration, if there is one."""
-    if _CONFIGURATION not in file.attrs:
-        return None
-    attribute = file.attrs.get_id(_CONFIGURATION)
-    kind = attribute.get_type()
-    if not isinstance(kind, h5py.h5t.TypeStringID) or attribute.shape != ():
-        return None
-    claimed = _claimed_bytes(path) if kind.is_variable_str() else attribute.get_storage_size()
-    if claimed > path.stat().st_size:
-        raise WeightsError("is longer than its file", file=path, position=_CONFIGURATION)
-    return file.attrs[_CONFIGURATION]
+def _default_boxes(content: mmap.mmap) -> tuple[float | None, bool]:
+    """Returns the finest scale that a model's configuration gives, and whether it clips.
 
-
-def _claimed_bytes(path: Path) -> int:
-    """Returns how long the configuration is by the file, which HDF5 believes: it makes room first.
-
-    An attribute is its version, a byte, the sizes of its name, type and space, since version 3 the
-    encoding, then these three, up to version 1 each filled up to 8 bytes, and its value; that of a
-    text of any length begins with the length (HDF5 File Format Specification, IV.A.2.m). What
-    only looks like it counts, too.
+    The configuration is JSON in an attribute. It is searched for in the bytes of the file, because
+    HDF5 allocates as much memory for a text as the file claims before it reads the text.
     """
-    name, longest, place = _CONFIGURATION.encode() + b"\0", 0, -1
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        while (place := content.find(name, place + 1)) >= 0:
-            for version, ahead, unit in ((1, 8, 8), (2, 8, 1), (3, 9, 1)):
-                head = place - ahead
-                if head >= 0 and content[head] == version:
-                    sizes = struct.unpack_from("<HHH", content, head + 2)
-                    value = place + sum(-(-size // unit) * unit for size in sizes)
-                    longest = max(longest, int.from_bytes(content[value : value + 4], "little"))
-    return longest
-
-
-def _anchor_boxes(config: object) -> list[dict[str, Any]]:
-    """Returns the configurations of the `AnchorBoxes` layers."""
-    text = config.decode("utf-8", "replace") if isinstance(config, bytes) else config
-    try:
-        layers = json.loads(text)["config"]["layers"] if isinstance(text, str) else []
-        found = [layer["config"] for layer in layers if layer["class_name"] == "AnchorBoxes"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return []
-    return [layer for layer in found if isinstance(layer, dict)]
+    found = [match.groups() for match in _ANCHOR_BOXES.finditer(content)]
+    scales = [float(scale) for scale, _ in found if scale]
+    return min(scales, default=None), any(clip for _, clip in found)
