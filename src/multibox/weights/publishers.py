@@ -1,4 +1,4 @@
-"""The publishers of weights: what is the same for all their files."""
+"""The publishers of weights, with the properties that all their files share."""
 
 from typing import NamedTuple
 
@@ -17,12 +17,12 @@ _LICENCE = (
 
 
 class Origin(NamedTuple):
-    """What is the same for all files of one publisher.
+    """The properties that all files of one publisher share.
 
     Attributes:
-        title: Its name, for people.
-        licence: What is known of the terms of use.
-        mean_rgb: What its loader subtracts from the pixels.
+        title: The publisher's name, for people.
+        licence: The known terms of use.
+        mean_rgb: The colour that its loader subtracts from the pixels.
         clip: How it clips default boxes.
         clip_detections: Whether it clips boxes before suppression.
     """
@@ -48,15 +48,15 @@ TORCHVISION = Origin(
 
 
 class Found(NamedTuple):
-    """What a reader took from a file.
+    """The content of a file of weights.
 
     Attributes:
-        origin: Whose it is.
-        tensors: By Caffe's names, `conv1_1.weight`.
-        bgr: Whether conv1_1 takes blue first.
-        first_scale: The finest default boxes' as a fraction of the image's side, if known.
-        clipped: Whether the file says that corners of default boxes are clipped.
-        notes: What was altered, a clause each.
+        origin: The publisher.
+        tensors: Parameters by Caffe's names, such as `conv1_1.weight`.
+        bgr: Whether the first input channel of conv1_1 is blue.
+        first_scale: Scale of the finest default boxes as a fraction of the image's side, if known.
+        clipped: Whether the file says that the corners of default boxes are clipped.
+        notes: Changes that were made, a clause each.
     """
 
     origin: Origin
