@@ -15,6 +15,7 @@ from torch._dynamo.exc import TorchDynamoException
 from multibox.config import Config, OptimizerConfig
 from multibox.data.dataset import Dataset, require_objects
 from multibox.data.formats.layouts import read_dataset
+from multibox.data.pipeline import without_difficult
 from multibox.errors import ConfigError
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.lite import Lite
@@ -30,8 +31,9 @@ from multibox.ssd.default_boxes import (
     Level,
     default_boxes,
 )
+from multibox.ssd.matching import match
 from multibox.ssd.network import CAFFE, SSD, Scales, Traits, initialise, parameter_groups
-from multibox.structures import Output
+from multibox.structures import Matches, Output, Targets
 
 
 class Architecture(NamedTuple):
@@ -152,6 +154,22 @@ def _chosen_network(config: Config, num_classes: int) -> SSD:
     return build_network(config.network, num_classes, traits)
 
 
+def matcher(network: SSD, *, difficult: bool) -> Callable[[Targets], Matches]:
+    """Returns what matches the default boxes of a network to the objects of a batch, on the CPU.
+
+    Args:
+        network: On any device.
+        difficult: Whether difficult objects are matched.
+    """
+    default_boxes = network.default_boxes.cpu()
+
+    def matched(targets: Targets) -> Matches:
+        kept = targets if difficult else without_difficult(targets)
+        return match(default_boxes, kept, network.variances)
+
+    return matched
+
+
 def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Returns the optimizer over Caffe's parameter groups."""
     groups = parameter_groups(network, lr=config.lr, weight_decay=config.weight_decay)
@@ -176,7 +194,7 @@ def read_datasets(config: Config, root: Path) -> tuple[Dataset, Dataset]:
     return train, test
 
 
-def translate(network: nn.Module) -> Callable[[Tensor], Output]:
+def compile_network(network: nn.Module) -> Callable[[Tensor], Output]:
     """Returns a network as PyTorch's compiler translates it, when it is first called.
 
     The network's own methods stay as they are.
@@ -189,7 +207,7 @@ def translate(network: nn.Module) -> Callable[[Tensor], Output]:
 
 
 @contextmanager
-def translating() -> Iterator[None]:
+def compiler_errors() -> Iterator[None]:
     """Says it in our words if the compiler fails, in the first pass forward or backward.
 
     Raises:

@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from multibox.build import matcher
+from multibox.data.collate import Match, unmatched
 from multibox.data.dataset import Annotation, Dataset
-from multibox.data.pipeline import PlainExamples, batches, without_difficult
+from multibox.data.pipeline import PlainExamples, batches
 from multibox.data.workers import OnLoss, unsaid
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import by_class_in_pixels
 from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, average, voc_curves
-from multibox.precision import in_precision
-from multibox.processes.distributed import Processes, gather, total
+from multibox.precision import autocast
+from multibox.processes.distributed import Processes, gather, sum_over_processes
 from multibox.ssd.loss import multibox_loss
-from multibox.ssd.matching import match
 from multibox.ssd.network import SSD
 from multibox.structures import Batch, Detections, Output
 
@@ -24,7 +25,7 @@ CURVE_POINTS = 200
 """Points of a precision-recall curve that are kept for drawing."""
 
 
-class Setting(NamedTuple):
+class EvaluationSettings(NamedTuple):
     """How a network goes over a split.
 
     Attributes:
@@ -55,7 +56,10 @@ class ValidationLoss(NamedTuple):
 
 
 def _outputs(
-    network: SSD, annotations: Sequence[Annotation], setting: Setting
+    network: SSD,
+    annotations: Sequence[Annotation],
+    setting: EvaluationSettings,
+    match: Match = unmatched,
 ) -> Iterator[tuple[Batch, Output]]:
     """Yields this process's share of the images and what the network says of them."""
     processes = setting.processes
@@ -67,30 +71,31 @@ def _outputs(
         [list(numbers[i : i + size]) for i in range(0, len(numbers), size)],
         workers=setting.workers,
         pin_memory=processes.device.type == "cuda",
+        match=match,
         on_loss=setting.on_loss,
     )
     for batch in loaded:
-        with torch.inference_mode(), in_precision(setting.precision, processes.device):
+        with torch.inference_mode(), autocast(setting.precision, processes.device):
             output = network(batch.images.to(processes.device, non_blocking=True))
         yield batch, output
 
 
-def validation_loss(network: SSD, dataset: Dataset, setting: Setting) -> ValidationLoss:
+def validation_loss(network: SSD, dataset: Dataset, setting: EvaluationSettings) -> ValidationLoss:
     """Returns the loss over a split; the same on every process."""
     device = setting.processes.device
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     one = torch.ones((), device=device)
-    for batch, output in _outputs(network, dataset.annotations, setting):
-        targets = without_difficult(batch.targets.to(device))
-        matches = match(network.default_boxes, targets, network.variances)
+    match = matcher(network, difficult=False)
+    for batch, output in _outputs(network, dataset.annotations, setting, match):
+        matches = batch.matches.to(device)
         losses = multibox_loss(output, matches, one)
         positives = (matches.classes > 0).sum()
         sums += torch.stack([losses.confidence, losses.localization, positives]).double()
-    confidence, localization, positives = total(sums, setting.processes).tolist()
+    confidence, localization, positives = sum_over_processes(sums, setting.processes).tolist()
     return ValidationLoss(confidence / max(1, positives), localization / max(1, positives))
 
 
-def detect_all(network: SSD, dataset: Dataset, setting: Setting) -> list[Detections]:
+def detect_all(network: SSD, dataset: Dataset, setting: EvaluationSettings) -> list[Detections]:
     """Returns the detections in every image of a split; the same on every process."""
     rows = [torch.zeros(0, 7, dtype=torch.float64)]
     for batch, output in _outputs(network, dataset.annotations, setting):
@@ -115,11 +120,17 @@ def objects_by_class(dataset: Dataset) -> dict[str, ClassObjects]:
     labels = np.concatenate([annotation.labels for annotation in annotations])
     boxes_px = np.concatenate([a.boxes_px for a in annotations]).astype(np.float64)
     difficult = np.concatenate([annotation.difficult for annotation in annotations])
-    found = {}
-    for label, name in enumerate(dataset.classes):
-        of_class = labels == label
-        found[name] = ClassObjects(images[of_class], boxes_px[of_class], difficult[of_class])
-    return found
+    areas_px2 = (boxes_px[:, 2:] - boxes_px[:, :2]).prod(axis=1)
+    stated = np.repeat([a.areas_px2 is not None for a in annotations], counts)
+    if stated.any():
+        areas_px2[stated] = np.concatenate(
+            [a.areas_px2 for a in annotations if a.areas_px2 is not None]
+        )
+    columns = images, boxes_px, difficult, areas_px2
+    return {
+        name: ClassObjects(*(column[labels == label] for column in columns))
+        for label, name in enumerate(dataset.classes)
+    }
 
 
 def detections_by_class(

@@ -17,7 +17,7 @@ from multibox.config import Config, Precision, RunConfig
 from multibox.data.images import read_image
 from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.errors import ConfigError, StorageError, WeightsError
-from multibox.precision import in_precision, stored_in
+from multibox.precision import autocast, cast_convolutions
 from multibox.ssd.network import Traits
 from multibox.storage.checkpoint import Checkpoint, save
 from multibox.structures import Detections
@@ -303,6 +303,6 @@ def test_kernels_kept_in_bf16_give_the_same_bits(name: str) -> None:
     network = new_network(Config(network=name), 2).eval()
     height, width = network.image_size_px
     image = torch.arange(3 * height * width).remainder(251).view(1, 3, height, width).byte()
-    kept = stored_in(torch.bfloat16, copy.deepcopy(network))
-    with torch.inference_mode(), in_precision(torch.bfloat16, torch.device("cpu")):
+    kept = cast_convolutions(torch.bfloat16, copy.deepcopy(network))
+    with torch.inference_mode(), autocast(torch.bfloat16, torch.device("cpu")):
         assert all(map(torch.equal, kept(image), network(image)))

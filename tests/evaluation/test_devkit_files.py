@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from multibox.inference import objects_by_class
 from oracles import voc_ap
 
 from multibox.commands.evaluate import evaluate_results
@@ -16,6 +15,7 @@ from multibox.data.formats.voc import read_voc
 from multibox.errors import DataError
 from multibox.evaluation.results import file_split, read_results, write_results
 from multibox.evaluation.voc import NO_DETECTIONS, ClassDetections, evaluate_voc
+from multibox.inference import objects_by_class
 
 Objects = dict[str, list[tuple[str, voc_ap.Box, bool]]]
 

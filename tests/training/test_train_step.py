@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import batch, tiny_network
 
-from multibox.config import Config, DataConfig, OptimizerConfig, RunConfig
+from multibox.build import matcher
+from multibox.config import Config, OptimizerConfig, RunConfig
 from multibox.errors import ConfigError
 from multibox.processes.distributed import Processes
 from multibox.ssd.loss import multibox_loss
@@ -28,7 +29,7 @@ def learner(optimizer: OptimizerConfig = PLAIN, network: SSD | None = None) -> L
 
 def gradients(network: SSD, examples: Batch) -> dict[str, torch.Tensor]:
     """The gradient of the multibox loss, by autograd alone."""
-    matches = match(network.default_boxes, examples.targets, network.variances)
+    matches = examples.matches
     positives = (matches.classes > 0).sum().float().clamp(min=1)
     losses = multibox_loss(network(examples.images), matches, positives)
     names, parameters = zip(*network.named_parameters(), strict=True)
@@ -93,22 +94,15 @@ def test_a_batch_in_parts_is_the_batch(parts: int) -> None:
         torch.testing.assert_close(divided.model()[name], tensor)
 
 
-@pytest.mark.parametrize("train_difficult", [True, False])
-def test_difficult_objects_are_learnt_or_left_out(train_difficult: bool) -> None:
-    examples = batch(8)
-    targets = examples.targets
+@pytest.mark.parametrize("difficult", [True, False])
+def test_difficult_objects_are_matched_or_left_out(difficult: bool) -> None:
+    network, targets = tiny_network(), batch(8).targets
     marked = targets._replace(difficult=targets.valid & (targets.labels == 1))
     alike = {True: targets, False: targets._replace(valid=targets.valid & (targets.labels == 0))}
-    config = Config(
-        network="tiny",
-        data=DataConfig(train_difficult=train_difficult),
-        run=RunConfig(batch_size=8, precision="fp32"),
-    )
-    chosen = Learner(tiny_network(), config, ALONE)
-    losses = chosen.step(examples._replace(targets=marked), lr=0.01, number=0)
+    found = matcher(network, difficult=difficult)(marked)
     for kept, wanted in alike.items():
-        expected = learner().step(examples._replace(targets=wanted), lr=0.01, number=0)
-        assert (losses == expected) == (kept == train_difficult)
+        expected = match(network.default_boxes, wanted, network.variances)
+        assert all(map(torch.equal, found, expected)) == (kept == difficult)
 
 
 def poison_pixel(taught: Learner, value: float) -> Batch:

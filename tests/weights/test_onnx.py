@@ -13,9 +13,7 @@ from oracles import detection
 from tiny import TINY, batch, tiny_network
 
 from multibox import build
-from multibox.commands.bench.bench import bench
 from multibox.commands.convert import convert
-from multibox.config import Config
 from multibox.errors import ConfigError, StorageError
 from multibox.storage.run_folder import new_file
 from multibox.weights import onnx
@@ -65,15 +63,6 @@ def test_the_runtime_finds_what_the_network_finds(exported: Path, size: int) -> 
         np.testing.assert_allclose(boxes[places], expected.boxes.numpy(), atol=1e-5)
         np.testing.assert_allclose([f.score for f in kept], expected.scores.numpy(), atol=1e-6)
         assert [found.label for found in kept] == expected.labels.tolist()
-
-
-def test_the_runtime_is_timed_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(build.NETWORKS, "tiny", TINY)
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    monkeypatch.setattr("multibox.commands.bench.timing.RUNS", 1)
-    figures = bench("predict", Config(network="tiny"), data=None, device="cpu")
-    assert figures[-1].name == "ONNX Runtime on the CPU, fp32"
-    assert figures[-1].ratio is not None
 
 
 def test_without_its_packages_the_remedy_is_named(

@@ -45,11 +45,13 @@ class ClassObjects(NamedTuple):
         images: int64 (G,), the images' places in the image set.
         boxes_px: float64 (G, 4), xyxy as annotated.
         difficult: bool (G,).
+        areas_px2: float64 (G,), areas as annotated, for COCO's sizes. None: those of the boxes.
     """
 
     images: Int64[np.ndarray, " G"]
     boxes_px: Float64[np.ndarray, "G 4"]
     difficult: Bool[np.ndarray, " G"]
+    areas_px2: Float64[np.ndarray, " G"] | None = None
 
 
 class Curve(NamedTuple):

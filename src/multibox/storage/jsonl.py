@@ -8,10 +8,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeAlias
 
-from multibox.errors import DataError, StorageError
+from multibox.errors import StorageError
 
 JSON: TypeAlias = dict[str, Any] | list[Any] | str | int | float | bool | None
 
@@ -87,12 +86,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _checked(self, length: int) -> int:
@@ -123,32 +117,3 @@ class Journal:
             file=self._path,
             remedy="Check that the folder is writable and the disk not full",
         )
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a journal, without a last line that is torn or still being written.
-
-    Raises:
-        StorageError: The file cannot be read.
-        DataError: A line is no JSON object.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise StorageError(f"cannot be read ({error.strerror})", file=path) from None
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise DataError(
-                "is not a JSON object",
-                kind="json-malformed",
-                file=path,
-                position=f"line {number}",
-                remedy="Restore the file, or remove the line if it does not matter",
-            )
-        records.append(record)
-    return records

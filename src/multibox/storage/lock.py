@@ -8,7 +8,6 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 
 from multibox.errors import StorageError
 from multibox.storage.disk import make_folder
@@ -48,12 +47,7 @@ class RunLock:
         os.register_at_fork(after_in_child=self._close)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._descriptor is None:
             return
         with suppress(OSError):
