@@ -197,7 +197,7 @@ def test_numbers_that_are_not_in_an_old_file_are_refused(tmp_path: Path) -> None
     data = path.read_bytes()
     keys = data.rindex(b"\x80\x02]")
     path.write_bytes(data[:keys] + b"\x80\x02].")
-    with pytest.raises(WeightsError, match=r"0\.weight: claims more than its file has"):
+    with pytest.raises(WeightsError, match=r"0\.weight: claims more numbers than the file has"):
         read_foreign(path)
 
 
@@ -233,7 +233,7 @@ def test_members_that_share_bytes_are_refused(tmp_path: Path) -> None:
             double.filename = member.filename + str(number)
             file.filelist.append(double)
         file._didModify = True
-    with pytest.raises(WeightsError, match="share their bytes"):
+    with pytest.raises(WeightsError, match="share bytes"):
         read_foreign(path)
 
 
@@ -332,7 +332,7 @@ def test_virtual_datasets_are_refused_before_hdf5_opens_the_file(
         file.attrs["backend"] = "tensorflow"  # in a global heap, too
         h5_virtual(file, tmp_path / "elsewhere.h5")
     monkeypatch.setattr(h5py, "File", None)
-    with pytest.raises(WeightsError, match="lie in another file"):
+    with pytest.raises(WeightsError, match="in another file"):
         keras.read_keras(path)
 
 
@@ -358,7 +358,7 @@ def test_a_saved_model_s_functions_are_not_run(tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.attrs["model_config"] = json.dumps({"config": {"layers": layers}})
         file["model_weights/conv1_1/conv1_1/bias:0"] = np.zeros(64, np.float32)
-    with pytest.raises(WeightsError, match="holds no VGG-16"):
+    with pytest.raises(WeightsError, match="not contain a VGG-16"):
         read_foreign(path)
     assert not sentinel.exists()
 
