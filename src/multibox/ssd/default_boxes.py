@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Clip = Literal["none", "corners", "centre", "sides"]
-"""What is clipped to the image. `none`: nothing. `corners`: the corners, an option that the
-published Caffe models do not use (`prior_box_layer.cpp:222-227`). `centre`: centre, width and height, as
+"""What is clipped to the image. `none`: nothing. `corners`: the corners, an option that published
+Caffe models do not use (`prior_box_layer.cpp:222-227`). `centre`: centre, width and height, as
 in ssd.pytorch (`prior_box.py:53-54`) and lufficc/SSD (`prior_box.py:51-53`). `sides`: width and
 height, as in torchvision (`DBoxGenerator`)."""
 
