@@ -43,7 +43,7 @@ def _check(found: Foreign, *, most: int) -> None:
 @cache
 def _own_seed() -> bytes:
     network = tiny_network()
-    header = files.describe(network, "tiny", ("cat", "dog"), "mine")
+    header = files.make_header(network, "tiny", ("cat", "dog"), "mine")
     return safetensors.torch.save(
         {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, header
     )

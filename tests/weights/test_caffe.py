@@ -71,10 +71,10 @@ def one_blob(body: bytes) -> bytes:
     ("data", "reason"),
     [
         (b"\x0b", "wire type"),
-        (b"\x00", "without a number"),
+        (b"\x00", "has no number"),
         (b"\xff" * 11, "more than 10 bytes"),
-        (b"\xa2\x06\xff\xff\xff\xff\x0f", "cut short"),
-        (oracle.number(100, 3), "in the place of a message"),
+        (b"\xa2\x06\xff\xff\xff\xff\x0f", "truncated"),
+        (oracle.number(100, 3), "where a message belongs"),
         (
             caffemodel({"x": [np.zeros(3)]}).replace(
                 b"\x3a\x03\x0a\x01\x03", b"\x3a\x03\x0a\x01\x04"

@@ -15,7 +15,7 @@ from multibox.errors import StorageError, WeightsError
 from multibox.rng import torch_generator
 from multibox.ssd.network import initialise
 from multibox.storage.run_folder import new_file
-from multibox.weights.files import describe, read_weights
+from multibox.weights.files import make_header, read_weights
 from multibox.weights.layer_names import pytorch_names
 
 PYTORCH = ("torchvision", "ssd-pytorch", "lufficc")
@@ -28,7 +28,7 @@ def our_file(path: Path, name: str, classes: tuple[str, ...]) -> Path:
     for buffer in (*network.parameters(), *network.buffers()):
         if buffer.ndim == 1:
             buffer.data.uniform_(0.5, 1.5, generator=generator)
-    header = describe(network, name, classes, "CC0")
+    header = make_header(network, name, classes, "CC0")
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     safetensors.torch.save_file(state, path, metadata=header)
     return path
@@ -101,7 +101,7 @@ def test_what_they_do_not_have_is_refused(tmp_path: Path) -> None:
 def test_our_own_files_say_their_classes_themselves(tmp_path: Path) -> None:
     ours = our_file(tmp_path / "ours", "ssd300-lite", ("cat",))
     for asked in ({"classes": ("dog",)}, {"scales": "voc"}):
-        with pytest.raises(WeightsError, match="says its classes"):
+        with pytest.raises(WeightsError, match="records its classes"):
             convert(ours, tmp_path / "out", target="multibox", **asked)
 
 

@@ -183,7 +183,7 @@ def test_default_boxes_in_the_file_decide_before_the_number_of_classes(tmp_path:
     assert found.classes == ("class 1", "class 2")
     assert any("--classes" in note for note in found.notes)
     assert read_foreign(path, classes=("cat", "dog")).classes == ("cat", "dog")
-    with pytest.raises(WeightsError, match="two classes 'cat'"):
+    with pytest.raises(WeightsError, match="two classes with the name 'cat'"):
         read_foreign(path, classes=("cat", "cat"))
     with pytest.raises(WeightsError, match="2 classes, but 3 names"):
         read_foreign(path, classes=("a", "b", "c"))
@@ -202,13 +202,13 @@ def test_a_trunk_of_ssd_pytorch_starts_a_training(tmp_path: Path) -> None:
     assert found.tensors.keys() == {
         f"backbone.trunk.{name}.conv.{kind}" for name in TRUNK for kind in ("weight", "bias")
     }
-    with pytest.raises(WeightsError, match="no detector"):
+    with pytest.raises(WeightsError, match="not a detector"):
         load_network(read_weights(path), CPU)
-    with pytest.raises(WeightsError, match="no part of a VGG-16"):
+    with pytest.raises(WeightsError, match="not belong to a VGG-16"):
         convert(path, tmp_path / "out", target="multibox")
-    with pytest.raises(WeightsError, match="no classes"):
+    with pytest.raises(WeightsError, match="takes no --classes"):
         read_foreign(path, classes=("cat",))
-    with pytest.raises(WeightsError, match="no SSD300"):
+    with pytest.raises(WeightsError, match="neither SSD300"):
         read_foreign(path, scales="coco")
 
 
@@ -232,7 +232,7 @@ def test_other_vggs_are_refused(tmp_path: Path, names: list[str], reason: str) -
 @pytest.mark.parametrize(
     ("layers", "reason"),
     [
-        ({"conv1": (96, 3), "fc6": (4096, 9216)}, "no VGG-16"),
+        ({"conv1": (96, 3), "fc6": (4096, 9216)}, "not contain a VGG-16"),
         ({"conv1_2": (2, 3), "fc6": (2, 3)}, "lacks conv1_1"),
         ({"conv1_1": (2, 3), "fc6": (4096, 1), "fc7": (4096, 1)}, "fc6 and fc7"),
     ],
@@ -322,10 +322,10 @@ def broken(change: str) -> dict[str, Tensor]:
     [
         ("lacks", "lacks conv2_1.bias"),
         ("unknown", "unknown bn.weight"),
-        ("nan", "conv7_2_mbox_loc.bias: holds NaN"),
+        ("nan", "conv7_2_mbox_loc.bias: contains NaN"),
         ("five levels", "5 feature maps"),
-        ("heads", "count of outputs"),
-        ("scalar", "count of outputs"),
+        ("heads", "number of outputs"),
+        ("scalar", "number of outputs"),
         ("meta", "_rebuild_meta_tensor_no_storage"),
         ("other", r"unknown model \(layer1"),
         ("empty", "unknown model"),

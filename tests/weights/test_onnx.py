@@ -17,7 +17,7 @@ from multibox.commands.convert import convert
 from multibox.errors import ConfigError, StorageError
 from multibox.storage.run_folder import new_file
 from multibox.weights import onnx
-from multibox.weights.files import describe
+from multibox.weights.files import make_header
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(build.NETWORKS, "tiny", TINY)
         network = tiny_network()
-        header = describe(network, "tiny", ("cat", "dog"), "CC0")
+        header = make_header(network, "tiny", ("cat", "dog"), "CC0")
         safetensors.torch.save_file(network.state_dict(), folder / "a.safetensors", header)
         # To check shapes is to compare sizes, which the exporter then takes for constants.
         patch.setattr(jaxtyping.config, "jaxtyping_disable", True)

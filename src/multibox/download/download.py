@@ -163,7 +163,8 @@ def _download(
         present = [
             path.stat().st_size
             for _, published in waiting
-            for path in archives.glob(f"{published.name}*")
+            for path in archives.iterdir()
+            if path.name.startswith(published.name)
         ]
     except OSError as error:
         raise StorageError(f"cannot be used ({error.strerror})", file=archives) from None

@@ -23,7 +23,14 @@ from multibox.data.check.split_checks import remarks_between, shared_images
 from multibox.data.dataset import Dataset, Fault
 from multibox.data.formats.layouts import known_splits, read_dataset
 from multibox.data.formats.voc import MAX_LIST_BYTES, annotation_file, has_layouts, split_lists
-from multibox.data.images import MAX_BYTES, SUFFIXES, decode_image, find_images, read_bytes
+from multibox.data.images import (
+    MAX_BYTES,
+    SUFFIXES,
+    decode_image,
+    find_images,
+    list_folder,
+    read_bytes,
+)
 from multibox.data.reading import NoImagesError
 from multibox.errors import DataError
 
@@ -189,8 +196,14 @@ def _unlisted(root: Path) -> Iterator[Finding]:
         for stem, path in images.items():
             if stem not in names:
                 yield Finding("image-unlisted", path, None, "is in no list")
-        for path in sorted((folder / "Annotations").glob("*.xml")):
-            if path.stem not in names:
+        try:
+            annotations = list_folder(folder / "Annotations")
+        except DataError as error:
+            # Its files may still be read by name.
+            annotations = []
+            yield Finding(error.kind, folder / "Annotations", None, error.reason)
+        for path in annotations:
+            if path.suffix == ".xml" and path.stem not in names:
                 yield Finding("annotation-unlisted", path, None, "is in no list")
         stems = Counter(
             path.stem
