@@ -181,7 +181,7 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_compressions_of_their_own_memory_are_refused(tmp_path: Path, method: int) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as opened:
         opened.writestr("file", bytes(100))
-    _refused(tmp_path / "a.zip", "compressed otherwise")
+    _refused(tmp_path / "a.zip", "compressed by a method other")
 
 
 def _changed(data: bytes, old: bytes, new: bytes) -> bytes:
