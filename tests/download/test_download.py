@@ -155,7 +155,7 @@ def test_a_user_s_file_is_never_overwritten(run: Download) -> None:
     mine = run.out / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "test.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with pytest.raises(StorageError, match=r"test\.txt: is not what the archive holds"):
+    with pytest.raises(StorageError, match=r"test\.txt: differs from the file in the archive"):
         run("voc")
     assert mine.read_text() == "mine"
     assert not (run.out / ".unpacking").exists()
@@ -240,14 +240,14 @@ def test_unknown_datasets_are_refused(run: Download, names: tuple[str, ...]) -> 
     assert not run.out.exists()
 
 
-def test_an_interruption_says_how_to_go_on(run: Download, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_says_how_to_resume(run: Download, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("multibox.download.download.fetch", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run("voc")
-    assert "the same line again goes on" in run.console.export_text()
+    assert "Run the same command to resume" in run.console.export_text()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl's command")
@@ -267,7 +267,7 @@ def test_the_command_line_over_https(
     with serve(answer, identity=identity) as server:
         monkeypatch.setitem(SOURCES, "voc2007", _sources(published, f"{server.address}/x")["voc"])
         assert main(line) == DownloadError.exit_code
-        assert "answers 404" in capsys.readouterr().err
+        assert "responds with 404" in capsys.readouterr().err
         monkeypatch.setitem(SOURCES, "voc2007", _sources(published, server.address)["voc"])
         assert main(line) == 0
     captured = capsys.readouterr()

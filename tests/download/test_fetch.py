@@ -185,7 +185,7 @@ def test_what_a_server_says_does_not_reach_the_terminal_as_it_is(target: Path) -
     ):
         there = published._replace(addresses=(server.address,))
         fetch(there, target, progress=progress, task=progress.add_task(""), policy=IMPATIENT)
-    assert r"answers 503 \x1b[31mred" in said.getvalue()
+    assert r"responds with 503 \x1b[31mred" in said.getvalue()
 
 
 def test_a_transfer_that_gets_on_may_break_any_number_of_times(target: Path) -> None:
@@ -232,25 +232,25 @@ def _endless(request: Request) -> None:
 @pytest.mark.parametrize(
     ("answer", "reason", "requests"),
     [
-        (_status(404), "answers 404 Not Found", 1),
-        (_status(403), "answers 403", 1),
-        (_status(500), "answers 500 .*, 3 times", 3),
+        (_status(404), "responds with 404 Not Found", 1),
+        (_status(403), "responds with 403", 1),
+        (_status(500), "responds with 500 .*, 3 times", 3),
         (_status(302, Location="/again"), "redirects more than 5 times", 6),
         (
             _status(302, Location="http://localhost/file.tar"),
             r"to http://localhost.* not https",
             1,
         ),
-        (_status(302, Location="file:///etc/passwd"), "passwd, which is not https", 1),
-        (_status(302, Location="https://[/"), r"redirects to|not an address", 1),
-        (_status(302), "answers 302", 1),
+        (_status(302, Location="file:///etc/passwd"), "passwd.*not https", 1),
+        (_status(302, Location="https://[/"), "not a valid address", 1),
+        (_status(302), "responds with 302", 1),
         (_status(200), f"has 6 bytes, not {len(BODY)}", 1),
         (lambda request: request.send(OTHER), "its SHA-256 is not", 1),
         (lambda request: request.send(BODY, Content_Encoding="gzip"), "encoding", 1),
-        (_endless, "sends more than the 400.0 kB published", 1),
+        (_endless, "sends more than the published 400.0 kB", 1),
         (_silence, "sent nothing for 0.3 s, 3 times", 3),
         (_hang_up, "the connection was cut, 3 times", 3),
-        (_wrong_begin, "did not continue", 3),
+        (_wrong_begin, "did not resume", 3),
         (_cut_or_wrong, r"ended|was cut", 3),
     ],
 )
@@ -267,7 +267,7 @@ def test_the_next_address_is_tried(target: Path) -> None:
     with serve(_status(404)) as gone, serve(_sound) as server:
         _fetch(target, "http://127.0.0.1:1/", gone.address, server.address)
     assert target.read_bytes() == BODY
-    with pytest.raises(DownloadError, match=r"127.0.0.1:1/ cannot be connected to"):
+    with pytest.raises(DownloadError, match=r"127.0.0.1:1/: cannot connect"):
         _fetch(target.with_name("other"), "http://127.0.0.1:1/")
 
 
@@ -325,7 +325,7 @@ def test_only_trusted_certificates_and_no_way_down_to_http(
     with serve(_sound) as plain:
         answer = _then_sound(_status(301, Location=plain.address))
         with serve(answer, identity=identity) as server:
-            with pytest.raises(DownloadError, match="not trusted"):
+            with pytest.raises(DownloadError, match="no trusted encryption"):
                 _fetch(target, server.address, policy=POLICY)
             monkeypatch.setenv("SSL_CERT_FILE", str(target.parent / "certificate.pem"))
             with pytest.raises(DownloadError, match="not https"):
@@ -346,7 +346,7 @@ def test_the_environment_s_proxy_is_used_and_its_password_not_told(
         assert "pass" not in str(refusal.value)
         _fetch(target, "http://voc.invalid/file.tar")
         monkeypatch.setenv("no_proxy", "voc.invalid")
-        with pytest.raises(DownloadError, match="its host is not known"):
+        with pytest.raises(DownloadError, match="the host name cannot be resolved"):
             _fetch(target.with_name("other"), "http://voc.invalid/file.tar")
     assert target.read_bytes() == BODY
     assert [request.path for request in proxy.requests] == ["http://voc.invalid/file.tar"] * 2

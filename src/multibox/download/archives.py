@@ -1,8 +1,8 @@
-"""Unpacks archives of data, and puts what was in them beside what is there already.
+"""Unpacks archives, and merges the unpacked files into a folder that may already have files.
 
-An archive is listed and judged before its first byte is written: it may hold plain files and
-folders only, below the folder it is unpacked to, each once, and no more than an archive of its size
-plausibly holds. Of what it says about owners, permissions and times nothing is taken over.
+All members of an archive are checked before the first byte is written. An archive may contain only
+plain files and folders, each once, below the folder that it is unpacked to, and not more bytes than
+is plausible for its size. Owners, permissions and times in the archive are ignored.
 """
 
 import filecmp
@@ -26,27 +26,27 @@ MORE_ROOM = "Free space, or choose a folder on another disk"
 
 _MAX_MEMBERS = 1_000_000
 _MAX_RATIO = 20
-"""Bytes out of an archive's byte; JSON makes about 5, a bomb hundreds."""
+"""Maximum unpacked bytes for each byte of an archive; JSON needs about 5, a zip bomb hundreds."""
 _CHUNK = 1 << 20
 _MIN_MEMBER_BYTES = 64
-"""That a member takes up at the least: 512 in a tar, 76 in a zip."""
-# What the standard library lets through of a header that says nonsense.
+"""Less than the smallest size of a member: 512 bytes in a tar, 76 in a zip."""
+# Errors that the standard library raises on damaged headers.
 _DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
     *(EOFError, RuntimeError, ValueError, LookupError, ArithmeticError),
 )
 _LAST = ("ImageSets", "annotations")
-"""What a reader begins with comes last, so that half a dataset does not look like one."""
+"""Folders that a reader opens first. They are moved last, so half a dataset is not read."""
 
 
 class _Member(NamedTuple):
     """A file or folder in an archive.
 
     Attributes:
-        name: As stored.
-        size: In bytes; 0 for a folder.
-        kind: `file`, `folder`, or what else it is.
-        open: Returns its content; tarfile has None for what is no file.
+        name: Path as stored in the archive.
+        size: Size in bytes; 0 for a folder.
+        kind: `file`, `folder`, or a description of another kind for error messages.
+        open: Returns the content as a stream; None if tarfile does not see a file.
     """
 
     name: str
@@ -55,8 +55,8 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes] | None]
 
 
-class _Sparing(BufferedReader):
-    """A file that gives out little at once: tarfile asks for what a header claims to be long."""
+class _SmallReads(BufferedReader):
+    """A file that reads at most `_CHUNK` bytes at once, because tarfile trusts the stated length."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         whole = size is None or not 0 <= size <= _CHUNK
@@ -64,24 +64,27 @@ class _Sparing(BufferedReader):
 
 
 def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> dict[str, int]:
-    """Unpacks a .zip or else an uncompressed tar, and returns its files' sizes by their paths.
+    """Unpacks a .zip file or an uncompressed tar file.
 
     Args:
-        archive: The file.
-        folder: Where to; must not exist.
-        advance: Called with the bytes of every piece that is written.
+        archive: The archive. The suffix `.zip` decides the format.
+        folder: The new folder for the files. It must not exist.
+        advance: Called with the number of bytes of each piece that was written.
+
+    Returns:
+        The size of each file in bytes, by its path in the archive.
 
     Raises:
-        DownloadError: The archive is damaged or holds what it must not.
-        StorageError: The folder cannot be written, or the disk has no room.
+        DownloadError: The archive is damaged or has a forbidden member.
+        StorageError: The folder cannot be written, or the disk is too full.
     """
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as opened:
                 return _unpack(archive, _zip_members(opened), folder, advance)
-        # Not "r:*": a compressed tar may grow to anything.
+        # Not "r:*": a compressed tar may unpack to any size.
         with (
-            _Sparing(archive.open("rb", buffering=0)) as file,
+            _SmallReads(archive.open("rb", buffering=0)) as file,
             tarfile.open(archive, "r:", file) as opened,
         ):
             return _unpack(archive, _tar_members(opened), folder, advance)
@@ -89,22 +92,22 @@ def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> 
         raise StorageError(
             f"cannot be unpacked ({error.strerror})",
             file=archive,
-            remedy=f"See that {folder.parent} is writable and its disk not full",
+            remedy=f"Check that {folder.parent} is writable and that the disk is not full",
         ) from None
     except _DAMAGE as error:
         raise DownloadError(f"is damaged: {error}", file=archive) from None
 
 
 def merge(source: Path, target: Path) -> None:
-    """Moves what a folder holds into another one, where nothing that exists is altered.
+    """Moves the content of a folder into another folder, without changing existing files.
 
     Args:
-        source: On the same file system as the target.
-        target: Made where it is absent.
+        source: The folder to move from, on the same file system as the target.
+        target: The folder to move into. It is created if it does not exist.
 
     Raises:
-        StorageError: A file of the target differs from the one to come, in which case nothing was
-            moved; or the target cannot be written.
+        StorageError: A file in the target differs from the file of the same name in the source, in
+            which case nothing was moved; or the target cannot be written.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -120,13 +123,13 @@ def merge(source: Path, target: Path) -> None:
 
 def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:
     for info in opened.infolist():
-        # Archives that were not made on Unix have no mode.
+        # Archives that were not created on Unix have no mode.
         mode = S_IFMT(info.external_attr >> 16)
         kind = "folder" if info.filename.endswith("/") else "file"
         if kind == "file" and mode and not S_ISREG(mode):
             kind = "a link or special file"
         elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            kind = "compressed otherwise than by deflate"
+            kind = "not compressed by deflate"
         yield _Member(info.filename, info.file_size, kind, partial(opened.open, info))
 
 
@@ -135,7 +138,7 @@ def _tar_members(opened: tarfile.TarFile) -> Iterator[_Member]:
         kind = "folder" if info.isdir() else "a link or special file"
         if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not info.issparse():
             kind = "file"
-        # A negative size leads back to an earlier header, for ever.
+        # A negative size would lead back to an earlier header, in an endless loop.
         size = info.size if kind == "file" else min(info.size, 0)
         yield _Member(info.name, size, kind, partial(opened.extractfile, info))
 
@@ -146,7 +149,7 @@ def _unpack(
     folder: Path,
     advance: Callable[[int], object],
 ) -> dict[str, int]:
-    files, folders = _evaluated_network(archive, members)
+    files, folders = _check_members(archive, members)
     size = sum(member.size for member in files.values())
     require_room(folder.parent, size, purpose=f"the content of {archive.name}", remedy=MORE_ROOM)
     folder.mkdir()
@@ -158,10 +161,14 @@ def _unpack(
     return {str(path): member.size for path, member in files.items()}
 
 
-def _evaluated_network(
+def _check_members(
     archive: Path, members: Iterable[_Member]
 ) -> tuple[dict[PurePosixPath, _Member], list[PurePosixPath]]:
-    """Returns an archive's files and folders by their paths; raises if it cannot be trusted."""
+    """Returns the files of an archive by path, and its folders.
+
+    Raises:
+        DownloadError: A member is forbidden.
+    """
     files: dict[PurePosixPath, _Member] = {}
     folders: list[PurePosixPath] = []
     archive_bytes = archive.stat().st_size
@@ -173,24 +180,26 @@ def _evaluated_network(
         if member.kind not in ("file", "folder"):
             fault = f"is {member.kind}"
         elif not member.name.isprintable() or "\\" in member.name:
-            fault = "has a name that is no plain path"
+            fault = "has a name that is not a plain path"
         elif path.is_absolute() or ".." in path.parts:
             fault = "would be written outside its folder"
         elif path in files or (member.kind == "file" and not path.parts):
-            fault = "is there twice"
+            fault = "is in the archive twice"
         elif number > most or left < 0 or member.size < 0:
-            fault = "is beyond what an archive of this size can hold"
+            fault = "is too much for an archive of this size"
         elif member.kind == "file":
             files[path] = member
             continue
         else:
             folders.append(path)
             continue
-        raise DownloadError(f"{fault}, which is refused", file=archive, position=repr(member.name))
+        raise DownloadError(
+            f"{fault}, which is not allowed", file=archive, position=repr(member.name)
+        )
     for path in (*files, *folders):
         if not files.keys().isdisjoint(path.parents):
             raise DownloadError(
-                "lies below a file, which is refused", file=archive, position=repr(str(path))
+                "is inside a file, which is not allowed", file=archive, position=repr(str(path))
             )
     return files, folders
 
@@ -206,12 +215,14 @@ def _write(archive: Path, member: _Member, path: Path, advance: Callable[[int], 
             advance(len(chunk))
     if left:
         raise DownloadError(
-            "is not of the size that the archive says", file=archive, position=repr(member.name)
+            "does not have the size that the archive states",
+            file=archive,
+            position=repr(member.name),
         )
 
 
 def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """Yields what to move where: whole folders where there is none of that name."""
+    """Yields (source, target) of each move. A folder that is not in the target moves as a whole."""
     for path in sorted(source.iterdir(), key=lambda path: (path.name in _LAST, path.name)):
         place = target / path.name
         if not os.path.lexists(place):
@@ -220,7 +231,7 @@ def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
             yield from _moves(path, place)
         elif path.is_dir() or not place.is_file() or not filecmp.cmp(path, place, shallow=False):
             raise StorageError(
-                "is not what the archive holds, and is not overwritten",
+                "differs from the file in the archive, and is not overwritten",
                 file=place,
                 remedy="Move it away, or choose another folder",
             )
