@@ -56,7 +56,7 @@ class _Member(NamedTuple):
 
 
 class _SmallReads(BufferedReader):
-    """A file that reads at most `_CHUNK` bytes at once, because tarfile trusts the stated length."""
+    """A file that reads at most `_CHUNK` bytes at once, because tarfile reads any stated length."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         whole = size is None or not 0 <= size <= _CHUNK
