@@ -1,8 +1,8 @@
-"""Unpacks archives, and merges the unpacked files into a folder that may already have files.
+"""Unpacks archives of data, and moves their files into a folder that may have files already.
 
-All members of an archive are checked before the first byte is written. An archive may contain only
-plain files and folders, each once, below the folder that it is unpacked to, and not more bytes than
-is plausible for its size. Owners, permissions and times in the archive are ignored.
+The list of files is checked before the first byte is written. An archive may contain plain files
+and folders only, below the folder that it is unpacked to, each of them once, and no more bytes than
+is plausible for its size. Its owners, permissions and times are ignored.
 """
 
 import filecmp
@@ -26,27 +26,27 @@ MORE_ROOM = "Free space, or choose a folder on another disk"
 
 _MAX_MEMBERS = 1_000_000
 _MAX_RATIO = 20
-"""Maximum unpacked bytes for each byte of an archive; JSON needs about 5, a zip bomb hundreds."""
+"""Largest ratio of unpacked to packed bytes. JSON has about 5, a decompression bomb hundreds."""
 _CHUNK = 1 << 20
 _MIN_MEMBER_BYTES = 64
-"""Less than the smallest size of a member: 512 bytes in a tar, 76 in a zip."""
-# Errors that the standard library raises on damaged headers.
+"""Fewer bytes than any member takes in an archive: 512 in a tar, 76 in a zip."""
+# Errors that the standard library raises for a damaged header.
 _DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
     *(EOFError, RuntimeError, ValueError, LookupError, ArithmeticError),
 )
 _LAST = ("ImageSets", "annotations")
-"""Folders that a reader opens first. They are moved last, so half a dataset is not read."""
+"""Moved last: readers look for these first, so half a dataset does not look like a whole one."""
 
 
 class _Member(NamedTuple):
     """A file or folder in an archive.
 
     Attributes:
-        name: Path as stored in the archive.
-        size: Size in bytes; 0 for a folder.
-        kind: `file`, `folder`, or a description of another kind for error messages.
-        open: Returns the content as a stream; None if tarfile does not see a file.
+        name: The name in the archive.
+        size: In bytes; 0 for a folder.
+        kind: `file`, `folder`, or a description of anything else.
+        open: Returns the content. tarfile returns None if this is not a file.
     """
 
     name: str
@@ -56,7 +56,7 @@ class _Member(NamedTuple):
 
 
 class _SmallReads(BufferedReader):
-    """A file that reads at most `_CHUNK` bytes at once, because tarfile reads any stated length."""
+    """A file that returns small pieces, because tarfile reads as much as a header claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         whole = size is None or not 0 <= size <= _CHUNK
@@ -64,25 +64,22 @@ class _SmallReads(BufferedReader):
 
 
 def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> dict[str, int]:
-    """Unpacks a .zip file or an uncompressed tar file.
+    """Unpacks a .zip or an uncompressed tar, and returns the sizes of its files by path.
 
     Args:
-        archive: The archive. The suffix `.zip` decides the format.
-        folder: The new folder for the files. It must not exist.
-        advance: Called with the number of bytes of each piece that was written.
-
-    Returns:
-        The size of each file in bytes, by its path in the archive.
+        archive: The file.
+        folder: The new folder. It must not exist.
+        advance: Called with the number of bytes of each piece that is written.
 
     Raises:
-        DownloadError: The archive is damaged or has a forbidden member.
-        StorageError: The folder cannot be written, or the disk is too full.
+        DownloadError: The archive is damaged, or contains something that is refused.
+        StorageError: The folder cannot be written, or the disk has no room.
     """
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as opened:
                 return _unpack(archive, _zip_members(opened), folder, advance)
-        # Not "r:*": a compressed tar may unpack to any size.
+        # Not "r:*": a compressed tar may have any size when unpacked.
         with (
             _SmallReads(archive.open("rb", buffering=0)) as file,
             tarfile.open(archive, "r:", file) as opened,
@@ -92,22 +89,22 @@ def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> 
         raise StorageError(
             f"cannot be unpacked ({error.strerror})",
             file=archive,
-            remedy=f"Check that {folder.parent} is writable and that the disk is not full",
+            remedy=f"Check that {folder.parent} is writable and its disk is not full",
         ) from None
     except _DAMAGE as error:
         raise DownloadError(f"is damaged: {error}", file=archive) from None
 
 
 def merge(source: Path, target: Path) -> None:
-    """Moves the content of a folder into another folder, without changing existing files.
+    """Moves the content of a folder into another one, and changes no existing file.
 
     Args:
-        source: The folder to move from, on the same file system as the target.
-        target: The folder to move into. It is created if it does not exist.
+        source: A folder on the same file system as the target.
+        target: The other folder. It is made if it does not exist.
 
     Raises:
-        StorageError: A file in the target differs from the file of the same name in the source, in
-            which case nothing was moved; or the target cannot be written.
+        StorageError: A file exists in the target with different content, and nothing was moved; or
+            the target cannot be written.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -123,13 +120,13 @@ def merge(source: Path, target: Path) -> None:
 
 def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:
     for info in opened.infolist():
-        # Archives that were not created on Unix have no mode.
+        # Archives that were not made on Unix have no mode.
         mode = S_IFMT(info.external_attr >> 16)
         kind = "folder" if info.filename.endswith("/") else "file"
         if kind == "file" and mode and not S_ISREG(mode):
             kind = "a link or special file"
         elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            kind = "not compressed by deflate"
+            kind = "compressed by a method other than deflate"
         yield _Member(info.filename, info.file_size, kind, partial(opened.open, info))
 
 
@@ -164,11 +161,7 @@ def _unpack(
 def _check_members(
     archive: Path, members: Iterable[_Member]
 ) -> tuple[dict[PurePosixPath, _Member], list[PurePosixPath]]:
-    """Returns the files of an archive by path, and its folders.
-
-    Raises:
-        DownloadError: A member is forbidden.
-    """
+    """Returns the files of an archive by path, and its folders. Refuses forbidden members."""
     files: dict[PurePosixPath, _Member] = {}
     folders: list[PurePosixPath] = []
     archive_bytes = archive.stat().st_size
@@ -186,20 +179,18 @@ def _check_members(
         elif path in files or (member.kind == "file" and not path.parts):
             fault = "is in the archive twice"
         elif number > most or left < 0 or member.size < 0:
-            fault = "is too much for an archive of this size"
+            fault = "is more than an archive of this size can contain"
         elif member.kind == "file":
             files[path] = member
             continue
         else:
             folders.append(path)
             continue
-        raise DownloadError(
-            f"{fault}, which is not allowed", file=archive, position=repr(member.name)
-        )
+        raise DownloadError(f"{fault}, which is refused", file=archive, position=repr(member.name))
     for path in (*files, *folders):
         if not files.keys().isdisjoint(path.parents):
             raise DownloadError(
-                "is inside a file, which is not allowed", file=archive, position=repr(str(path))
+                "lies below a file, which is refused", file=archive, position=repr(str(path))
             )
     return files, folders
 
@@ -215,14 +206,12 @@ def _write(archive: Path, member: _Member, path: Path, advance: Callable[[int], 
             advance(len(chunk))
     if left:
         raise DownloadError(
-            "does not have the size that the archive states",
-            file=archive,
-            position=repr(member.name),
+            "does not have the size that the archive says", file=archive, position=repr(member.name)
         )
 
 
 def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """Yields (source, target) of each move. A folder that is not in the target moves as a whole."""
+    """Yields sources and targets: whole folders if the target has none of that name."""
     for path in sorted(source.iterdir(), key=lambda path: (path.name in _LAST, path.name)):
         place = target / path.name
         if not os.path.lexists(place):
