@@ -5,6 +5,10 @@ ratio r of width to height, and beside that of ratio 1 a square of scale sqrt(m 
 listed row by row, and the boxes of one in the order of its level's ratios: that is Caffe's and
 ssd_keras's order, so that published weights fit. Caffe clips nothing: boxes may reach beyond the
 image (`ssd_pascal.py:328`).
+
+Every number is rounded to float32 where Caffe stores one, so that its tables are Caffe's bit for
+bit, and equal overlaps stay equal. Unqualified `sqrt` is the double one, as with the compilers of
+2016 (gcc before 6), when the published networks were trained.
 """
 
 import math
@@ -48,6 +52,8 @@ class Level(NamedTuple):
     def shapes_px(self, *, whole_scales: bool) -> list[tuple[float, float]]:
         """Returns (width, height) of a cell's boxes, in order (`prior_box_layer.cpp:119-219`).
 
+        The lengths and the square roots are of double precision; ratios are float32, as in Caffe.
+
         Args:
             whole_scales: The scales are cut to whole pixels as in Caffe
                 (`prior_box_layer.cpp:149,163`), and not as in the ports. That alters nothing for
@@ -59,7 +65,8 @@ class Level(NamedTuple):
         middle = math.sqrt(m * maximum)
         shapes = []
         for ratio in self.ratios:
-            root = math.sqrt(ratio)
+            # On the CPU also while a network is described without numbers, on the meta device.
+            root = math.sqrt(torch.tensor(ratio, dtype=torch.float32, device="cpu").item())
             shapes.append((m * root, m / root))
             if ratio == 1:
                 shapes.append((middle, middle))
@@ -148,8 +155,10 @@ def default_boxes(
             ),
             indexing="ij",
         )
-        centre = torch.stack([x, y], dim=-1).reshape(-1, 1, 2)
-        sides = torch.tensor(level.shapes_px(whole_scales=whole_scales), dtype=torch.float64)
+        # Caffe keeps centres and sides in float32, and computes the corners in double precision.
+        centre = torch.stack([x, y], dim=-1).reshape(-1, 1, 2).float().double()
+        shapes = torch.tensor(level.shapes_px(whole_scales=whole_scales), dtype=torch.float64)
+        sides = shapes.float().double()
         if clip == "centre":
             centre = torch.minimum(centre, size)
         if clip in ("centre", "sides"):
