@@ -120,6 +120,15 @@ class OptimizerConfig:
     """Parts a batch is worked through in, to save memory. The sum is that of the whole batch,
     but batch normalisation sees the parts."""
 
+    accumulate_normaliser: Literal["batch", "part"] = "batch"
+    """What the loss of a part is divided by: the matched boxes of the whole batch, or its own, as
+    Caffe's iter_size does. Then the parts' losses are averaged (`sgd_solver.cpp:90-105`)."""
+
+    l2norm_gradient: Literal["exact", "caffe"] = "exact"
+    """The gradient through the L2 normalisation of VGG networks. exact: the derivative. caffe: the
+    formula of Caffe, which differs from it once the scales differ (`normalize_layer.cpp:135-231`).
+    """
+
     ema_decay: float = 0.0
     """Decay of the moving average of the weights that is evaluated and kept; 0: no average."""
 
