@@ -1,6 +1,7 @@
-# The README's two commands. Both make a virtual environment in .venv; PYTHON chooses the Python.
+# The README's two commands. Both make a virtual environment in .venv. PYTHON=python3.13 chooses
+# another Python, which gets an environment of its own: .venv-python3.13.
 PYTHON ?= python3
-VENV ?= .venv
+VENV ?= .venv$(patsubst %,-%,$(subst /,-,$(filter-out python3,$(PYTHON))))
 BIN := $(VENV)/bin
 
 # Seconds for each target of `make fuzz`; TARGETS chooses some.

@@ -20,9 +20,10 @@ import cv2
 import torch
 from photographs import CLASSES, HEIGHT_PX, WIDTH_PX, draw_photographs
 
-from multibox.build import new_network
+from multibox.build import matcher, new_network
 from multibox.commands.bench.bench import Part, bench
 from multibox.config import Config
+from multibox.data.collate import Match
 from multibox.data.device.batches import ResidentExamples, load, resident_batches
 from multibox.data.device.plan import join_plans, plan
 from multibox.data.device.render import render
@@ -135,12 +136,14 @@ def train(
 ) -> dict[str, Any]:
     """Returns the figures of training on augmented images, at a rate that moves nothing."""
     device, size = resident.pixels.device, config.run.batch_size
-    learner = Learner(new_network(config, CLASSES), config, Processes(0, 1, device))
+    network = new_network(config, CLASSES)
+    match = matcher(network, difficult=config.data.train_difficult)
+    learner = Learner(network, config, Processes(0, 1, device))
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     steps, waited, start = 0, 0.0, 0.0
-    with closing(_batches(pipeline, resident, size, options.workers)) as line:
+    with closing(_batches(pipeline, resident, match, size, options.workers)) as line:
         for number in range(1 << 30):
             if number == options.warmup:
                 start, steps, waited = time.monotonic(), 0, 0.0
@@ -169,12 +172,14 @@ def train(
     }
 
 
-def _batches(pipeline: str, resident: ResidentExamples, size: int, workers: int) -> Iterator[Batch]:
+def _batches(
+    pipeline: str, resident: ResidentExamples, match: Match, size: int, workers: int
+) -> Iterator[Batch]:
     numbers = training_numbers(range(1 << 30), batch_size=size, rank=0, world_size=1)
     if pipeline == "cuda":
-        return resident_batches(resident, numbers, workers=workers)
+        return resident_batches(resident, numbers, workers=workers, match=match)
     pin = resident.pixels.device.type == "cuda"
-    return batches(resident.examples, numbers, workers=workers, pin_memory=pin)
+    return batches(resident.examples, numbers, workers=workers, pin_memory=pin, match=match)
 
 
 def agreement(resident: ResidentExamples, count: int = 16) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multibox.build import Architecture
+from multibox.build import Architecture, matcher
 from multibox.rng import stream
 from multibox.ssd.coding import Variances
 from multibox.ssd.default_boxes import Level
@@ -59,20 +59,23 @@ def tiny_network(seed: int = 0, num_classes: int = 2) -> SSD:
 
 
 def batch(size: int, *, seed: int = 0, objects: Sequence[int] | None = None) -> Batch:
-    """Random images with up to three random objects each."""
+    """Random images with up to three random objects each, matched as for `tiny_network`."""
     rng = stream(seed, "batch")
     counts = objects if objects is not None else rng.integers(1, 4, size).tolist()
     low = rng.uniform(0, 0.6, (size, 3, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.1, 0.4, (size, 3, 2))], axis=2)
     valid = torch.arange(3) < torch.tensor(list(counts)).unsqueeze(1)
+    images = torch.from_numpy(rng.integers(0, 256, (size, 3, SIDE, SIDE), dtype="uint8"))
+    targets = Targets(
+        torch.from_numpy(boxes.astype("float32")),
+        torch.from_numpy(rng.integers(0, 2, (size, 3))),
+        torch.zeros(size, 3, dtype=torch.bool),
+        valid,
+    )
     return Batch(
-        torch.from_numpy(rng.integers(0, 256, (size, 3, SIDE, SIDE), dtype="uint8")),
-        Targets(
-            torch.from_numpy(boxes.astype("float32")),
-            torch.from_numpy(rng.integers(0, 2, (size, 3))),
-            torch.zeros(size, 3, dtype=torch.bool),
-            valid,
-        ),
+        images,
+        targets,
+        matcher(tiny_network(), difficult=True)(targets),
         torch.arange(size),
         torch.arange(size),
     )

@@ -15,6 +15,7 @@ from torch._dynamo.exc import TorchDynamoException
 from multibox.config import Config, OptimizerConfig
 from multibox.data.dataset import Dataset, require_objects
 from multibox.data.formats.layouts import read_dataset
+from multibox.data.pipeline import without_difficult
 from multibox.errors import ConfigError
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.lite import Lite
@@ -30,8 +31,9 @@ from multibox.ssd.default_boxes import (
     Level,
     default_boxes,
 )
+from multibox.ssd.matching import match
 from multibox.ssd.network import CAFFE, SSD, Scales, Traits, initialise, parameter_groups
-from multibox.structures import Output
+from multibox.structures import Matches, Output, Targets
 
 
 class Architecture(NamedTuple):
@@ -154,6 +156,22 @@ def _chosen_network(config: Config, num_classes: int) -> SSD:
         if isinstance(module, L2Norm):
             module.gradient = config.optimizer.l2norm_gradient
     return network
+
+
+def matcher(network: SSD, *, difficult: bool) -> Callable[[Targets], Matches]:
+    """Returns what matches the default boxes of a network to the objects of a batch, on the CPU.
+
+    Args:
+        network: On any device.
+        difficult: Whether difficult objects are matched.
+    """
+    default_boxes = network.default_boxes.cpu()
+
+    def matched(targets: Targets) -> Matches:
+        kept = targets if difficult else without_difficult(targets)
+        return match(default_boxes, kept, network.variances)
+
+    return matched
 
 
 def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

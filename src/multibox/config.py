@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from multibox.errors import ConfigError
 
-FORMAT = 1
+FORMAT = 2
 """Of `config.json`. It rises with every field that is added, so that an older multibox says what is
 wrong. Files of before the number are of format 1.
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from multibox.build import matcher
+from multibox.data.collate import Match, unmatched
 from multibox.data.dataset import Annotation, Dataset
-from multibox.data.pipeline import PlainExamples, batches, without_difficult
+from multibox.data.pipeline import PlainExamples, batches
 from multibox.data.workers import OnLoss, unsaid
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import by_class_in_pixels
@@ -16,7 +18,6 @@ from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, averag
 from multibox.precision import in_precision
 from multibox.processes.distributed import Processes, gather, total
 from multibox.ssd.loss import multibox_loss
-from multibox.ssd.matching import match
 from multibox.ssd.network import SSD
 from multibox.structures import Batch, Detections, Output
 
@@ -55,7 +56,7 @@ class ValidationLoss(NamedTuple):
 
 
 def _outputs(
-    network: SSD, annotations: Sequence[Annotation], setting: Setting
+    network: SSD, annotations: Sequence[Annotation], setting: Setting, match: Match = unmatched
 ) -> Iterator[tuple[Batch, Output]]:
     """Yields this process's share of the images and what the network says of them."""
     processes = setting.processes
@@ -67,6 +68,7 @@ def _outputs(
         [list(numbers[i : i + size]) for i in range(0, len(numbers), size)],
         workers=setting.workers,
         pin_memory=processes.device.type == "cuda",
+        match=match,
         on_loss=setting.on_loss,
     )
     for batch in loaded:
@@ -80,9 +82,9 @@ def validation_loss(network: SSD, dataset: Dataset, setting: Setting) -> Validat
     device = setting.processes.device
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     one = torch.ones((), device=device)
-    for batch, output in _outputs(network, dataset.annotations, setting):
-        targets = without_difficult(batch.targets.to(device))
-        matches = match(network.default_boxes, targets, network.variances)
+    match = matcher(network, difficult=False)
+    for batch, output in _outputs(network, dataset.annotations, setting, match):
+        matches = batch.matches.to(device)
         losses = multibox_loss(output, matches, one)
         positives = (matches.classes > 0).sum()
         sums += torch.stack([losses.confidence, losses.localization, positives]).double()
@@ -115,11 +117,17 @@ def objects_by_class(dataset: Dataset) -> dict[str, ClassObjects]:
     labels = np.concatenate([annotation.labels for annotation in annotations])
     boxes_px = np.concatenate([a.boxes_px for a in annotations]).astype(np.float64)
     difficult = np.concatenate([annotation.difficult for annotation in annotations])
-    found = {}
-    for label, name in enumerate(dataset.classes):
-        of_class = labels == label
-        found[name] = ClassObjects(images[of_class], boxes_px[of_class], difficult[of_class])
-    return found
+    areas_px2 = (boxes_px[:, 2:] - boxes_px[:, :2]).prod(axis=1)
+    stated = np.repeat([a.areas_px2 is not None for a in annotations], counts)
+    if stated.any():
+        areas_px2[stated] = np.concatenate(
+            [a.areas_px2 for a in annotations if a.areas_px2 is not None]
+        )
+    columns = images, boxes_px, difficult, areas_px2
+    return {
+        name: ClassObjects(*(column[labels == label] for column in columns))
+        for label, name in enumerate(dataset.classes)
+    }
 
 
 def detections_by_class(

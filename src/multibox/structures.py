@@ -1,12 +1,16 @@
 """The named tuples of tensors that pass between the parts. Shape letters are ARCHITECTURE.md's.
 
-B batch, K default boxes, M objects of the fullest image, N detections, C classes.
+B batch, K default boxes, M objects of the fullest image, P matched default boxes
+of the image with the most, N detections, C classes.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+MEAN_RGB = (123.0, 117.0, 104.0)
+"""Caffe's mean colour (`ssd_pascal.py:177, 204-207`), there in the order blue, green, red."""
 
 
 class Targets(NamedTuple):
@@ -24,9 +28,26 @@ class Targets(NamedTuple):
     difficult: Tensor
     valid: Tensor
 
-    def to(self, device: torch.device) -> "Targets":
-        """Returns the same targets on a device."""
-        return Targets(*(field.to(device, non_blocking=True) for field in self))
+
+class Matches(NamedTuple):
+    """What the matched default boxes (positives) of a batch are to predict, padded to the most.
+
+    All other default boxes are to predict the background.
+
+    Attributes:
+        boxes: int64 (B, P), 0..K-1, ascending: the places of the matched default boxes; 0 where
+            padded.
+        classes: int64 (B, P): 1 + the label of the matched object; 0 where padded.
+        offsets: float32 (B, P, 4): towards the matched object; zeros where padded.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    offsets: Tensor
+
+    def to(self, device: torch.device) -> "Matches":
+        """Returns the same matches on a device."""
+        return Matches(*(field.to(device, non_blocking=True) for field in self))
 
 
 class Batch(NamedTuple):
@@ -35,12 +56,14 @@ class Batch(NamedTuple):
     Attributes:
         images: uint8 (B, 3, H, W), RGB.
         targets: The objects of these images.
+        matches: What the network is to say of these images.
         samples: int64 (B,), the sample numbers.
         indices: int64 (B,), the images' places in the dataset.
     """
 
     images: Tensor
     targets: Targets
+    matches: Matches
     samples: Tensor
     indices: Tensor
 
@@ -55,18 +78,6 @@ class Output(NamedTuple):
 
     offsets: Tensor
     logits: Tensor
-
-
-class Matches(NamedTuple):
-    """What every default box is to predict.
-
-    Attributes:
-        offsets: float32 (B, K, 4): towards the matched object; zeros where unmatched.
-        classes: int64 (B, K): 0 where unmatched (background), else 1 + the object's label.
-    """
-
-    offsets: Tensor
-    classes: Tensor
 
 
 class Losses(NamedTuple):

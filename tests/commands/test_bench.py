@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import simplejpeg
 import torch
-from tiny import TINY
+from tiny import TINY, tiny_network
 
 from multibox import build
 from multibox.cli.main import main
@@ -129,8 +129,9 @@ def test_an_option_that_a_part_makes_no_use_of_is_refused(
 
 
 def test_the_random_batch_is_sound() -> None:
-    batch = random_batch(3, (30, 40))
-    assert batch.images.shape == (3, 3, 30, 40)
+    batch = random_batch(3, tiny_network())
+    assert batch.images.shape == (3, 3, 64, 64)
+    assert (batch.matches.classes > 0).any(dim=1).all()
     boxes = batch.targets.boxes
     assert torch.all(boxes[..., :2] < boxes[..., 2:])
     assert torch.all((boxes >= 0) & (boxes <= 1))

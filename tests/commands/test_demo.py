@@ -11,9 +11,7 @@ import simplejpeg
 from defusedxml.ElementTree import parse
 
 from multibox.commands.demo import dataset as drawn
-from multibox.commands.demo import scenes as drawn_scenes
-from multibox.commands.demo.dataset import CLASSES, Placed, draw_dataset, draw_scene
-from multibox.commands.demo.scenes import Sprite
+from multibox.commands.demo.dataset import CLASSES, Thing, draw_dataset, draw_scene
 from multibox.errors import ConfigError, StorageError
 from multibox.rng import stream
 
@@ -110,13 +108,13 @@ def test_boxes_are_exactly_what_the_object_covers(monkeypatch):
     monkeypatch.setattr(drawn, "OBJECTS", (1, 1))
     monkeypatch.setattr(drawn, "CLUTTER", (0, 0))
     monkeypatch.setattr(drawn, "CUT", 0.5)
-    monkeypatch.setattr(drawn_scenes, "photograph", lambda _rng, image: image)
+    monkeypatch.setattr(drawn, "photograph", lambda _rng, image: image)
     truncated = 0
     for number in range(60):
         scenes = []
         for ground in (0, 255):
             monkeypatch.setattr(
-                drawn_scenes,
+                drawn,
                 "paint_background",
                 lambda _rng, width, height, ground=ground: np.full(
                     (height, width, 3), ground, dtype=np.uint8
@@ -126,8 +124,12 @@ def test_boxes_are_exactly_what_the_object_covers(monkeypatch):
         (over_black, objects), (over_white, same) = scenes
         assert objects == same
         uncovered = over_white[..., 0].astype(int) - over_black[..., 0]
-        ys, xs = np.nonzero(255 - uncovered >= 128)
-        assert objects[0].box_px == (xs.min() + 1, ys.min() + 1, xs.max() + 1, ys.max() + 1)
+        boxes = []
+        # Half of a pixel, give or take how often OpenCV rounds.
+        for least in (131, 125):
+            ys, xs = np.nonzero(255 - uncovered >= least)
+            boxes.append((xs.min() + 1, ys.min() + 1, xs.max() + 1, ys.max() + 1))
+        assert objects[0].box_px in boxes
         at_edge = xs.min() == 0 or ys.min() == 0
         at_edge |= xs.max() == over_black.shape[1] - 1 or ys.max() == over_black.shape[0] - 1
         assert at_edge or not objects[0].truncated
@@ -135,39 +137,44 @@ def test_boxes_are_exactly_what_the_object_covers(monkeypatch):
     assert 5 < truncated < 55
 
 
-def _square(x: int, y: int, side: int = 40) -> Placed:
-    coverage = np.full((side, side), 255, dtype=np.uint8)
-    return Placed("star", Sprite(np.zeros((side, side, 3), np.uint8), coverage), x, y, tiny=False)
+def _draw_squares(monkeypatch, *squares: tuple[int, int, int]) -> list[drawn.Drawn]:
+    """Draws opaque squares from front to back, each given by its corner and its side."""
+    things = []
+    for x, y, side in squares:
+        corners = np.array([[0, 0], [side - 1, 0], [side - 1, side - 1], [0, side - 1]], float)
+        place, extent = np.array([x, y], float), np.full(2, float(side))
+        things.append(Thing("star", place, extent, 0, [corners], [(0.0,) * 3] * 2))
+    monkeypatch.setattr(drawn, "OBJECTS", (len(things), len(things)))
+    monkeypatch.setattr(drawn, "place_thing", lambda *_: things.pop(0))
+    return draw_scene(stream(0, "squares"), empty_share=0.0)[1]
 
 
 @pytest.mark.parametrize(
     ("hidden_columns", "kept", "difficult"),
     [(20, True, False), (23, True, False), (26, True, True), (35, True, True), (37, False, True)],
 )
-def test_hidden_objects_are_difficult_or_left_out(hidden_columns, kept, difficult):
-    back, front = _square(100, 50), _square(100 + 40 - hidden_columns, 50)
-    things, objects = drawn._visible([back, front], 300, 200)
-    assert [thing.x for thing in things] == ([100] if kept else []) + [front.x]
-    assert objects[-1].box_px == (front.x + 1, 51, front.x + 40, 90)
-    assert not objects[-1].difficult
-    if kept:
-        assert objects[0].box_px == (101, 51, 140, 90)
-        assert objects[0].difficult is difficult
+def test_hidden_objects_are_difficult_or_left_out(monkeypatch, hidden_columns, kept, difficult):
+    left = 100 + 40 - hidden_columns
+    front, *back = _draw_squares(monkeypatch, (left, 50, 40), (100, 50, 40))
+    assert front == ("star", (left + 1, 51, left + 40, 90), False, False)
+    assert back == ([("star", (101, 51, 140, 90), False, difficult)] if kept else [])
 
 
-def test_what_is_left_out_hides_nothing():
+def test_what_is_left_out_hides_nothing(monkeypatch):
     """Of the back, 0.41 is seen behind the front, but 0.36 behind the front and the middle."""
-    back, middle, front = _square(95, 44, 52), _square(100, 50), _square(103, 50)
-    things, objects = drawn._visible([back, middle, front], 300, 200)
-    assert [thing.x for thing in things] == [95, 103]
+    squares = ((103, 50, 40), (100, 50, 40), (95, 44, 52))
+    objects = _draw_squares(monkeypatch, *squares)
+    assert [found.box_px[0] for found in objects] == [104, 96]
     assert not any(found.difficult for found in objects)
 
 
-def test_tiny_objects_are_difficult(monkeypatch):
-    monkeypatch.setattr(drawn, "TINY", 1.0)
-    _, objects = draw_scene(stream(0, "tiny", 0), empty_share=0.0)
-    assert objects
-    assert all(found.difficult for found in objects)
+def test_what_the_frame_cuts_is_truncated_and_its_box_ends_at_the_frame(monkeypatch):
+    monkeypatch.setattr(drawn, "SIDE_PX", (300, 300))
+    objects = _draw_squares(monkeypatch, (-10, 50, 40), (290, 270, 40))
+    assert objects == [
+        ("star", (1, 51, 30, 90), True, False),
+        ("star", (291, 271, 300, 300), True, True),
+    ]
 
 
 def test_the_same_dataset_is_left_alone(dataset, monkeypatch):

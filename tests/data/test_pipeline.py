@@ -20,7 +20,7 @@ from multibox.data.pipeline import (
 )
 from multibox.data.workers import one_ahead
 from multibox.errors import DataError
-from multibox.structures import Batch
+from multibox.structures import Batch, Matches, Targets
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,20 @@ def examples(folder: Path, seed: int = 0) -> TrainingExamples:
 
 
 def tensors(batch: Batch) -> list[torch.Tensor]:
-    return [batch.images, *batch.targets, batch.samples, batch.indices]
+    return [batch.images, *batch.targets, *batch.matches, batch.samples, batch.indices]
+
+
+def one_each(targets: Targets) -> Matches:
+    """Matches object n of each image to default box n."""
+    boxes = torch.arange(targets.valid.shape[1]) * targets.valid
+    return Matches(boxes, (targets.labels + 1) * targets.valid, 2 * targets.boxes)
 
 
 def load(folder: Path, steps: range, workers: int) -> list[Batch]:
     numbers = training_numbers(steps, batch_size=4, rank=0, world_size=1)
-    return list(batches(examples(folder), numbers, workers=workers, pin_memory=False))
+    return list(
+        batches(examples(folder), numbers, workers=workers, pin_memory=False, match=one_each)
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -50,6 +58,8 @@ def test_workers_and_the_first_step_alter_nothing(folder: Path, workers: int) ->
     together = load(folder, range(2, 6), workers=workers)
     for one, other in zip(alone[2:], together, strict=True):
         for a, b in zip(tensors(one), tensors(other), strict=True):
+            assert torch.equal(a, b)
+        for a, b in zip(one.matches, one_each(one.targets), strict=True):
             assert torch.equal(a, b)
 
 

@@ -7,8 +7,9 @@ from oracles import caffe_augmentation as caffe
 
 from multibox.config import AugmentationConfig
 from multibox.data.geometry import INTERPOLATIONS, Geometry, draw_geometry, whole_image
-from multibox.data.pixels import MEAN_COLOUR, Colour, distort, draw_colour, render
+from multibox.data.pixels import Colour, distort, draw_colour, render
 from multibox.rng import stream
+from multibox.structures import MEAN_RGB
 
 SIZE = (300, 300)
 EXACT = [kind for kind in INTERPOLATIONS if kind != cv2.INTER_LANCZOS4]
@@ -102,7 +103,7 @@ def test_an_expanded_image_lies_where_caffe_puts_it():
     image = np.full((375, 500, 3), 255, np.uint8)
     for geometry in draws("gravity", 20, AugmentationConfig(expand_probability=1.0, crop=False)):
         weights = [
-            picture.astype(float).mean(axis=-1) - np.mean(MEAN_COLOUR)
+            picture.astype(float).mean(axis=-1) - np.mean(MEAN_RGB)
             for picture in (render(image, geometry, None, SIZE), unfused(image, geometry, None))
         ]
         for axis in (0, 1):
@@ -160,16 +161,16 @@ def test_the_mean_colour_outside_is_not_distorted():
     found = render(scene(), geometry, Colour(brightness=32.0, contrast=1.5), SIZE)
     outside = np.ones(SIZE, bool)
     outside[99:201, 99:201] = False
-    assert (found[outside] == MEAN_COLOUR).all()
+    assert (found[outside] == MEAN_RGB).all()
     assert found[100:200, 100:200].mean() > scene().mean() + 32
-    assert MEAN_COLOUR == caffe.MEAN_RGB
+    assert MEAN_RGB == caffe.MEAN_RGB
 
 
 def test_a_crop_that_misses_the_image_is_of_the_mean_colour():
     for crop_px in [(500, 0, 700, 100), (-90, 0, 0, 375), (0, 375, 10, 999), (-50, -50, -10, -5)]:
         found = render(scene(), Geometry(crop_px, cv2.INTER_CUBIC, True), Colour(9.0), (50, 40))
         assert found.shape == (50, 40, 3)
-        assert (found == MEAN_COLOUR).all()
+        assert (found == MEAN_RGB).all()
 
 
 def test_any_crop_of_any_image_is_rendered():

@@ -29,13 +29,6 @@ HALF = len(BODY) // 2
 Answer = Callable[[Request], None]
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-
-
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "file.tar"

@@ -67,6 +67,8 @@ def assert_pycocotools_agrees(problem: Problem) -> CocoResult:
             name: listed(voc_ap.Object, found.images, found.boxes_px, found.difficult)
             for name, found in objects.items()
         },
+        areas={n: o.areas_px2.tolist() for n, o in objects.items() if o.areas_px2 is not None}
+        or None,
     )
     assert result.by_class == pytest.approx(by_class, abs=1e-12, rel=0, nan_ok=True)
     ours = {name: getattr(result, name) for name in summary}
@@ -86,6 +88,20 @@ def test_agrees_with_pycocotools(seed, kind):
     assert result.by_class["undetected"] == 0
     assert math.isnan(result.by_class["crowds"])
     assert math.isnan(result.by_class["never"])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_sizes_go_by_the_annotated_areas(seed):
+    """Areas of masks are below those of boxes, on the borders of small and large among others."""
+    detections, objects = random_problem(seed, "borders")
+    plain = evaluate_coco(detections, objects)
+    rng = np.random.default_rng(seed)
+    for name, found in objects.items():
+        sides = found.boxes_px[:, 2:] - found.boxes_px[:, :2]
+        shares = rng.choice([0.2, 0.6, 0.9, 1.0], len(sides))
+        objects[name] = found._replace(areas_px2=sides.prod(axis=1) * shares)
+    result = assert_pycocotools_agrees((detections, objects))
+    assert (result.small, result.medium) != (plain.small, plain.medium)
 
 
 def test_agrees_with_pycocotools_beyond_100_detections_of_an_image():

@@ -1,6 +1,7 @@
 """What every case of every fuzz target is held to, besides the target's own claims."""
 
 import contextlib
+import logging
 import resource
 import sys
 import time
@@ -69,6 +70,10 @@ def run_case(run: Run, data: bytes, folder: Path, *, extra_bytes: int = MAX_EXTR
     _forget_peak()
     before, started = _peak_bytes(), time.process_time()
     accepted, finding = False, None
+    # The command line has no handler for what libraries log. pytest has one that formats
+    # tracebacks. Python 3.13 compiles the lines of a traceback; if a line alone is no valid syntax,
+    # the compiler tries to open a file named "<unknown>".
+    logging.disable()
     _seen = seen = []
     try:
         with warnings.catch_warnings():
@@ -81,6 +86,7 @@ def run_case(run: Run, data: bytes, folder: Path, *, extra_bytes: int = MAX_EXTR
         finding = f"{type(error).__name__}: {str(error)[:200]} {_place(error)}"
     finally:
         _seen = None
+        logging.disable(logging.NOTSET)
     seconds, extra = time.process_time() - started, _peak_bytes() - before
     elsewhere = [event for event in seen if not _may_be_opened(event, folder)]
     if finding:

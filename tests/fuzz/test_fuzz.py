@@ -4,6 +4,7 @@ What each case is held to is in `guard.py` and at the end of each target.
 """
 
 import contextlib
+import logging
 import mmap
 import socket
 import tempfile
@@ -115,6 +116,23 @@ def test_what_must_not_be_is_found(run: object, what: str, folder: Path) -> None
     tally = sweep(Target("x", run, quick=1), range(1, 2), folder)
     (finding,) = tally.findings
     assert finding.startswith(what) or what in finding
+
+
+def test_what_a_library_logs_is_formatted_by_nobody(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on the command line; formatting it may open files."""
+
+    def logs(_: Choices, __: Path) -> None:
+        try:
+            raise KeyError("x")
+        except KeyError:
+            logging.getLogger("library").exception("x")
+
+    assert run_case(logs, b"", folder).finding is None
+    assert not caplog.records
+    logging.getLogger("library").warning("after it")
+    assert caplog.messages == ["after it"]
 
 
 def test_a_case_is_the_same_again(folder: Path) -> None:

@@ -17,15 +17,19 @@ def average_precisions(
     detections: Mapping[str, Sequence[Detection]],
     objects: Mapping[str, Sequence[Object]],
     recall_thresholds: Sequence[float] | None = None,
+    areas: Mapping[str, Sequence[float]] | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The first six lines of the summary, and AP@[.5:.95] by class; NaN where it says -1.
 
-    Difficult objects are crowds. The recall thresholds are the library's where none are given.
+    Difficult objects are crowds. Areas are those of the boxes where none are given. The recall
+    thresholds are the library's where none are given.
     """
     truth, found = [], []
     for category, name in enumerate(objects, start=1):
-        for item in objects[name]:
+        for place, item in enumerate(objects[name]):
             common = _annotation(item.image, category, item.box, len(truth) + 1)
+            if areas is not None:
+                common["area"] = areas[name][place]
             truth.append({**common, "iscrowd": int(item.difficult)})
         for item in detections[name]:
             common = _annotation(item.image, category, item.box, len(found) + 1)

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from oracles import matching as oracle
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from multibox.boxes import pairwise_iou, to_xyxy
 from multibox.ssd import matching
@@ -45,6 +44,32 @@ def targets(images: list[list[Object]]) -> Targets:
             padded.labels[image, number] = label
             padded.valid[image, number] = True
     return padded
+
+
+def by_box(matches: Matches, num_boxes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What every default box is to predict: classes (B, K), offsets (B, K, 4)."""
+    batch = len(matches.classes)
+    classes = torch.zeros(batch, num_boxes, dtype=torch.int64)
+    offsets = torch.zeros(batch, num_boxes, 4)
+    for image, found in enumerate(matches.classes > 0):
+        places = matches.boxes[image, found]
+        assert torch.all(places.diff() > 0)
+        classes[image, places] = matches.classes[image, found]
+        offsets[image, places] = matches.offsets[image, found]
+        for field in matches:
+            assert not field[image, ~found].any()
+    return classes, offsets
+
+
+def objects_by_box(
+    table: torch.Tensor, boxes: torch.Tensor, valid: torch.Tensor
+) -> list[list[int]]:
+    """The object of every default box, -1 for none."""
+    image, column = valid.nonzero(as_tuple=True)
+    places, items = match_boxes(table, boxes[image, column], image)
+    found = torch.full((len(valid), len(table)), -1)
+    found[image[items], places] = column[items]
+    return found.tolist()
 
 
 def by_oracle(overlaps: torch.Tensor) -> list[int]:
@@ -85,17 +110,21 @@ def golden_targets(golden: Golden) -> Targets:
 
 
 @pytest.fixture(scope="module")
-def golden_matches(ssd300: torch.Tensor, golden_targets: Targets) -> Matches:
-    return match(ssd300, golden_targets)
+def golden_matches(
+    ssd300: torch.Tensor, golden_targets: Targets
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return by_box(match(ssd300, golden_targets), len(ssd300))
 
 
 @pytest.mark.parametrize("image", range(25))
-def test_ssd_keras_matches_the_same(golden: Golden, golden_matches: Matches, image: int) -> None:
+def test_ssd_keras_matches_the_same(
+    golden: Golden, golden_matches: tuple[torch.Tensor, torch.Tensor], image: int
+) -> None:
     """Equal but for the box that an object gets by force where several overlap it equally.
 
     Which of those is ahead is decided by rounding, in ssd_keras as in Caffe.
     """
-    classes, offsets = golden_matches.classes[image].numpy(), golden_matches.offsets[image].numpy()
+    classes, offsets = (field[image].numpy() for field in golden_matches)
     ours, theirs = classes.nonzero()[0], golden.positions[image]
     common, _, among_theirs = np.intersect1d(ours, theirs, return_indices=True)
     assert np.array_equal(classes[common], golden.classes[image][among_theirs])
@@ -127,16 +156,16 @@ def test_oracle_matches_the_same_at_full_size(
     ssd300: torch.Tensor, golden_targets: Targets
 ) -> None:
     boxes, valid = golden_targets.boxes, golden_targets.valid
-    found = match_boxes(ssd300, boxes, valid)
+    found = objects_by_box(ssd300, boxes, valid)
     for image in range(0, 25, 6):
         expected = by_oracle(pairwise_iou(boxes[image, valid[image]], ssd300))
-        assert found[image].tolist() == expected
+        assert found[image] == expected
 
 
 # --- the rules, on tables of overlaps
 
 
-def match_table(overlaps: torch.Tensor, pairs_at_a_time: int = 2**20) -> torch.Tensor:
+def match_table(overlaps: torch.Tensor, pairs_at_a_time: int = 2**20) -> list[list[int]]:
     """What is matched where the overlaps of B images, M objects and K boxes are given."""
     batch, num_objects, num_boxes = overlaps.shape
     addresses = torch.zeros(batch, num_objects, 4)
@@ -151,11 +180,11 @@ def match_table(overlaps: torch.Tensor, pairs_at_a_time: int = 2**20) -> torch.T
         mock.patch.object(matching.bx, "pairwise_iou", look_up),
         mock.patch.object(matching, "_PAIRS_AT_A_TIME", pairs_at_a_time),
     ):
-        return match_boxes(torch.zeros(num_boxes, 4), addresses, valid)
+        return objects_by_box(torch.zeros(num_boxes, 4), addresses, valid)
 
 
 def matched(overlaps: list[list[float]]) -> list[int]:
-    return match_table(torch.tensor([overlaps]))[0].tolist()
+    return match_table(torch.tensor([overlaps]))[0]
 
 
 def test_an_object_that_loses_its_best_box_gets_the_next() -> None:
@@ -204,31 +233,7 @@ def test_any_overlaps_are_matched_as_by_the_oracle(
 ) -> None:
     overlaps = torch.tensor(FEW)[torch.from_numpy(values)]
     expected = [by_oracle(image) for image in overlaps]
-    assert match_table(overlaps, pairs_at_a_time).tolist() == expected
-
-
-class Waits(TorchDispatchMode):
-    """Counts what a GPU would be waited for: shapes and numbers that depend on its data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket in (
-            torch.ops.aten.nonzero,
-            torch.ops.aten.masked_select,
-            torch.ops.aten._local_scalar_dense,
-        )
-        return func(*args, **kwargs or {})
-
-
-@pytest.mark.parametrize(("pairs_at_a_time", "waits"), [(3 * 5 * 68, 1), (3 * 2 * 68, 3 + 1)])
-def test_a_gpu_is_waited_for_once_where_all_pairs_fit(pairs_at_a_time: int, waits: int) -> None:
-    images = [[((0.1 * n, 0, 0.1 * n + 0.2, 0.3), n) for n in range(count)] for count in (5, 1, 0)]
-    with mock.patch.object(matching, "_PAIRS_AT_A_TIME", pairs_at_a_time), Waits() as counted:
-        match(TABLE, targets(images))
-    assert counted.count == waits
+    assert match_table(overlaps, pairs_at_a_time) == expected
 
 
 # --- boxes in, classes and offsets out
@@ -245,29 +250,29 @@ crowds = st.tuples(objects, st.integers(1, 3)).map(lambda drawn: drawn[0] * draw
 @settings(deadline=None, max_examples=40)
 @given(st.lists(crowds, min_size=1, max_size=3))
 def test_classes_and_offsets_are_the_oracle_s(images: list[list[Object]]) -> None:
-    found = match(TABLE, targets(images))
+    classes_found, offsets_found = by_box(match(TABLE, targets(images)), len(TABLE))
     for image, content in enumerate(images):
         items = torch.tensor([box for box, _ in content]).reshape(-1, 4)
         expected = by_oracle(pairwise_iou(items, TABLE)) if content else [-1] * len(TABLE)
         classes = [0 if item < 0 else 1 + content[item][1] for item in expected]
-        assert found.classes[image].tolist() == classes
+        assert classes_found[image].tolist() == classes
         offsets = [
             (0.0, 0.0, 0.0, 0.0) if item < 0 else oracle.encode(content[item][0], tuple(default))
             for item, default in zip(expected, TABLE.tolist(), strict=True)
         ]
         torch.testing.assert_close(
-            found.offsets[image], torch.tensor(offsets), rtol=1e-4, atol=1e-4
+            offsets_found[image], torch.tensor(offsets), rtol=1e-4, atol=1e-4
         )
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(crowds, min_size=2, max_size=4))
 def test_a_batch_is_matched_as_its_images_are(images: list[list[Object]]) -> None:
-    together = match(TABLE, targets(images))
+    together = by_box(match(TABLE, targets(images)), len(TABLE))
     for image, content in enumerate(images):
-        alone = match(TABLE, targets([content]))
-        assert torch.equal(together.classes[image], alone.classes[0])
-        assert torch.equal(together.offsets[image], alone.offsets[0])
+        alone = by_box(match(TABLE, targets([content])), len(TABLE))
+        for one, other in zip(together, alone, strict=True):
+            assert torch.equal(one[image], other[0])
 
 
 @settings(deadline=None, max_examples=50)
@@ -278,8 +283,8 @@ def test_objects_that_are_not_valid_are_not_there(
     everything = targets([dropped + kept])
     everything.valid[:, : len(dropped)] = False
     without, expected = match(TABLE, everything), match(TABLE, targets([kept]))
-    assert torch.equal(without.classes, expected.classes)
-    assert torch.equal(without.offsets, expected.offsets)
+    for one, other in zip(without, expected, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("rows", [0, 3])
@@ -291,8 +296,8 @@ def test_a_batch_without_objects_is_all_background(rows: int) -> None:
         torch.zeros(2, rows, dtype=torch.bool),
     )
     found = match(TABLE, empty)
-    assert torch.equal(found.classes, torch.zeros(2, len(TABLE), dtype=torch.int64))
-    assert torch.equal(found.offsets, torch.zeros(2, len(TABLE), 4))
+    assert found.boxes.shape == found.classes.shape == (2, 0)
+    assert found.offsets.shape == (2, 0, 4)
 
 
 def test_difficult_objects_are_matched() -> None:

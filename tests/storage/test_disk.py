@@ -18,9 +18,10 @@ from synthetic_runs import STOPPED, write_run
 from multibox.commands.report import write_report
 from multibox.config import Config
 from multibox.drawing import write_picture
-from multibox.errors import StorageError
-from multibox.evaluation.results import write_results
+from multibox.errors import DataError, StorageError, WeightsError
+from multibox.evaluation.results import read_results, write_results
 from multibox.evaluation.voc import NO_DETECTIONS
+from multibox.reporting.reading import read_record
 from multibox.storage import disk
 from multibox.storage.checkpoint import Checkpoint, load, newest, path_of, prune, save
 from multibox.storage.disk import make_folder, require_room, sync_files
@@ -258,6 +259,36 @@ def another_user(tmp_path: Path) -> Iterator[None]:
         os.seteuid(0)
         for path, mode in zip(opened, modes, strict=True):
             path.chmod(mode)
+
+
+def lists(folder: Path) -> object:
+    return newest(folder / "checkpoints")
+
+
+def reads_a_run(folder: Path) -> object:
+    return read_record(folder)
+
+
+def reads_results(folder: Path) -> object:
+    return read_results(folder, split="t", classes=["cat"], image_ids=["1"])
+
+
+@pytest.mark.parametrize("act", [lists, reads_a_run, reads_results])
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    tmp_path: Path, act: Callable[[Path], object]
+) -> None:
+    run = write_run(tmp_path / "run", STOPPED)
+    for name in ("evaluations", "samples", "checkpoints/step-00000001.bad"):
+        (run / name).mkdir(parents=True, exist_ok=True)
+    write_results(run / "results", {"cat": NO_DETECTIONS}, [], split="t")
+    with Disk(run) as watched, suppress(WeightsError):
+        act(run)
+    numbers = [n for n, (kind, _) in enumerate(watched.calls, start=1) if kind == "list"]
+    for number in numbers:
+        refused = pytest.raises((StorageError, DataError), match="cannot be listed")
+        with Disk(run, Fault(number, errno.EIO)), refused:
+            act(run)
+    assert len(numbers) > 1
 
 
 def test_room_is_asked_for_where_the_folder_would_be(

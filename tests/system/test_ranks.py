@@ -208,7 +208,7 @@ def check_signal(rig: Rig, data: Path, unbroken: Path, tmp_path: Path, trial: in
         for pid in ranks.pids * (whom - 1):
             os.killpg(pid, number)
     assert ranks.wait(LATE) == [128 + number] * 2
-    assert [ranks.said(rank).count("which is saved") for rank in (0, 1)] == [1, 0]
+    assert [ranks.said(rank).count("Stopped and saved") for rank in (0, 1)] == [1, 0]
     assert "Traceback" not in ranks.said(0) + ranks.said(1)
     steps = [{line[0] for line in ranks.trace(rank)} for rank in (0, 1)]
     assert steps[0] == steps[1]
@@ -390,7 +390,7 @@ def test_under_torchrun(
     os.kill(ranks[-1] if number == signal.SIGKILL else agent.pid, number)
     _, said = agent.communicate(timeout=2 * LATE)
     assert left_behind([*ranks, *workers]) == []
-    assert said.count("which is saved") == (number != signal.SIGKILL)
+    assert said.count("Stopped and saved") == (number != signal.SIGKILL)
     assert said.count("has ended without a word") <= 1
     again = start(command, then)
     _, said = again.communicate(timeout=4 * LATE)

@@ -68,7 +68,7 @@ def test_a_signal_saves_the_step_and_the_same_line_goes_on(
         process.send_signal(signal.SIGTERM)
         _, message = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert "which is saved" in message
+    assert "Stopped and saved" in message
     assert train(command) == 0
     assert digests(out) == digests(unbroken[0]) | {
         name: digest for name, digest in digests(out).items() if name.startswith("checkpoints/")

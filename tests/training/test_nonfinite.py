@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from multibox.inference import ValidationLoss
 from rich.console import Console
 from rig import LINES, digests, journal, small_dataset, tiny_config
 from safetensors.torch import load_file
@@ -21,6 +20,7 @@ from multibox import build
 from multibox.commands.train import Request, train
 from multibox.config import Config
 from multibox.errors import NonFiniteError
+from multibox.inference import ValidationLoss
 from multibox.processes.distributed import Processes
 from multibox.rng import stream
 from multibox.structures import Batch

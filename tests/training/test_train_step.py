@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import batch, tiny_network
 
-from multibox.config import Config, DataConfig, OptimizerConfig, RunConfig
+from multibox.build import matcher
+from multibox.config import Config, OptimizerConfig, RunConfig
 from multibox.errors import ConfigError
 from multibox.processes.distributed import Processes
 from multibox.ssd.loss import multibox_loss
@@ -28,7 +29,7 @@ def learner(optimizer: OptimizerConfig = PLAIN, network: SSD | None = None) -> L
 
 def gradients(network: SSD, examples: Batch) -> dict[str, torch.Tensor]:
     """The gradient of the multibox loss, by autograd alone."""
-    matches = match(network.default_boxes, examples.targets, network.variances)
+    matches = examples.matches
     positives = (matches.classes > 0).sum().float().clamp(min=1)
     losses = multibox_loss(network(examples.images), matches, positives)
     names, parameters = zip(*network.named_parameters(), strict=True)
@@ -93,22 +94,15 @@ def test_a_batch_in_parts_is_the_batch(parts: int) -> None:
         torch.testing.assert_close(divided.model()[name], tensor)
 
 
-@pytest.mark.parametrize("train_difficult", [True, False])
-def test_difficult_objects_are_learnt_or_left_out(train_difficult: bool) -> None:
-    examples = batch(8)
-    targets = examples.targets
+@pytest.mark.parametrize("difficult", [True, False])
+def test_difficult_objects_are_matched_or_left_out(difficult: bool) -> None:
+    network, targets = tiny_network(), batch(8).targets
     marked = targets._replace(difficult=targets.valid & (targets.labels == 1))
     alike = {True: targets, False: targets._replace(valid=targets.valid & (targets.labels == 0))}
-    config = Config(
-        network="tiny",
-        data=DataConfig(train_difficult=train_difficult),
-        run=RunConfig(batch_size=8, precision="fp32"),
-    )
-    chosen = Learner(tiny_network(), config, ALONE)
-    losses = chosen.step(examples._replace(targets=marked), lr=0.01, number=0)
+    found = matcher(network, difficult=difficult)(marked)
     for kept, wanted in alike.items():
-        expected = learner().step(examples._replace(targets=wanted), lr=0.01, number=0)
-        assert (losses == expected) == (kept == train_difficult)
+        expected = match(network.default_boxes, wanted, network.variances)
+        assert all(map(torch.equal, found, expected)) == (kept == difficult)
 
 
 def poison_pixel(taught: Learner, value: float) -> Batch:
@@ -251,3 +245,26 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     with pytest.raises(ConfigError, match=r"cannot be compiled here .*compiler.* --compile"):
         compiled().step(batch(8), lr=0.01, number=0)
+
+
+def test_parts_may_be_divided_by_their_own_matches_as_in_caffe() -> None:
+    examples = batch(8, objects=[1, 3, 1, 3, 1, 3, 1, 3])
+    network, twin = tiny_network(), tiny_network()
+    optimizer = replace(PLAIN, momentum=0.0, weight_decay=0.0, accumulate=2)
+    taught = learner(replace(optimizer, accumulate_normaliser="part"), network)
+    taught.step(examples, lr=0.01, number=0)
+    halves = [
+        gradients(twin, Batch(*(rows(field, part) for field in examples))) for part in range(2)
+    ]
+    for name, parameter in network.named_parameters():
+        mean = (halves[0][name] + halves[1][name]) / 2
+        rate = 0.02 if name.endswith("bias") else 0.01
+        before = dict(twin.named_parameters())[name]
+        torch.testing.assert_close(parameter, before - rate * mean)
+
+
+def rows(field: torch.Tensor | tuple, part: int) -> torch.Tensor | tuple:
+    """Every second image, from the first or the second on."""
+    if isinstance(field, torch.Tensor):
+        return field[part::2]
+    return type(field)(*(tensor[part::2] for tensor in field))

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from multibox.build import network_shape, new_network, read_datasets
+from multibox.build import matcher, network_shape, new_network, read_datasets
 from multibox.config import Config, OptimizerConfig, flatten
 from multibox.data.dataset import Dataset
 from multibox.data.decoded import remove_decoded
@@ -119,6 +119,7 @@ def train(request: Request, console: Console) -> None:
                 config,
                 train_set,
                 network.image_size_px,
+                match=matcher(network, difficult=config.data.train_difficult),
                 folder=request.out,
                 processes=processes,
                 console=console,

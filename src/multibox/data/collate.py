@@ -1,7 +1,7 @@
 """From examples, one image each, to a batch."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -9,10 +9,21 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 from multibox.errors import MultiboxError
-from multibox.structures import Batch, Targets
+from multibox.structures import Batch, Matches, Targets
+
+Match: TypeAlias = Callable[[Targets], Matches]
+"""Returns what a network is to say of a batch's images (see `ssd/matching.py`)."""
+
+
+def unmatched(targets: Targets) -> Matches:
+    """Matches nothing, for batches that no loss is computed of."""
+    batch = targets.valid.shape[0]
+    blank = torch.zeros(batch, 0, dtype=torch.int64)
+    return Matches(blank, blank, torch.zeros(batch, 0, 4))
+
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
-"""In place of an example's image, where that is elsewhere."""
+"""Stands in for the image of an example where the pixels are elsewhere, or not yet rendered."""
 
 
 class Example(NamedTuple):
@@ -36,12 +47,15 @@ class Example(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """A batch but for its pixels: the fields of `Batch` and `Targets`, as arrays."""
+    """A batch but for its pixels: the fields of `Targets`, `Matches` and `Batch`, as arrays."""
 
     boxes: Float32[np.ndarray, "B M 4"]
     labels: Int64[np.ndarray, "B M"]
     difficult: Bool[np.ndarray, "B M"]
     valid: Bool[np.ndarray, "B M"]
+    matched: Int64[np.ndarray, "B P"]
+    classes: Int64[np.ndarray, "B P"]
+    offsets: Float32[np.ndarray, "B P 4"]
     samples: Int64[np.ndarray, " B"]
     indices: Int64[np.ndarray, " B"]
 
@@ -55,22 +69,23 @@ class Labels(NamedTuple):
         tensors = [torch.from_numpy(field) for field in self]
         if pin_memory:
             tensors = [tensor.pin_memory() for tensor in tensors]
-        boxes, labels, difficult, valid, samples, indices = tensors
         # Interleaved pixels, seen as (B, 3, H, W), are what PyTorch calls channels_last: no copy.
-        targets = Targets(boxes, labels, difficult, valid)
-        return Batch(images.permute(0, 3, 1, 2), targets, samples, indices)
+        pixels = images.permute(0, 3, 1, 2)
+        return Batch(pixels, Targets(*tensors[:4]), Matches(*tensors[4:7]), *tensors[7:])
 
 
-def collate(examples: Sequence[Example | MultiboxError]) -> Batch | MultiboxError:
+def collate(
+    examples: Sequence[Example | MultiboxError], match: Match = unmatched
+) -> Batch | MultiboxError:
     """Returns the batch of some examples, or the first error among them."""
-    labels = label(examples)
+    labels = label(examples, match)
     if isinstance(labels, MultiboxError):
         return labels
     images = [example.image for example in examples if isinstance(example, Example)]
     return labels.around(torch.from_numpy(np.stack(images)))
 
 
-def label(examples: Sequence[Example | MultiboxError]) -> Labels | MultiboxError:
+def label(examples: Sequence[Example | MultiboxError], match: Match) -> Labels | MultiboxError:
     """Returns the labels of some examples, or the first error among them."""
     sound: list[Example] = []
     for example in examples:
@@ -78,18 +93,24 @@ def label(examples: Sequence[Example | MultiboxError]) -> Labels | MultiboxError
             return example
         sound.append(example)
     size, most = len(sound), max(len(example.labels) for example in sound)
-    found = Labels(
-        np.zeros((size, most, 4), np.float32),
-        np.zeros((size, most), np.int64),
-        np.zeros((size, most), np.bool_),
-        np.zeros((size, most), np.bool_),
-        np.array([example.sample for example in sound], np.int64),
-        np.array([example.place for example in sound], np.int64),
-    )
+    boxes = np.zeros((size, most, 4), np.float32)
+    labels = np.zeros((size, most), np.int64)
+    difficult, valid = np.zeros((2, size, most), np.bool_)
     for row, example in enumerate(sound):
         count = len(example.labels)
-        found.boxes[row, :count] = example.boxes
-        found.labels[row, :count] = example.labels
-        found.difficult[row, :count] = example.difficult
-        found.valid[row, :count] = True
-    return found
+        boxes[row, :count] = example.boxes
+        labels[row, :count] = example.labels
+        difficult[row, :count] = example.difficult
+        valid[row, :count] = True
+    matches = match(Targets(*map(torch.from_numpy, (boxes, labels, difficult, valid))))
+    return Labels(
+        boxes,
+        labels,
+        difficult,
+        valid,
+        matched=matches.boxes.numpy(),
+        classes=matches.classes.numpy(),
+        offsets=matches.offsets.numpy(),
+        samples=np.array([example.sample for example in sound], np.int64),
+        indices=np.array([example.place for example in sound], np.int64),
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from multibox.errors import DataError, one_line
 
@@ -34,6 +34,8 @@ class Annotation:
         labels: 0..C-1.
         difficult: Objects, COCO's crowds among them, that do not count in the average precision;
             whether they are trained on is the configuration's choice.
+        areas_px2: Areas in squared pixels, where the file states them: COCO's, which are those of
+            the masks. None where it states none.
     """
 
     image_id: str
@@ -43,6 +45,7 @@ class Annotation:
     boxes_px: Float32[np.ndarray, "M 4"]
     labels: Int64[np.ndarray, " M"]
     difficult: Bool[np.ndarray, " M"]
+    areas_px2: Float64[np.ndarray, " M"] | None = None
 
     @property
     def boxes(self) -> Float32[np.ndarray, "M 4"]:
@@ -56,11 +59,15 @@ MIN_SIDE_PX = 0.01
 
 
 class Object(NamedTuple):
-    """An object as a reader finds it: its class by name, its corners in pixels."""
+    """An object as a reader finds it: class name, corners in pixels, area in squared pixels.
+
+    The area is None if the file does not state it.
+    """
 
     name: str
     box_px: tuple[float, float, float, float]
     difficult: bool
+    area_px2: float | None = None
 
 
 class Scene(NamedTuple):
@@ -192,6 +199,20 @@ def annotate(scene: Scene, classes: tuple[str, ...]) -> Annotation:
         boxes_px=np.array([item.box_px for item in objects], np.float32).reshape(-1, 4),
         labels=np.array([classes.index(item.name) for item in objects], np.int64),
         difficult=np.array([item.difficult for item in objects], np.bool_),
+        areas_px2=_areas_px2(objects),
+    )
+
+
+def _areas_px2(objects: Sequence[Object]) -> Float64[np.ndarray, " M"] | None:
+    """Returns stated areas, with those of boxes where one is missing; None if all are missing."""
+    if all(item.area_px2 is None for item in objects):
+        return None
+    sides = ((x1 - x0, y1 - y0) for _, (x0, y0, x1, y1), _, _ in objects)
+    return np.array(
+        [
+            width * height if item.area_px2 is None else item.area_px2
+            for item, (width, height) in zip(objects, sides, strict=True)
+        ]
     )
 
 

@@ -9,7 +9,7 @@ import math
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +17,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
-from torch.utils.data import Dataset
 
 from multibox.config import AugmentationConfig
-from multibox.data.collate import NO_PIXELS, Example, Labels, collate, label
+from multibox.data.collate import (
+    NO_PIXELS,
+    Example,
+    Labels,
+    Match,
+    collate,
+    label,
+    unmatched,
+)
 from multibox.data.dataset import Annotation
 from multibox.data.decoded import DecodedImages
 from multibox.data.geometry import Geometry, draw_geometry, whole_image
@@ -51,7 +58,7 @@ class Decision(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TrainingExamples(Dataset[Example | MultiboxError]):
+class TrainingExamples:
     """The endless line of augmented samples.
 
     Attributes:
@@ -114,7 +121,7 @@ class TrainingExamples(Dataset[Example | MultiboxError]):
 
 
 @dataclass(frozen=True)
-class PlainExamples(Dataset[Example | MultiboxError]):
+class PlainExamples:
     """The images of a split, whole and in order: sample n is image n.
 
     Attributes:
@@ -191,6 +198,7 @@ def batches(
     *,
     workers: int,
     pin_memory: bool,
+    match: Match = unmatched,
     on_loss: OnLoss = unsaid,
 ) -> Iterator[Batch]:
     """Yields the batches of lists of sample numbers, none longer than the first.
@@ -200,6 +208,7 @@ def batches(
         numbers: The numbers of each batch.
         workers: Processes that work ahead; 0: this one, on demand.
         pin_memory: Put tensors where a GPU copies them from without waiting.
+        match: Finds the matches, on the CPU, where the batch is made.
         on_loss: Is told why workers are replaced.
 
     Raises:
@@ -209,13 +218,13 @@ def batches(
     if workers == 0:
         return work_ahead(
             examples,
-            collate,
+            partial(collate, match=match),
             numbers,
             workers=0,
             pin_memory=pin_memory,
             files=examples.files,
         )
-    made = _shared_batches(examples, numbers, workers, pin_memory, on_loss)
+    made = _shared_batches(examples, numbers, workers, pin_memory, match, on_loss)
     return one_ahead(made) if pin_memory else made
 
 
@@ -234,7 +243,7 @@ class _Delivery(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Delivering(Dataset[_Delivery | MultiboxError]):
+class _Delivering:
     """Batches whose pixels are left in memory that the processes share.
 
     The same pages serve again and again. Tensors sent from process to process would have new ones
@@ -244,11 +253,13 @@ class _Delivering(Dataset[_Delivery | MultiboxError]):
         examples: Makes the samples.
         memory: The slots, one behind the other.
         slot: The shape of a slot: (B, H, W, 3).
+        match: Finds the matches.
     """
 
     examples: TrainingExamples | PlainExamples
     memory: mmap.mmap
     slot: tuple[int, int, int, int]
+    match: Match
 
     def pixels(self, slot: int) -> UInt8[np.ndarray, "B H W 3"]:
         """Returns the pixels in a slot."""
@@ -264,7 +275,7 @@ class _Delivering(Dataset[_Delivery | MultiboxError]):
                 return example
             row[...] = example.image
             found.append(example._replace(image=NO_PIXELS))
-        labels = label(found)
+        labels = label(found, self.match)
         return labels if isinstance(labels, MultiboxError) else _Delivery(order.slot, labels)
 
 
@@ -273,6 +284,7 @@ def _shared_batches(
     numbers: Iterable[list[int]],
     workers: int,
     pin_memory: bool,
+    match: Match,
     on_loss: OnLoss,
 ) -> Iterator[Batch]:
     queue = iter(numbers)
@@ -283,7 +295,7 @@ def _shared_batches(
     slots = AHEAD * workers + 1
     slot = (len(first), *examples.image_size_px, 3)
     # Of no file system, which may be full; the processes that are forked share it.
-    delivering = _Delivering(examples, mmap.mmap(-1, slots * math.prod(slot)), slot)
+    delivering = _Delivering(examples, mmap.mmap(-1, slots * math.prod(slot)), slot, match)
     orders = ([_Order(place % slots, batch)] for place, batch in enumerate(chain([first], queue)))
     for place, labels in work_ahead(
         delivering,

@@ -23,8 +23,7 @@ from jaxtyping import UInt8
 
 from multibox.config import AugmentationConfig
 from multibox.data.geometry import Geometry
-
-MEAN_COLOUR = (123, 117, 104)  # RGB (`ssd_pascal.py:177, 204-207`)
+from multibox.structures import MEAN_RGB
 
 # `ssd_pascal.py:191-203`.
 BRIGHTNESS_DELTA = 32.0
@@ -82,7 +81,7 @@ def render(
 
     Args:
         image: RGB, as decoded.
-        geometry: Which rectangle to show, and how. Outside the image it has `MEAN_COLOUR`.
+        geometry: Which rectangle to show, and how. Outside the image it has `MEAN_RGB`.
         colour: The distortion of the image, which the mean colour outside does not take part in.
         size: (height, width) of the output.
     """
@@ -91,7 +90,7 @@ def render(
     columns = _lay(x0, x1, image.shape[1], size[1])
     visible = image[rows.visible, columns.visible]
     if not visible.size:
-        return np.full((*size, 3), MEAN_COLOUR, dtype=np.uint8)
+        return np.full((*size, 3), MEAN_RGB, dtype=np.uint8)
     colour = colour or Colour()
     seen_px = rows.seen_px * columns.seen_px
     distort_first = seen_px == 0 or visible.shape[0] * visible.shape[1] <= seen_px
@@ -220,4 +219,4 @@ def _pad(
     """Returns the image with a margin of the mean colour, or itself if the margin is 0 wide."""
     if not any(rows + columns):
         return image
-    return cv2.copyMakeBorder(image, *rows, *columns, cv2.BORDER_CONSTANT, value=MEAN_COLOUR)
+    return cv2.copyMakeBorder(image, *rows, *columns, cv2.BORDER_CONSTANT, value=MEAN_RGB)

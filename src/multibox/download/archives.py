@@ -7,7 +7,6 @@ plausibly holds. Of what it says about owners, permissions and times nothing is 
 
 import filecmp
 import os
-import shutil
 import struct
 import tarfile
 import zipfile
@@ -19,9 +18,11 @@ from pathlib import Path, PurePosixPath
 from stat import S_IFMT, S_ISREG
 from typing import IO, NamedTuple
 
-from rich.filesize import decimal
-
 from multibox.errors import DownloadError, StorageError
+from multibox.storage.disk import require_room
+
+MORE_ROOM = "Free space, or choose a folder on another disk"
+"""The remedy for a full disk."""
 
 _MAX_MEMBERS = 1_000_000
 _MAX_RATIO = 20
@@ -117,21 +118,6 @@ def merge(source: Path, target: Path) -> None:
         ) from None
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Refuses to begin what the disk has no room for.
-
-    Raises:
-        StorageError: Fewer bytes than needed are free.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise StorageError(
-            f"{decimal(needed)} are needed and {decimal(free)} free",
-            file=folder,
-            remedy="Free space, or choose a folder on another disk",
-        )
-
-
 def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:
     for info in opened.infolist():
         # Archives that were not made on Unix have no mode.
@@ -161,7 +147,8 @@ def _unpack(
     advance: Callable[[int], object],
 ) -> dict[str, int]:
     files, folders = _judge(archive, members)
-    require_space(folder.parent, sum(member.size for member in files.values()))
+    size = sum(member.size for member in files.values())
+    require_room(folder.parent, size, purpose=f"the content of {archive.name}", remedy=MORE_ROOM)
     folder.mkdir()
     for path in folders:
         (folder / path).mkdir(parents=True, exist_ok=True)

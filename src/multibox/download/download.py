@@ -22,10 +22,11 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from multibox.download.archives import merge, require_space, unpack
+from multibox.download.archives import MORE_ROOM, merge, unpack
 from multibox.download.fetch import Published, fetch
 from multibox.download.https import POLICY, Policy
 from multibox.errors import ConfigError, StorageError
+from multibox.storage.disk import require_room
 from multibox.storage.lock import RunLock
 from multibox.storage.run_folder import write_json
 
@@ -166,8 +167,9 @@ def _download(
         ]
     except OSError as error:
         raise StorageError(f"cannot be used ({error.strerror})", file=archives) from None
-    # Once as archives, and about as much again unpacked.
-    require_space(out, 2 * sum(published.size for _, published in waiting) - sum(present))
+    # The unpacked files need about as much as the archives.
+    needed = 2 * sum(published.size for _, published in waiting) - sum(present)
+    require_room(out, needed, purpose="archives and unpacked files", remedy=MORE_ROOM)
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -51,13 +51,13 @@ class CocoResult:
     """At an overlap of 0.75."""
 
     small: float
-    """AP@[.5:.95] of objects of at most 32 x 32 pixels."""
+    """AP@[.5:.95] of objects with an area of at most 32 x 32 pixels."""
 
     medium: float
-    """AP@[.5:.95] of objects from 32 x 32 to 96 x 96 pixels."""
+    """AP@[.5:.95] of objects with an area from 32 x 32 to 96 x 96 pixels."""
 
     large: float
-    """AP@[.5:.95] of objects of at least 96 x 96 pixels."""
+    """AP@[.5:.95] of objects with an area of at least 96 x 96 pixels."""
 
     by_class: dict[str, float]
     """AP@[.5:.95] of every class."""
@@ -120,8 +120,10 @@ def _average_precisions(
     detections: ClassDetections, objects: ClassObjects
 ) -> Float64[np.ndarray, " S"]:
     """Returns the average precision of a class in every setting (`COCOeval.accumulate`)."""
-    truth, outside = _coco_boxes(objects.boxes_px), _outside(_coco_boxes(objects.boxes_px).area)
-    ignored = (objects.difficult | outside)[_RANGE]
+    truth = _coco_boxes(objects.boxes_px)
+    # The area of an object is that of its mask, of a detection that of its box.
+    areas = truth.area if objects.areas_px2 is None else objects.areas_px2
+    ignored = (objects.difficult | _outside(areas))[_RANGE]
     # By descending score; equal ones by image, and in an image as they come.
     order = np.lexsort((detections.images, -detections.scores))
     order = order[place_among_equals(detections.images[order]) < MAX_DETECTIONS]

@@ -7,6 +7,7 @@ Caffe writes them (`detection_output_layer.cpp:335-415`) and read as the devkit 
 
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -157,7 +158,7 @@ def read_results(
 def _find(folder: Path, split: str, classes: frozenset[str]) -> dict[str, Path]:
     """Returns the file of each class that has one."""
     infix, paths = f"_det_{split}_", dict[str, Path]()
-    for path in sorted(folder.rglob("*.txt")):
+    for path in _text_files(folder):
         name = path.stem.partition(infix)[2]
         if name in paths:
             raise DataError(
@@ -177,6 +178,27 @@ def _find(folder: Path, split: str, classes: frozenset[str]) -> dict[str, Path]:
             remedy="Check the folder and the name of the image set",
         )
     return paths
+
+
+def _text_files(folder: Path) -> list[Path]:
+    """Returns the text files at any depth, sorted.
+
+    `Path.rglob` would leave out what is below a folder that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise DataError(
+                f"cannot be listed ({error.strerror})",
+                kind="unreadable",
+                file=error.filename,
+                remedy="Check the path and its permissions",
+            )
+
+    walk = os.walk(folder, onerror=refuse)
+    return sorted(
+        Path(place, name) for place, _, names in walk for name in names if name.endswith(".txt")
+    )
 
 
 def _read(path: Path, places: Mapping[str, int]) -> ClassDetections:

@@ -50,7 +50,7 @@ def read_record(folder: Path) -> Record:
     environment = folder / "environment.json"
     journal, timings = folder / "metrics.jsonl", folder / "timings.jsonl"
     lines = _current(_lines(journal), journal)
-    evaluations = sorted((folder / "evaluations").glob("step-*.json"))
+    evaluations = _files_of_steps(folder / "evaluations")
     return Record(
         folder=folder,
         config=config,
@@ -67,6 +67,21 @@ def read_record(folder: Path) -> Record:
             (int(line["step"]) for line in lines if line["kind"] != "rollback"), default=0
         ),
     )
+
+
+def _files_of_steps(folder: Path) -> list[Path]:
+    """Returns the JSON files of a folder in the order of their steps; none if it is absent."""
+    try:
+        # Not `glob`, which takes a folder that cannot be listed for an empty one.
+        return sorted(path for path in folder.iterdir() if path.match("step-*.json"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(
+            f"cannot be listed ({error.strerror})",
+            file=folder,
+            remedy="Check the path and its permissions",
+        ) from None
 
 
 def _load(path: Path) -> Any:
@@ -206,7 +221,7 @@ def _evaluation(value: dict[str, Any]) -> Evaluation:
 
 def _samples(folder: Path) -> list[Sample]:
     """Returns the newest pictures. It does not follow a path that leaves the run folder."""
-    files = sorted((folder / "samples").glob("step-*.json"))
+    files = _files_of_steps(folder / "samples")
     if not files:
         return []
     read = [

@@ -18,23 +18,31 @@ NEGATIVES_PER_POSITIVE = 3
 
 
 def hard_negatives(
-    losses: Float[Tensor, "B K"], classes: Int64[Tensor, "B K"]
-) -> Bool[Tensor, "B K"]:
+    losses: Float[Tensor, "B K"], matches: Matches
+) -> tuple[Int64[Tensor, "B n"], Bool[Tensor, "B n"]]:
     """Returns the unmatched default boxes that count: the least background-like of each image.
 
-    Caffe also asks that a negative overlaps every object by less than 0.5. After matching that
-    holds for all unmatched boxes (`bbox_util.cpp:928-960`).
+    Ties go to the default box that comes first. Caffe also asks that a negative overlaps every
+    object by less than 0.5. After matching that holds for all unmatched boxes
+    (`bbox_util.cpp:928-960`).
 
     Args:
-        losses: The cross-entropy; where unmatched, -ln of the background's probability.
-        classes: 0 where unmatched.
+        losses: -ln of the background's probability; NaN counts as the largest.
+        matches: The matched default boxes.
+
+    Returns:
+        The places of default boxes, and which of them count. The others pad the rows.
     """
-    positive = classes > 0
+    num_boxes, positive = losses.shape[1], matches.classes > 0
+    # Numbers that are not negative are in the order of their bits; the later box has less below.
+    later = torch.arange(num_boxes - 1, -1, -1, device=losses.device)
+    keys = (losses.abs().view(torch.int32).long() << 32) | later
+    # Padding repeats the first match.
+    keys.scatter_(1, torch.where(positive, matches.boxes, matches.boxes[:, :1]), -1)
+    most = min(NEGATIVES_PER_POSITIVE * positive.shape[1], num_boxes)
+    largest, places = keys.topk(most, dim=1)
     count = positive.sum(dim=1, keepdim=True) * NEGATIVES_PER_POSITIVE
-    ranked = losses.masked_fill(positive, -torch.inf)
-    order = ranked.argsort(dim=1, descending=True, stable=True)
-    first = torch.arange(order.shape[1], device=order.device) < count
-    return torch.zeros_like(positive).scatter_(1, order, first).logical_and_(~positive)
+    return places, (torch.arange(most, device=losses.device) < count) & (largest >= 0)
 
 
 def multibox_loss(output: Output, matches: Matches, num_positives: Float[Tensor, ""]) -> Losses:
@@ -45,13 +53,21 @@ def multibox_loss(output: Output, matches: Matches, num_positives: Float[Tensor,
         matches: What it should have said.
         num_positives: N of the whole batch, over all its parts and processes; at least 1.
     """
-    logits, classes = output.logits.float(), matches.classes
-    positive = classes > 0
-    # Of an unmatched box it is -ln of the background's probability.
+    positive = matches.classes > 0
+    with torch.no_grad():
+        background = -output.logits.float().log_softmax(dim=2)[..., 0]
+        negatives, hard = hard_negatives(background, matches)
+    # The gradient has few rows that are not 0.
+    logits = _rows(output.logits, torch.cat([matches.boxes, negatives], dim=1))
+    classes = torch.cat([matches.classes, torch.zeros_like(negatives)], dim=1)
     losses = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none")
-    losses = losses.view_as(classes)
-    selected = hard_negatives(losses.detach(), classes) | positive
-    confidence = (losses * selected).sum()
-    distance = F.smooth_l1_loss(output.offsets.float(), matches.offsets, reduction="none")
+    confidence = (losses * torch.cat([positive, hard], dim=1).flatten()).sum()
+    offsets = _rows(output.offsets, matches.boxes)
+    distance = F.smooth_l1_loss(offsets, matches.offsets, reduction="none")
     localization = (distance * positive.unsqueeze(2)).sum()
     return Losses(confidence / num_positives, localization / num_positives)
+
+
+def _rows(table: Float[Tensor, "B K n"], boxes: Int64[Tensor, "B N"]) -> Float[Tensor, "B N n"]:
+    """Returns what the network says of some default boxes of each image, as float32."""
+    return table.gather(1, boxes.unsqueeze(2).expand(-1, -1, table.shape[2])).float()

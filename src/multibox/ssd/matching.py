@@ -10,7 +10,7 @@ its best default box lose one object where two want the same; here it gets its n
 """
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from multibox import boxes as bx
@@ -21,14 +21,8 @@ OVERLAP_THRESHOLD = 0.5
 MIN_OVERLAP = 1e-6
 """Pairs must overlap by more than this to be matched at all (`bbox_util.cpp:617`)."""
 
-# Relative step by which a later default box is put behind an earlier one of equal IoU. Neighbouring
-# float32 differ by 2^-24 at least, and there are fewer than 2^16 boxes.
-_TIE_STEP = 2.0**-40
-
-_PAIRS_AT_A_TIME = 2**20
-"""On a CPU: larger tables leave its cache."""
-_PAIRS_ON_A_GPU = 2**25
-"""Its launches cost more than its memory: all objects of a VOC batch at once."""
+_PAIRS_AT_A_TIME = 2**18
+"""Larger tables do not fit into the cache of a core."""
 
 
 def match(
@@ -36,118 +30,105 @@ def match(
     targets: Targets,
     variances: Variances = CAFFE_VARIANCES,
 ) -> Matches:
-    """Returns what every default box is to predict for each image of a batch.
+    """Returns what the matched default boxes of each image of a batch are to predict.
 
     Difficult objects are matched like any other (`ssd_pascal.py:269`); a caller who wants them
-    left out clears their `valid`.
+    left out clears their `valid`. The matches of an image do not depend on the other images.
 
     Args:
         default_boxes: xyxy in the unit frame.
         targets: The objects, padded to M per image.
         variances: The network's.
     """
-    if targets.boxes.shape[1] == 0:
-        shape = (targets.boxes.shape[0], default_boxes.shape[0])
-        return Matches(
-            offsets=default_boxes.new_zeros(*shape, 4),
-            classes=torch.zeros(shape, dtype=torch.int64, device=default_boxes.device),
-        )
-    objects = match_boxes(default_boxes, targets.boxes, targets.valid)
-    matched = objects >= 0
-    index = objects.clamp(min=0)
-    # An unmatched default box is encoded against itself, which gives zeros.
-    boxes = targets.boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-    boxes = torch.where(matched.unsqueeze(-1), boxes, default_boxes)
-    classes = targets.labels.gather(1, index).add_(1).mul_(matched)
-    return Matches(encode(boxes, default_boxes, variances), classes)
+    batch = targets.valid.shape[0]
+    image, column = targets.valid.nonzero(as_tuple=True)
+    box, item = match_boxes(default_boxes, targets.boxes[image, column], image)
+    image, column = image[item], column[item]
+    offsets = encode(targets.boxes[image, column], default_boxes[box], variances)
+    counts = torch.bincount(image, minlength=batch)
+    place = torch.arange(len(image)) - (counts.cumsum(0) - counts)[image]
+    most = int(counts.max())
+    found = Matches(
+        boxes=torch.zeros(batch, most, dtype=torch.int64),
+        classes=torch.zeros(batch, most, dtype=torch.int64),
+        offsets=torch.zeros(batch, most, 4),
+    )
+    found.boxes[image, place] = box
+    found.classes[image, place] = targets.labels[image, column] + 1
+    found.offsets[image, place] = offsets
+    return found
 
 
 def match_boxes(
-    default_boxes: Float[Tensor, "K 4"], boxes: Float[Tensor, "B M 4"], valid: Bool[Tensor, "B M"]
-) -> Int64[Tensor, "B K"]:
-    """Returns the object that each default box is matched to, -1 for none.
+    default_boxes: Float[Tensor, "K 4"], boxes: Float[Tensor, "M 4"], image: Int64[Tensor, " M"]
+) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]:
+    """Returns the matched default boxes and the object of each, in order of image and box.
+
+    Args:
+        default_boxes: xyxy in the unit frame.
+        boxes: The objects of all images of a batch, likewise.
+        image: The image that each object is in, ascending.
+    """
+    size = max(1, _PAIRS_AT_A_TIME // default_boxes.shape[0])
+    best: list[tuple[float, int]] = []
+    pairs, overlap = [], []
+    for start in range(0, len(boxes), size):
+        overlaps = bx.pairwise_iou(boxes[start : start + size], default_boxes)
+        # `max` returns the first of equal ones.
+        largest, first = overlaps.max(dim=1)
+        best += zip(largest.tolist(), first.tolist(), strict=True)
+        # Few default boxes overlap any object by so much.
+        near = (overlaps.amax(dim=0) >= OVERLAP_THRESHOLD).nonzero().squeeze(1)
+        overlaps = overlaps[:, near]
+        item, column = (overlaps >= OVERLAP_THRESHOLD).nonzero(as_tuple=True)
+        overlap.append(overlaps[item, column])
+        pairs.append(torch.stack([item + start, near[column]], dim=1))
+    own = _bipartite(default_boxes, boxes, image.tolist(), best)
+    forced = torch.tensor(own, dtype=torch.int64).reshape(-1, 2)
+    item, box = torch.cat([forced, *pairs]).unbind(1)
+    # What is an object's own comes before any overlap.
+    value = torch.cat([torch.full((len(own),), 2.0), *overlap])
+    order = value.argsort(descending=True, stable=True)
+    place = image[item] * default_boxes.shape[0] + box
+    order = order[place[order].argsort(stable=True)]
+    place = place[order]
+    order = order[place.diff(prepend=place.new_tensor([-1])) > 0]
+    return box[order], item[order]
+
+
+def _bipartite(
+    default_boxes: Float[Tensor, "K 4"],
+    boxes: Float[Tensor, "M 4"],
+    image: list[int],
+    best: list[tuple[float, int]],
+) -> list[tuple[int, int]]:
+    """Returns pairs of an object and the default box that is its own.
+
+    Each object asks for its best default box. Of two that ask for the same, the one with the larger
+    overlap keeps it, and the other asks for its next best. So every pair that is left is the best
+    of those which are still free: the result is the same as when the pairs are chosen one by one,
+    the largest first.
 
     Args:
         default_boxes: xyxy in the unit frame.
         boxes: The objects, likewise.
-        valid: False for padding, which is matched to nothing. M is at least 1.
+        image: The image that each object is in.
+        best: The largest overlap of each object, and the first default box that has it.
     """
-    (batch, num_objects), num_boxes = valid.shape, default_boxes.shape[0]
-    device = boxes.device
-    best = torch.zeros(batch, num_boxes, device=device)
-    objects = torch.full((batch, num_boxes), -1, device=device)
-    values = torch.zeros(batch, num_objects, device=device)
-    chosen = torch.zeros(batch, num_objects, dtype=torch.int64, device=device)
-    pairs = _PAIRS_AT_A_TIME if device.type == "cpu" else _PAIRS_ON_A_GPU
-    count = max(1, pairs // (batch * num_boxes))
-    for first in range(0, num_objects, count):
-        some = slice(first, first + count)
-        images: slice | Tensor = slice(None)
-        if count < num_objects:
-            # Few images have many objects. To know which, a GPU would be waited for.
-            images = valid[:, some].any(dim=1).nonzero().squeeze(1)
-        overlaps = bx.pairwise_iou(boxes[images, some], default_boxes)
-        overlaps.mul_(valid[images, some].unsqueeze(2))
-        # `max` returns the first of equal ones.
-        largest, place = overlaps.max(dim=1)
-        objects[images] = torch.where(largest > best[images], place.add_(first), objects[images])
-        best[images] = torch.maximum(best[images], largest)
-        values[images, some], chosen[images, some] = overlaps.max(dim=2)
-    objects.masked_fill_(best < OVERLAP_THRESHOLD, -1)
-    found = values > MIN_OVERLAP
-    # Where all objects of an image want different default boxes, each gets its own.
-    wanted = torch.where(found, chosen, -1 - torch.arange(num_objects, device=device))
-    wanted = wanted.sort(dim=1).values
-    contested = (wanted[:, 1:] == wanted[:, :-1]).any(dim=1).nonzero().squeeze(1)
-    size = max(1, pairs // (num_objects * num_boxes))
-    for start in range(0, len(contested), size):
-        some_images = contested[start : start + size]
-        chosen[some_images], found[some_images] = _contend(
-            default_boxes, boxes[some_images], valid[some_images]
-        )
-    # Column K takes the objects that found no box, so that no shape depends on the data.
-    padded = torch.cat([objects, objects.new_empty(batch, 1)], dim=1)
-    numbers = torch.arange(num_objects, device=device).expand_as(chosen)
-    padded.scatter_(1, torch.where(found, chosen, num_boxes), numbers)
-    return padded[:, :num_boxes]
-
-
-def _contend(
-    default_boxes: Float[Tensor, "K 4"], boxes: Float[Tensor, "B M 4"], valid: Bool[Tensor, "B M"]
-) -> tuple[Int64[Tensor, "B M"], Bool[Tensor, "B M"]]:
-    """Returns the default box of each object where some want the same, and whether it found one.
-
-    Only an object's M best default boxes can become its own, since the others take at most M - 1.
-    """
-    num_boxes = default_boxes.shape[0]
-    overlaps = bx.pairwise_iou(boxes, default_boxes).mul_(valid.unsqueeze(2))
-    rank = 1 - torch.arange(num_boxes, dtype=torch.float64, device=boxes.device) * _TIE_STEP
-    values, places = (overlaps * rank).topk(min(valid.shape[1], num_boxes), dim=2)
-    return _bipartite(torch.where(values > MIN_OVERLAP, values, 0), places)
-
-
-def _bipartite(
-    candidates: Float64[Tensor, "B M n"], boxes: Int64[Tensor, "B M n"]
-) -> tuple[Int64[Tensor, "B M"], Bool[Tensor, "B M"]]:
-    """Returns the default box of each object by greedy matching, and whether it found one.
-
-    Args:
-        candidates: Its best overlaps, slightly smaller for later boxes; 0 where there is none.
-        boxes: The default boxes they are with.
-    """
-    batch, num_objects, width = candidates.shape
-    device = candidates.device
-    images = torch.arange(batch, device=device)
-    chosen = torch.zeros(batch, num_objects, dtype=torch.int64, device=device)
-    found = torch.zeros(batch, num_objects, dtype=torch.bool, device=device)
-    for _ in range(num_objects):
-        value, place = candidates.flatten(1).max(dim=1)
-        row = place // width
-        box = boxes.flatten(1).gather(1, place.unsqueeze(1))
-        live = value > 0
-        chosen[images, row] = torch.where(live, box.squeeze(1), chosen[images, row])
-        found[images, row] |= live
-        candidates[images, row] = 0
-        taken = (boxes == box.unsqueeze(2)) & live[:, None, None]
-        candidates.masked_fill_(taken, 0)
-    return chosen, found
+    owners: dict[tuple[int, int], tuple[float, int]] = {}
+    rows: dict[int, Tensor] = {}
+    for item, (value, box) in enumerate(best):
+        while value > MIN_OVERLAP:
+            place = image[item], box
+            owner_value, owner = owners.get(place, (0.0, -1))
+            if (value, owner) > (owner_value, item):
+                owners[place] = value, item
+                item = owner
+            if item < 0:
+                break
+            if item not in rows:
+                rows[item] = bx.pairwise_iou(boxes[item : item + 1], default_boxes)[0]
+            rows[item][box] = 0
+            largest, first = rows[item].max(dim=0)
+            value, box = largest.item(), int(first)
+    return [(item, box) for (_, box), (_, item) in owners.items()]

@@ -15,10 +15,7 @@ from multibox.ssd.backbones.vgg import L2Norm
 from multibox.ssd.coding import CAFFE_VARIANCES, Variances
 from multibox.ssd.default_boxes import Clip, Level, default_boxes
 from multibox.ssd.detect import DetectionSettings, detect
-from multibox.structures import Detections, Output
-
-MEAN_RGB = (123.0, 117.0, 104.0)
-"""Caffe's mean colour (`ssd_pascal.py:177`), there in the order blue, green, red."""
+from multibox.structures import MEAN_RGB, Detections, Output
 
 Scales = Literal["voc", "coco"]
 

@@ -28,6 +28,7 @@ from multibox.storage.safetensors_io import parsed, serialized
 
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _NAME = re.compile(r"step-([0-9]{8,})")
+_BAD = re.compile(r"step-.*\.bad")
 
 
 class Checkpoint(NamedTuple):
@@ -137,7 +138,8 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     Raises:
         WeightsError: There are checkpoints, but none is sound: starting again from the first
             step would bury the damage. Nothing is renamed.
-        StorageError: A file may not be read, or a folder not be renamed.
+        StorageError: The folder cannot be listed, a file may not be read, or a folder not be
+            renamed.
     """
     refused: list[tuple[Path, str]] = []
     for step in reversed(steps(folder)):
@@ -152,7 +154,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         _set_aside([damaged for damaged, _ in refused])
         return checkpoint, [message for _, message in refused]
     reasons = [message for _, message in refused]
-    reasons += [f"{path} is damaged" for path in sorted(folder.glob("step-*.bad*"))]
+    reasons += [f"{path} is damaged" for path in _listed(folder) if _BAD.match(path.name)]
     if reasons:
         raise WeightsError(
             f"none of the checkpoints here can be used: {reasons[0].rstrip('.')}",
@@ -163,11 +165,12 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def steps(folder: Path) -> list[int]:
-    """Returns the steps that have a checkpoint, ascending, without looking inside."""
-    if not folder.is_dir():
-        return []
-    names = (_NAME.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
-    return sorted(int(name[1]) for name in names if name)
+    """Returns the steps that have a checkpoint, ascending, without looking inside.
+
+    Raises:
+        StorageError: The folder cannot be listed.
+    """
+    return _steps(_listed(folder))
 
 
 def prune(folder: Path, *, keep: int, best: int | None) -> None:
@@ -185,7 +188,7 @@ def prune(folder: Path, *, keep: int, best: int | None) -> None:
         StorageError: A checkpoint cannot be removed.
     """
     try:
-        superfluous = [step for step in steps(folder)[:-keep] if step != best]
+        superfluous = [step for step in _steps(_entries(folder))[:-keep] if step != best]
         for step in superfluous:
             path = path_of(folder, step)
             path.rename(folder / f".{path.name}.old")
@@ -202,6 +205,36 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
+def _steps(entries: Iterable[Path]) -> list[int]:
+    names = (_NAME.fullmatch(path.name) for path in entries if path.is_dir())
+    return sorted(int(name[1]) for name in names if name)
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return _entries(folder)
+    except OSError as error:
+        raise StorageError(
+            f"cannot be listed ({error.strerror})",
+            file=folder,
+            remedy="Check the disk and the permissions of the folder",
+        ) from error
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Returns what is in a folder, sorted by name; nothing if there is no such folder.
+
+    `Path.glob` would take a folder that cannot be listed for an empty one.
+
+    Raises:
+        OSError: The folder cannot be listed.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
     for kind, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer)):
         for name, tensor in tensors.items():
@@ -214,7 +247,9 @@ def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    for leftover in folder.glob(".step-*"):
+    for leftover in _entries(folder):
+        if not leftover.name.startswith(".step-"):
+            continue
         try:
             shutil.rmtree(leftover)
         except OSError:

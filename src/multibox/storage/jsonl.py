@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from multibox.errors import DataError, StorageError
+from multibox.errors import StorageError
 
 JSON: TypeAlias = dict[str, Any] | list[Any] | str | int | float | bool | None
 
@@ -123,32 +123,3 @@ class Journal:
             file=self._path,
             remedy="Check that the folder is writable and the disk not full",
         )
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a journal, without a last line that is torn or still being written.
-
-    Raises:
-        StorageError: The file cannot be read.
-        DataError: A line is no JSON object.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise StorageError(f"cannot be read ({error.strerror})", file=path) from None
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise DataError(
-                "is not a JSON object",
-                kind="json-malformed",
-                file=path,
-                position=f"line {number}",
-                remedy="Restore the file, or remove the line if it does not matter",
-            )
-        records.append(record)
-    return records

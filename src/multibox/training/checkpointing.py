@@ -79,16 +79,16 @@ class Keeper:
         Raises:
             WeightsError: There are checkpoints, but none is sound.
         """
-        step = -1
+        found = None
         if self._processes.is_first:
-            newest, refusals = checkpoints.newest(self._folder)
+            found, refusals = checkpoints.newest(self._folder)
             for refusal in refusals:
                 self._console.print(f"Set aside: {refusal}", highlight=False)
-            step = newest.step if newest else -1
-        step = agree(step, self._processes)
+        step = agree(found.step if found else -1, self._processes)
         if step < 0:
             return None
-        found = checkpoints.load(checkpoints.path_of(self._folder, step))
+        if found is None:
+            found = checkpoints.load(checkpoints.path_of(self._folder, step))
         state = State(**cast(dict[str, Any], found.state))
         self._learner.restore(found.model, found.optimizer, state.lr)
         if self._processes.is_first:

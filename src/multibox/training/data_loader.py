@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from multibox.config import Config
+from multibox.data.collate import Match
 from multibox.data.dataset import Dataset
 from multibox.data.decoded import DecodedImages, decode_into, find_decoded
 from multibox.data.device.batches import ResidentExamples, load, resident_batches
@@ -25,6 +26,7 @@ class Feed:
         config: The run's.
         dataset: The training split.
         image_size_px: (height, width) of the network's input.
+        match: Finds what the network is to say of a batch.
         folder: The run's.
         processes: This process among the others.
         console: For the first process's messages.
@@ -40,6 +42,7 @@ class Feed:
         dataset: Dataset,
         image_size_px: tuple[int, int],
         *,
+        match: Match,
         folder: Path,
         processes: Processes,
         console: Console,
@@ -47,6 +50,7 @@ class Feed:
     ) -> None:
         self.workers = worker_count(config.run.workers, processes)
         self._config, self._dataset, self._image_size_px = config, dataset, image_size_px
+        self._match = match
         self._folder, self._processes, self._console = folder, processes, console
         self._limit_bytes = int(decoded_cache_gib * 2**30)
         self._resident: ResidentExamples | None = None
@@ -86,12 +90,15 @@ class Feed:
             world_size=processes.world_size,
         )
         if self._resident:
-            return resident_batches(self._resident, numbers, workers=self.workers, on_loss=on_loss)
+            return resident_batches(
+                self._resident, numbers, workers=self.workers, match=self._match, on_loss=on_loss
+            )
         return batches(
             self._examples,
             numbers,
             workers=self.workers,
             pin_memory=processes.device.type == "cuda",
+            match=self._match,
             on_loss=on_loss,
         )
 

@@ -4,6 +4,7 @@ What a run computes is a function of its configuration, data and step. All that 
 between two steps is in `keeping.State` and in the learner, and both are in every checkpoint.
 """
 
+import copy
 import math
 import time
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from multibox.build import build_network
 from multibox.config import Config
 from multibox.data.dataset import Dataset
 from multibox.errors import NonFiniteError
@@ -89,10 +89,7 @@ class Loop:
             console=around.console,
             metadata=around.metadata,
         )
-        judged = build_network(
-            config.network, len(around.train_set.classes), learner.network.traits
-        )
-        self._judged = judged.to(around.processes.device)
+        self._judged = copy.deepcopy(learner.network)
         self._step = 0
         self._state = State(lr=config.optimizer.lr)
         self._rollbacks: list[dict[str, Any]] = []

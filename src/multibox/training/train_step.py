@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from multibox.build import build_optimizer, translate, translating
 from multibox.config import Config
-from multibox.data.pipeline import without_difficult
 from multibox.precision import arithmetic, in_precision
 from multibox.processes.distributed import Processes, replicate, summing, total
 from multibox.ssd.loss import multibox_loss
-from multibox.ssd.matching import match
 from multibox.ssd.network import SSD
 from multibox.structures import Batch, Matches
 
@@ -66,7 +65,6 @@ class Learner:
         self.network = network.to(processes.device)
         self.precision = arithmetic(config.run.precision, processes.device)
         self._config = config.optimizer
-        self._train_difficult = config.data.train_difficult
         self._processes = processes
         self._optimizer = build_optimizer(self.network, config.optimizer)
         blank = torch.zeros(1, 3, *network.image_size_px, dtype=torch.uint8)
@@ -75,9 +73,12 @@ class Learner:
         self._replica = replicate(self.network, blank.to(processes.device), processes)
         self._forward = translate(self._replica) if config.run.compile else self._replica
         self._parameters = list(self.network.parameters())
+        # The weights and running statistics that are real numbers, and their average.
+        state: dict[str, Tensor] = self.network.state_dict()
+        self._learnt = {name: t for name, t in state.items() if t.is_floating_point()}
         self._average: dict[str, Tensor] = {}
         if self._config.ema_decay:
-            self._average = {n: t.clone() for n, t in self._learnt().items()}
+            self._average = {name: t.clone() for name, t in self._learnt.items()}
 
     def step(self, batch: Batch, *, lr: float, number: int) -> StepLosses:
         """Updates the weights by one batch.
@@ -94,37 +95,50 @@ class Learner:
         """
         processes, parts = self._processes, self._config.accumulate
         self.network.train()
-        targets = batch.targets.to(processes.device)
-        if not self._train_difficult:
-            targets = without_difficult(targets)
         images = batch.images.to(processes.device, non_blocking=True)
-        matches = match(self.network.default_boxes, targets, self.network.variances)
-        positives = total((matches.classes > 0).sum().to(torch.float32), processes)
-        normaliser = positives.clamp(min=1) / processes.world_size
+        matches = batch.matches.to(processes.device)
+        shares = [slice(part, None, parts) for part in range(parts)]
+        positives = total(
+            torch.stack([(matches.classes[share] > 0).sum() for share in shares]).float(), processes
+        )
+        normalisers = self._normalisers(positives)
         sums = torch.zeros(2, device=processes.device)
-        for part in range(parts):
-            share = slice(part, None, parts)
-            wanted = Matches(matches.offsets[share], matches.classes[share])
+        for part, share in enumerate(shares):
+            wanted = Matches(*(field[share] for field in matches))
             with summing(self._replica, last=part == parts - 1), translating():
                 with in_precision(self.precision, processes.device):
                     output = self._forward(images[share])
-                losses = multibox_loss(output, wanted, normaliser)
+                losses = multibox_loss(output, wanted, normalisers[part])
                 torch.autograd.backward(losses.confidence + losses.localization)
             sums += torch.stack([losses.confidence, losses.localization]).detach()
-        norm = nn.utils.clip_grad_norm_(
-            self._parameters, self._config.clip_norm or float("inf"), foreach=True
-        )
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
         confidence, localization = (total(sums, processes) / processes.world_size).tolist()
         if not torch.isfinite(norm + confidence + localization):
             self._optimizer.zero_grad()
             raise NonFinite(
                 "the loss or a gradient is NaN or infinite, and the weights were not updated"
             )
+        clip_norm = self._config.clip_norm or float("inf")
+        # PyTorch would multiply by 1 below that, which takes as long. It adds as much to the norm.
+        if norm + 1e-6 > clip_norm:
+            nn.utils.clip_grads_with_norm_(self._parameters, clip_norm, norm, foreach=True)
         self._set_rate(lr)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._follow(number)
-        return StepLosses(confidence, localization, positives.item())
+        return StepLosses(confidence, localization, positives.sum().item())
+
+    def _normalisers(self, positives: Float[Tensor, " parts"]) -> Float[Tensor, " parts"]:
+        """Returns what each part's loss is divided by, given the matches of all processes in it.
+
+        Gradients are averaged over the processes and summed over the parts.
+        """
+        if self._config.accumulate_normaliser == "part":
+            divisor = positives.clamp(min=1) * len(positives)
+        else:
+            divisor = positives.sum().clamp(min=1).expand_as(positives)
+        return divisor / self._processes.world_size
 
     def _set_rate(self, lr: float) -> None:
         """Sets the groups' rates; in Caffe's way, the velocity lr * buffer stays what it was."""
@@ -145,15 +159,7 @@ class Learner:
         if not self._average:
             return
         decay = min(self._config.ema_decay, (1 + number) / (10 + number))
-        learnt = self._learnt()
-        torch._foreach_lerp_(
-            [self._average[name] for name in learnt], list(learnt.values()), 1 - decay
-        )
-
-    def _learnt(self) -> dict[str, Tensor]:
-        """Returns the weights and running statistics that are real numbers."""
-        state: dict[str, Tensor] = self.network.state_dict()
-        return {name: t for name, t in state.items() if t.is_floating_point()}
+        torch._foreach_lerp_(list(self._average.values()), list(self._learnt.values()), 1 - decay)
 
     @torch.no_grad()
     def l2(self) -> float:
@@ -196,7 +202,7 @@ class Learner:
             if value is not None
         }
         if self._average:
-            tensors |= {f"raw.{name}": tensor for name, tensor in self._learnt().items()}
+            tensors |= {f"raw.{name}": tensor for name, tensor in self._learnt.items()}
         return tensors
 
     def restore(

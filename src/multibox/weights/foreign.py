@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from multibox.build import NETWORKS
 from multibox.errors import WeightsError
 from multibox.ssd.network import Scales, Traits
 from multibox.weights.class_names import BY_COUNT
@@ -22,8 +23,6 @@ TRUNK_ONLY = "vgg16-trunk"
 
 _LEVELS_300 = 6
 _NETWORKS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
-# Pixels in -1..1 (`ssd7_training.ipynb`).
-SSD7_TRAITS = Traits(mean_rgb=(127.5, 127.5, 127.5), pixel_scale=1 / 127.5)
 # All of these networks have 4 default boxes in a cell of the finest level.
 _FIRST_BOXES = 4
 # COCO's finest default boxes are 0.07 of the image's side (0.04 for 512), VOC's 0.1 (0.07).
@@ -128,7 +127,8 @@ def _ssd7(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:
             # PyTorch counts batches, which matters to nothing here.
             tensors[name.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
     names, notes = _named(_outputs(tensors, path) - 1, classes, path)
-    return Foreign(found.origin, "ssd7", names, tensors, SSD7_TRAITS, (*found.notes, *notes))
+    traits = NETWORKS["ssd7"].traits
+    return Foreign(found.origin, "ssd7", names, tensors, traits, (*found.notes, *notes))
 
 
 def _outputs(tensors: dict[str, Tensor], path: Path) -> int:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from multibox.ssd.default_boxes import Clip
+from multibox.structures import MEAN_RGB
 
-CAFFE_MEAN = (123.0, 117.0, 104.0)
 # Torchvision's SSD300 subtracts this from pixels in 0..1 (`detection/ssd.py`).
 TORCHVISION_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
 
@@ -29,7 +29,7 @@ class Origin(NamedTuple):
 
     title: str
     licence: str
-    mean_rgb: tuple[float, float, float] = CAFFE_MEAN
+    mean_rgb: tuple[float, float, float] = MEAN_RGB
     clip: Clip = "none"
     clip_detections: bool = False
 

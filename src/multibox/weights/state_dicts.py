@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multibox.errors import WeightsError
+from multibox.structures import MEAN_RGB
 from multibox.weights.caffe import CaffeLayer, parse_caffemodel
 from multibox.weights.keras import KerasFile
 from multibox.weights.layer_names import (
@@ -22,7 +23,6 @@ from multibox.weights.layer_names import (
 )
 from multibox.weights.publishers import (
     CAFFE,
-    CAFFE_MEAN,
     LUFFICC,
     SSD_KERAS,
     SSD_PYTORCH,
@@ -129,7 +129,7 @@ def _torchvision_classifier(state: dict[str, Tensor], path: Path) -> Found:
         return Found(TORCHVISION, _renamed(features, names))
     names |= {"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc8"}
     try:
-        trunk = in_caffe_range(_renamed(state, names), CAFFE_MEAN)
+        trunk = in_caffe_range(_renamed(state, names), MEAN_RGB)
     except (KeyError, RuntimeError):
         raise WeightsError("holds no VGG-16's conv1_1", file=path) from None
     note = "conv1_1 was scaled from torchvision's range of pixels to 0..255"

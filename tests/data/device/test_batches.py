@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from oracles import caffe_augmentation as caffe
+from tiny import tiny_network
 
+from multibox.build import matcher
 from multibox.commands.demo.dataset import draw_dataset
 from multibox.config import AugmentationConfig
 from multibox.data.device import batches as device_batches
@@ -20,11 +22,11 @@ from multibox.data.device.resampling import UNIT, find_taps
 from multibox.data.formats.voc import read_voc
 from multibox.data.geometry import INTERPOLATIONS, Geometry, draw_geometry, whole_image
 from multibox.data.pipeline import TrainingExamples, batches, training_numbers
-from multibox.data.pixels import MEAN_COLOUR, Colour, distort, draw_colour
+from multibox.data.pixels import Colour, distort, draw_colour
 from multibox.data.pixels import render as render_on_cpu
 from multibox.errors import ConfigError, DataError
 from multibox.rng import stream
-from multibox.structures import Batch
+from multibox.structures import MEAN_RGB, Batch
 
 CPU = torch.device("cpu")
 SIZE = (120, 100)
@@ -182,9 +184,9 @@ def test_no_sum_is_rounded() -> None:
             matrix = np.zeros((64, extent), np.int64)
             np.add.at(matrix, (np.arange(64)[:, None], taps.places), taps.weights)
             weights.append(matrix)
-        across = np.einsum("xw,hwc->hxc", weights[1], image - np.array(MEAN_COLOUR))
+        across = np.einsum("xw,hwc->hxc", weights[1], image - np.array(MEAN_RGB))
         sums = np.einsum("yh,hxc->yxc", weights[0], np.rint(across * 8 / UNIT).astype(np.int64))
-        expected = np.clip(np.rint(sums / (8 * UNIT) + MEAN_COLOUR), 0, 255)
+        expected = np.clip(np.rint(sums / (8 * UNIT) + MEAN_RGB), 0, 255)
         whole = whole_image(90, 70)._replace(interpolation=kind)
         np.testing.assert_array_equal(on_device(image, whole, NOTHING, size), expected)
 
@@ -212,9 +214,11 @@ def test_batches_are_the_cpus_but_for_the_rounding_of_pixels(folder: Path) -> No
     told: list[tuple[int, int]] = []
     images = load(line(folder), CPU, batch_size=4, workers=2, progress=lambda *n: told.append(n))
     assert told == [(done, 5) for done in range(1, 6)]
-    expected = list(batches(line(folder), steps(), workers=0, pin_memory=False))
+    match = matcher(tiny_network(), difficult=False)
+    expected = list(batches(line(folder), steps(), workers=0, pin_memory=False, match=match))
+    assert all((batch.matches.classes > 0).any() for batch in expected)
     for workers in (0, 2):
-        found = list(resident_batches(images, steps(), workers=workers))
+        found = list(resident_batches(images, steps(), workers=workers, match=match))
         for one, other in zip(found, expected, strict=True):
             for a, b in zip(exact_parts(one), exact_parts(other), strict=True):
                 assert torch.equal(a, b)
@@ -229,7 +233,7 @@ def test_batches_are_the_cpus_but_for_the_rounding_of_pixels(folder: Path) -> No
 
 
 def exact_parts(batch: Batch) -> list[torch.Tensor]:
-    return [*batch.targets, batch.samples, batch.indices]
+    return [*batch.targets, *batch.matches, batch.samples, batch.indices]
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_decoded(

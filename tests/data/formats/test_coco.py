@@ -14,12 +14,16 @@ from coco_layout import export_coco
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from multibox.commands.demo.dataset import draw_dataset
 from multibox.data.dataset import Dataset, Note
 from multibox.data.formats.coco import read_coco
 from multibox.data.formats.layouts import read_dataset
 from multibox.errors import DataError
+from multibox.evaluation.coco import evaluate_coco
+from multibox.evaluation.voc import ClassDetections
+from multibox.inference import objects_by_class
 from multibox.rng import stream
 
 WIDTH, HEIGHT = 100, 50
@@ -131,6 +135,51 @@ def test_what_is_read_is_what_pycocotools_reads(tmp_path: Path, layout: str, fol
     assert note.text.startswith("2 categories without an object were left out, 'kind 12'")
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_average_precision_is_what_pycocotools_makes_of_the_file(tmp_path: Path, seed: int) -> None:
+    written = random_content(seed)
+    rng = stream(seed, "areas")
+    sides = [8, 31, 32, 33, 60, 95, 96, 97, 150]
+    for record in written["images"]:
+        record |= {"width": 400, "height": 400}
+    for record in written["annotations"]:
+        x, y = rng.integers(0, 200, 2).tolist()
+        width, height = rng.choice(sides, 2).tolist()
+        record |= {"bbox": [x, y, width, height], "area": width * height * rng.uniform(0.2, 1)}
+    file = lay_out(tmp_path, written, "train2017") / OFFICIAL.format("train2017")
+    dataset = read_coco(tmp_path, "train2017", images="ignore")
+    ids = {item.image_id: place for place, item in enumerate(dataset.annotations)}
+    found = []
+    for record in written["annotations"]:
+        moved = np.array(record["bbox"]) + rng.integers(-6, 7, 4) * [1, 1, 0, 0]
+        names = {item["id"]: item["name"] for item in written["categories"]}
+        item = {"image_id": record["image_id"], "category_id": record["category_id"]}
+        score = float(rng.uniform())
+        found.append((names[record["category_id"]], item, moved.tolist(), score))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(file))
+        results = truth.loadRes([item | {"bbox": box, "score": s} for _, item, box, s in found])
+        judge = COCOeval(truth, results, "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    places = {item["id"]: ids[Path(item["file_name"]).stem] for item in written["images"]}
+    detections = {
+        name: ClassDetections(
+            np.array([places[i["image_id"]] for n, i, _, _ in found if n == name]),
+            np.array([s for n, _, _, s in found if n == name]),
+            np.array(
+                [[x, y, x + w, y + h] for n, _, (x, y, w, h), _ in found if n == name], np.float64
+            ),
+        )
+        for name in dataset.classes
+    }
+    ours = evaluate_coco(detections, objects_by_class(dataset))
+    figures = [ours.mean, ours.ap50, ours.ap75, ours.small, ours.medium, ours.large]
+    assert figures == pytest.approx(judge.stats[:6], abs=1e-12, rel=0)
+    assert 0 < ours.small < 1
+
+
 def test_a_dataset_is_the_same_in_both_layouts(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "voc", train_images=12, test_images=4)
     root = export_coco(tmp_path / "voc", tmp_path / "coco")
@@ -191,6 +240,8 @@ BAD_OBJECTS = {
     "other class": ({"category_id": 3}, "its class is none of dog"),
     "crowd true": ({"iscrowd": True}, "its iscrowd is True"),
     "crowd 2": ({"iscrowd": 2}, "its iscrowd is 2"),
+    "text for an area": ({"area": "30"}, "its area is '30', not a plain number"),
+    "negative area": ({"area": -1}, "its area is -1, not a plain number"),
     "no box": ({"bbox": None}, "its bbox is None, not four plain numbers"),
     "three numbers": ({"bbox": [1, 2, 3]}, "not four plain numbers"),
     "text": ({"bbox": ["1", 2, 3, 4]}, "not four plain numbers"),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multibox.build import new_network
+from multibox.build import matcher, new_network
 from multibox.commands.bench.data import find_photographs, prepare_images
 from multibox.commands.bench.timing import Figure, Work, timed
 from multibox.commands.train import check_shares
@@ -26,7 +26,6 @@ from multibox.precision import arithmetic, in_precision, stored_in
 from multibox.processes.distributed import Processes, pick_device
 from multibox.rng import stream
 from multibox.ssd.loss import multibox_loss
-from multibox.ssd.matching import match
 from multibox.ssd.network import SSD
 from multibox.structures import Batch, Output, Targets
 from multibox.training.train_step import Learner
@@ -66,37 +65,44 @@ def bench(part: Part, config: Config, *, data: Path | None, device: str) -> list
         photographs = find_photographs(config, data, Path(folder))
         if part == "predict":
             return timed(_predict(config, photographs, place), place, times=_TIMES)
-        size = new_network(config, _CLASSES).image_size_px
-        return timed(prepare_images(config, photographs, size, Path(folder), place), place)
+        network = new_network(config, _CLASSES)
+        return timed(prepare_images(config, photographs, network, Path(folder), place), place)
 
 
-def random_batch(size: int, image_size_px: tuple[int, int]) -> Batch:
-    """Returns noise with 20 objects an image."""
+def random_batch(size: int, network: SSD) -> Batch:
+    """Returns noise with 20 objects an image, matched to a network's default boxes."""
     rng = stream(0, "benchmark")
     low = rng.uniform(0, 0.7, (size, _OBJECTS, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.03, 0.3, (size, _OBJECTS, 2))], axis=2)
-    images = torch.from_numpy(rng.integers(0, 256, (size, *image_size_px, 3), dtype="uint8"))
+    images = torch.from_numpy(
+        rng.integers(0, 256, (size, *network.image_size_px, 3), dtype="uint8")
+    )
+    targets = Targets(
+        torch.from_numpy(boxes).float(),
+        torch.from_numpy(rng.integers(0, _CLASSES, (size, _OBJECTS))),
+        torch.zeros(size, _OBJECTS, dtype=torch.bool),
+        torch.ones(size, _OBJECTS, dtype=torch.bool),
+    )
     return Batch(
         images.permute(0, 3, 1, 2),
-        Targets(
-            torch.from_numpy(boxes).float(),
-            torch.from_numpy(rng.integers(0, _CLASSES, (size, _OBJECTS))),
-            torch.zeros(size, _OBJECTS, dtype=torch.bool),
-            torch.ones(size, _OBJECTS, dtype=torch.bool),
-        ),
+        targets,
+        matcher(network, difficult=True)(targets),
         torch.arange(size),
         torch.arange(size),
     )
 
 
 def _step(config: Config, device: torch.device) -> list[Work]:
-    """A training step beside the network's bare forward and backward pass, and the loss alone."""
+    """A training step beside the network's bare forward and backward pass, and parts of the rest.
+
+    Matching is not in the step: it is done where batches are made.
+    """
     alone, fresh = Processes(0, 1, device), new_network(config, _CLASSES)
     check_shares(config, fresh, alone)
     learner = Learner(fresh, config, alone)
     network, size = learner.network, config.run.batch_size
-    batch = random_batch(size, network.image_size_px)
-    images, targets = batch.images.to(device), batch.targets.to(device)
+    batch = random_batch(size, network)
+    images, match = batch.images.to(device), matcher(network, difficult=True)
     boxes = network.default_boxes.shape[0]
     rng = stream(0, "outputs")
     offsets, logits = (
@@ -112,7 +118,7 @@ def _step(config: Config, device: torch.device) -> list[Work]:
 
     def loss() -> None:
         output = Output(offsets.requires_grad_(), logits.requires_grad_())
-        matches = match(network.default_boxes, targets, network.variances)
+        matches = match(batch.targets).to(device)
         losses = multibox_loss(output, matches, (matches.classes > 0).sum().float())
         torch.autograd.backward(losses.confidence + losses.localization)
         offsets.grad = logits.grad = None
@@ -182,7 +188,7 @@ def _predict(config: Config, photographs: Dataset, device: torch.device) -> list
     precision = arithmetic(config.run.precision, device)
     network = stored_in(precision, new_network(config, _CLASSES).to(device).eval())
     pixels = read_image(photographs.annotations[0].image_path)
-    image = random_batch(1, network.image_size_px).images.to(device)
+    image = random_batch(1, network).images.to(device)
 
     def bare() -> Output:
         with torch.inference_mode(), in_precision(precision, device):

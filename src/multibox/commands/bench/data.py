@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from multibox.build import matcher
 from multibox.commands.bench.timing import Measured, Work
 from multibox.config import Config
+from multibox.data.collate import Match
 from multibox.data.dataset import Annotation, Dataset
 from multibox.data.decoded import decode_into
 from multibox.data.device.batches import load, resident_batches
@@ -24,6 +26,7 @@ from multibox.data.pipeline import TrainingExamples, batches, training_numbers
 from multibox.data.workers import keep_memory
 from multibox.errors import DataError
 from multibox.rng import stream
+from multibox.ssd.network import SSD
 
 SAMPLES = 192
 """Samples of a run, for each process; no more images than this are used."""
@@ -93,7 +96,7 @@ def _natural(rng: np.random.Generator, power: float) -> Float[np.ndarray, "H W"]
 def prepare_images(
     config: Config,
     photographs: Dataset,
-    image_size_px: tuple[int, int],
+    network: SSD,
     folder: Path,
     device: torch.device,
 ) -> list[Work]:
@@ -105,15 +108,16 @@ def prepare_images(
     Args:
         config: Of the recipe.
         photographs: What to prepare.
-        image_size_px: (height, width) of the network input.
+        network: That the images are prepared for.
         folder: Where decoded images may lie.
         device: Renders images that lie in its memory.
     """
     cv2.setNumThreads(1)
     keep_memory()
     examples = TrainingExamples(
-        photographs.annotations, image_size_px, config.augmentation, config.run.seed
+        photographs.annotations, network.image_size_px, config.augmentation, config.run.seed
     )
+    match = matcher(network, difficult=config.data.train_difficult)
     paths = [annotation.image_path for annotation in photographs.annotations]
     encoded = [np.frombuffer(path.read_bytes(), np.uint8) for path in paths]
     works = [
@@ -133,9 +137,9 @@ def prepare_images(
             2 * SAMPLES,
             works[0].name,
         ),
-        Work("one worker", _loading(examples, 1), SAMPLES, "one core"),
-        Work("two workers", _loading(examples, 2), 2 * SAMPLES, "one worker"),
-        _rendering(examples, device),
+        Work("one worker", _loading(examples, match, 1), SAMPLES, "one core"),
+        Work("two workers", _loading(examples, match, 2), 2 * SAMPLES, "one worker"),
+        _rendering(examples, match, device),
     ]
 
 
@@ -171,12 +175,12 @@ def _decode_twice(encoded: list[UInt8[np.ndarray, " _"]]) -> Measured:
     return Measured(seconds)
 
 
-def _loading(examples: TrainingExamples, workers: int) -> Callable[[], Measured]:
+def _loading(examples: TrainingExamples, match: Match, workers: int) -> Callable[[], Measured]:
     def work() -> Measured:
         """Times the batches after those that wait for the workers to start."""
         first, count = 4 * workers, workers * SAMPLES // _BATCH
         numbers = training_numbers(range(first + count), batch_size=_BATCH, rank=0, world_size=1)
-        loaded = batches(examples, numbers, workers=workers, pin_memory=False)
+        loaded = batches(examples, numbers, workers=workers, pin_memory=False, match=match)
         for _ in islice(loaded, first):
             pass
         start = time.perf_counter()
@@ -189,14 +193,14 @@ def _loading(examples: TrainingExamples, workers: int) -> Callable[[], Measured]
     return work
 
 
-def _rendering(examples: TrainingExamples, device: torch.device) -> Work:
+def _rendering(examples: TrainingExamples, match: Match, device: torch.device) -> Work:
     """Returns the work of a device and two workers; less of it on a CPU, which is slow at that."""
     resident = load(examples, device, batch_size=_BATCH, workers=2, progress=lambda *_: None)
     count = 2 * SAMPLES // _BATCH if device.type == "cuda" else 1
 
     def work() -> Measured:
         numbers = training_numbers(range(8 + count), batch_size=_BATCH, rank=0, world_size=1)
-        rendered = resident_batches(resident, numbers, workers=2)
+        rendered = resident_batches(resident, numbers, workers=2, match=match)
         for _ in islice(rendered, 8 if count > 1 else 0):
             pass
         start = time.perf_counter()

@@ -10,15 +10,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from multibox.data.collate import Example, collate
+from multibox.data.collate import NO_PIXELS, Example, Match, collate, unmatched
 from multibox.data.device.plan import Plan, Plans, join_plans, plan
 from multibox.data.device.render import ColourTables, colour_tables, render
 from multibox.data.pipeline import TrainingExamples, read_pixels
@@ -28,9 +27,6 @@ from multibox.structures import Batch
 
 # What rendering needs at its fullest for a pixel of the largest image, and for tables of colours.
 _SCRATCH_BYTES, _TABLE_BYTES = 80, 1 << 27
-
-# Stands in for an image until the device has rendered it.
-_NO_PIXELS = np.zeros((1, 1, 3), np.uint8)
 
 Progress = Callable[[int, int], None]
 """Is told how many of how many images were decoded."""
@@ -114,6 +110,7 @@ def resident_batches(
     numbers: Iterable[list[int]],
     *,
     workers: int,
+    match: Match = unmatched,
     on_loss: OnLoss = unsaid,
 ) -> Iterator[Batch]:
     """Yields the batches of lists of sample numbers, their images on the device.
@@ -122,13 +119,14 @@ def resident_batches(
         resident: The images.
         numbers: The numbers of each batch.
         workers: Processes that plan ahead; 0: this one, on demand.
+        match: Finds the matches, on the CPU, where the batch is planned.
         on_loss: Is told why workers are replaced.
 
     Raises:
         WorkerError: Workers were lost again and again at a batch.
     """
     device, size_px = resident.pixels.device, resident.examples.image_size_px
-    planned = _Planned(resident.examples, resident.firsts)
+    planned = _Planned(resident.examples, resident.firsts, match)
     on_gpu = device.type == "cuda"
     for batch, plans in work_ahead(
         planned,
@@ -144,23 +142,24 @@ def resident_batches(
 
 
 @dataclass(frozen=True)
-class _Planned(Dataset[Any]):
+class _Planned:
     """The samples as the working processes know them: without a pixel."""
 
     examples: TrainingExamples
     firsts: Int64[np.ndarray, " n"]
+    match: Match
 
     def __getitem__(self, sample: int) -> tuple[Example, Plan]:
         place, geometry, colour, boxes, kept = self.examples.decide(sample)
         item = self.examples.annotations[place]
         size_px, first = (item.height_px, item.width_px), int(self.firsts[place])
         return (
-            Example(_NO_PIXELS, boxes, item.labels[kept], item.difficult[kept], sample, place),
+            Example(NO_PIXELS, boxes, item.labels[kept], item.difficult[kept], sample, place),
             plan(geometry, colour, size_px, self.examples.image_size_px, first),
         )
 
     def join(self, samples: Sequence[tuple[Example, Plan]]) -> tuple[Batch, Plans] | MultiboxError:
-        batch = collate([example for example, _ in samples])
+        batch = collate([example for example, _ in samples], self.match)
         if isinstance(batch, MultiboxError):
             return batch
         return batch, join_plans([plan for _, plan in samples], self.examples.image_size_px)

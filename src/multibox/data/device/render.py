@@ -40,7 +40,7 @@ from torch import Tensor
 
 from multibox.data.device.plan import Plans
 from multibox.data.device.resampling import UNIT
-from multibox.data.pixels import MEAN_COLOUR
+from multibox.structures import MEAN_RGB
 
 # Of a level, between the two products.
 _PARTS = 8
@@ -144,6 +144,6 @@ def _weights(taps: Int64[Tensor, "2 T"], shape: tuple[int, int, int]) -> Float32
 def _mean(device: torch.device) -> Float32[Tensor, "3 1 1"]:
     # A blocking copy would wait for the device: these three numbers are made on it.
     mean = torch.empty(3, 1, 1, device=device)
-    for channel, level in enumerate(MEAN_COLOUR):
+    for channel, level in enumerate(MEAN_RGB):
         mean[channel] = level
     return mean

@@ -148,7 +148,9 @@ def _read_split(split: _Split, numbers: dict[str, int], reading: Reading) -> lis
                 )
             scene = scenes[image]
             if scene is not None:
-                item = Object(names[category], _box_px(record), _is_crowd(record))
+                item = Object(
+                    names[category], _box_px(record), _is_crowd(record), _area_px2(record)
+                )
                 scene.objects.append(reading.fitted(item, scene.size_px))
         except DataError as error:
             reading.add_fault(error, split.file, _position("annotations", place, record))
@@ -284,6 +286,17 @@ def _box_px(record: _Record) -> tuple[float, float, float, float]:
         )
     x, y, width, height = map(float, bbox)
     return x, y, x + width, y + height
+
+
+def _area_px2(record: _Record) -> float | None:
+    """Returns the area of the object's mask; None if it is absent."""
+    area = record.get("area")
+    if area is None:
+        return None
+    if not _is_plain(area) or area < 0:
+        reason = f"its area is {reprlib.repr(area)}, not a plain number"
+        raise DataError(reason, kind="number-malformed")
+    return float(area)
 
 
 def _is_crowd(record: _Record) -> bool:

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
 L2NormGradient = Literal["exact", "caffe"]
 
 
@@ -41,7 +40,7 @@ class L2Norm(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns the normalised map."""
         if self.gradient == "caffe" and torch.is_grad_enabled():
-            result: Tensor = _CaffeL2Norm.apply(x, self.weight)
+            result: Tensor = _CaffeL2Norm.apply(x, self.weight)  # type: ignore[no-untyped-call]
             return result
         length = x.float().square().sum(dim=1, keepdim=True).add(self.EPSILON).sqrt()
         return (x / length * self.weight.view(1, -1, 1, 1)).to(x.dtype)
