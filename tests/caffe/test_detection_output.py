@@ -1,7 +1,6 @@
 import numpy as np
 import torch
 
-from multibox.ssd.default_boxes import SSD300_VOC, default_boxes
 from multibox.ssd.detect import detect
 from multibox.structures import Output
 
@@ -38,7 +37,7 @@ def by_box(rows: np.ndarray) -> np.ndarray:
 
 def test_detections_are_caffes(recorded, compare) -> None:
     archive = recorded("detection_output")
-    boxes = default_boxes(SSD300_VOC, (300, 300))
+    boxes = torch.from_numpy(recorded("prior_box")["ssd300_voc"])
     for number, name in enumerate(archive["names"].tolist()):
         rows = archive[f"{number:02d}_rows"]
         found = detect(outputs(archive, number), boxes)
