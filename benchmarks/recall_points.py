@@ -76,4 +76,5 @@ def main() -> None:
     print(f"mAP, {DETECTORS} detectors: mean {means.mean():.6f}, most {means.max():.6f}")
 
 
-main()
+if __name__ == "__main__":
+    main()
