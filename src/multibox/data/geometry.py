@@ -146,7 +146,9 @@ def _draw_candidates(rng: np.random.Generator, count: int) -> Float[np.ndarray, 
     """Returns random patches (`sampler.cpp:86-118`).
 
     The area is scale^2 and the ratio relative to the canvas', not in pixels. A ratio for which
-    the patch would not fit is set to the last one that does.
+    the patch would not fit is set to the last one that does. Then the patch has the canvas's full
+    width or height: exactly, because sides are rounded to float32 as in Caffe. In float64 some are
+    0.99999... of it, and a pixel short once they are cut to whole pixels.
     """
     drawn = rng.random((4, count))
     scale, ratio = (
@@ -155,7 +157,7 @@ def _draw_candidates(rng: np.random.Generator, count: int) -> Float[np.ndarray, 
     )
     area = scale**2
     root = np.sqrt(np.minimum(np.maximum(ratio, area), 1 / area))
-    size = np.minimum((scale * root, scale / root), 1)
+    size = np.array((scale * root, scale / root), np.float32).astype(np.float64)
     patches = np.empty((4, count))
     np.multiply(drawn[2:], 1 - size, out=patches[:2])
     np.add(patches[:2], size, out=patches[2:])
