@@ -36,7 +36,7 @@ def check_split(dataset: Dataset) -> list[Finding]:
             )
         ]
         positions = [f"{item.name!r} {format_box(item.box_px)}" for item in objects]
-        found += _of_objects(item, item.image_path, positions, objects)
+        found += _check_objects(item, item.image_path, positions, objects)
     return found
 
 
@@ -65,10 +65,10 @@ def check_xml(item: Annotation, file: Path) -> list[Finding]:
     if without_flag:
         reason = f"{without_flag} of {len(objects)} objects have no <difficult>; 0 is assumed"
         found.append(Finding("difficult-missing", file, None, reason))
-    return [*found, *_of_head(tree, file), *_of_objects(item, file, positions, objects)]
+    return [*found, *_check_head(tree, file), *_check_objects(item, file, positions, objects)]
 
 
-def _of_head(tree: Element, file: Path) -> list[Finding]:
+def _check_head(tree: Element, file: Path) -> list[Finding]:
     found = []
     name = (tree.findtext("filename") or "").strip()
     if name and name != file.stem and Path(name).stem != file.stem:
@@ -80,7 +80,7 @@ def _of_head(tree: Element, file: Path) -> list[Finding]:
     return found
 
 
-def _of_objects(
+def _check_objects(
     item: Annotation, file: Path, positions: Sequence[str], objects: Sequence[Object]
 ) -> list[Finding]:
     """Returns findings for tiny boxes and for boxes that repeat an earlier one."""

@@ -50,7 +50,7 @@ class CheckedDataset(NamedTuple):
     findings: tuple[Finding, ...]
 
 
-class _Look(NamedTuple):
+class _CheckedImage(NamedTuple):
     """The findings about an image file, and a hash of its pixels, or None if decoding failed."""
 
     pixels: bytes | None
@@ -93,14 +93,14 @@ def check_dataset(
             datasets[split] = dataset
     paths = {item.image_path: None for data in datasets.values() for item in data.annotations}
     pixels = {}
-    for done, (path, look) in enumerate(_look_at_all(list(paths), workers), start=1):
-        found += look.findings
-        if look.pixels is not None:
-            pixels[path] = look.pixels
+    for done, (path, checked) in enumerate(_check_images(list(paths), workers), start=1):
+        found += checked.findings
+        if checked.pixels is not None:
+            pixels[path] = checked.pixels
         progress(done, len(paths))
     found += _check_annotations(root, datasets, classes, pixels)
     if has_layouts(root) and not splits:
-        found += _unlisted(root)
+        found += _check_files(root)
     # An image in several splits has the same findings in each.
     return CheckedDataset(datasets, tuple(dict.fromkeys(found)))
 
@@ -125,22 +125,22 @@ def _read(root: Path, split: str, classes: tuple[str, ...]) -> tuple[Dataset | N
     return dataset, [*map(finding_of, dataset.faults), *notes]
 
 
-def _look_at_all(paths: list[Path], workers: int) -> Iterator[tuple[Path, _Look]]:
+def _check_images(paths: list[Path], workers: int) -> Iterator[tuple[Path, _CheckedImage]]:
     # Decoding and hashing release the GIL.
     pool = ThreadPoolExecutor(workers)
     try:
-        yield from zip(paths, pool.map(_look, paths), strict=True)
+        yield from zip(paths, pool.map(_check_image, paths), strict=True)
     finally:
         # After an interrupt, do not wait for the remaining images.
         pool.shutdown(cancel_futures=True)
 
 
-def _look(path: Path) -> _Look:
+def _check_image(path: Path) -> _CheckedImage:
     try:
         data = read_bytes(path, limit=MAX_BYTES)
         image = decode_image(data, file=path)
     except DataError as error:
-        return _Look(None, [Finding(error.kind, path, None, error.reason)])
+        return _CheckedImage(None, [Finding(error.kind, path, None, error.reason)])
     found = [
         Finding(kind, path, None, reason)
         for kind, reason in unusual_properties(data, path.suffix).items()
@@ -152,7 +152,7 @@ def _look(path: Path) -> _Look:
         found.append(Finding("image-blank", path, None, "all of its pixels have the same value"))
     digest = hashlib.sha256(f"{width} x {height}".encode())
     digest.update(image.data)
-    return _Look(digest.digest(), found)
+    return _CheckedImage(digest.digest(), found)
 
 
 def _check_annotations(
@@ -176,7 +176,7 @@ def _check_annotations(
     yield from shared_images(datasets, pixels)
 
 
-def _unlisted(root: Path) -> Iterator[Finding]:
+def _check_files(root: Path) -> Iterator[Finding]:
     """Yields findings for files of VOC layouts that are not listed, and images with one name."""
     listed: dict[Path, set[str]] = {}
     for file in split_lists(root).values():

@@ -65,11 +65,11 @@ def unusual_properties(data: bytes, suffix: str) -> dict[str, str]:
         reason = f"its EXIF orientation is {orientation.value}, which is not applied"
         found["exif-rotation"] = reason
     if data.startswith(b"\xff\xd8"):
-        found |= _of_jpeg(data)
+        found |= _jpeg_properties(data)
     elif data.startswith(b"\x89PNG"):
-        found |= _of_png(data)
+        found |= _png_properties(data)
     elif data.startswith(b"RIFF"):
-        found |= _of_webp(data)
+        found |= _webp_properties(data)
     if not data.startswith(_BEGINNINGS.get(suffix.lower(), b"")):
         found["suffix-differs"] = f"its format does not match its suffix {suffix}"
     return found
@@ -163,14 +163,14 @@ def _chunks(data: bytes, head: str, place: int) -> Iterator[Part]:
         place = start + length + (4 if png else length % 2)
 
 
-def _of_jpeg(data: bytes) -> dict[str, str]:
+def _jpeg_properties(data: bytes) -> dict[str, str]:
     _, _, colours, _ = simplejpeg.decode_jpeg_header(data)
     if colours in ("CMYK", "YCCK"):
         return {"cmyk": f"its colours are {colours}, converted to RGB without a colour profile"}
     return {"grey": "it is grey and is converted to RGB"} if colours == "Gray" else {}
 
 
-def _of_png(data: bytes) -> dict[str, str]:
+def _png_properties(data: bytes) -> dict[str, str]:
     depth, colours = data[24], data[25]
     names = {part.name for part in _parts(data)}
     found = {}
@@ -185,7 +185,7 @@ def _of_png(data: bytes) -> dict[str, str]:
     return found
 
 
-def _of_webp(data: bytes) -> dict[str, str]:
+def _webp_properties(data: bytes) -> dict[str, str]:
     found, flags = {}, data[20] if data[12:16] == b"VP8X" else 0
     lossless = data[12:16] == b"VP8L" and data[24] & 0x10
     if flags & 0x10 or lossless:

@@ -58,11 +58,11 @@ def compare_classes(
             reason = f"has {count} objects in {', '.join(training)}"
             found.append(Finding("class-few-objects", root, f"class {name!r}", reason))
     for split, data in testing.items():
-        found += _of_pair(split, data, training, root)
+        found += _compare_pair(split, data, training, root)
     return found
 
 
-def _of_pair(
+def _compare_pair(
     split: str, data: Dataset, training: Mapping[str, Dataset], root: Path
 ) -> list[Finding]:
     """Compares the classes of one validation or test split with those of the training splits."""
