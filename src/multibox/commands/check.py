@@ -183,8 +183,8 @@ def _class_tables(checkup: CheckResult) -> Iterator[Table]:
 
 def _size_tables(checkup: CheckResult) -> Iterator[Table]:
     edges = (*(f"<{edge}" for edge in SIZE_EDGES_PX), "more")
-    sizes = _table("Objects by size in the input in pixels, percent", "split", "input", *edges)
-    title = "Objects that no default box overlaps with an IoU of 0.5, by size, percent"
+    sizes = _table("Percent of objects by size in the input (pixels)", "split", "input", *edges)
+    title = "Percent of objects without a default box at an IoU of 0.5, by size"
     reach = _table(title, "split", "boxes", "all", *edges)
     for name, census in checkup.census.items():
         for size in census.sizes:
