@@ -17,7 +17,7 @@ from multibox.data import geometry
 from multibox.rng import stream
 
 FALSE_ALARM = 1_000
-COMPARISONS = 269
+COMPARISONS = 260
 LEAST_DRAWS = 25
 """Bins with fewer expected draws are summed to one."""
 
