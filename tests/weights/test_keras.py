@@ -1,4 +1,4 @@
-"""Keras's files: its many ways to name variables, whole models, and what is refused."""
+"""Keras's files: the names of variables, whole models, and files that are refused."""
 
 import json
 from pathlib import Path
@@ -49,10 +49,10 @@ def h5_of(path: Path, changed: str, values: object) -> Path:
 @pytest.mark.parametrize(
     ("changed", "values", "reason"),
     [
-        ("fc7/fc7/bias:0", np.array([1e300]), r"fc7.bias: holds NaN"),
+        ("fc7/fc7/bias:0", np.array([1e300]), r"fc7.bias: contains NaN"),
         ("fc7/fc7/bias:0", h5py.Empty("f4"), "cannot be read"),
         ("fc7/fc7/bias:0", "text", "lacks fc7.bias"),
-        ("conv1_1/conv1_1/kernel:0", np.float32(1), "no convolution"),
+        ("conv1_1/conv1_1/kernel:0", np.float32(1), "not a convolution"),
         ("conv1_1", np.float32(1), "lacks conv1_1"),
     ],
 )

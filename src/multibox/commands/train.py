@@ -35,7 +35,7 @@ from multibox.training.initial_weights import initialise_from
 from multibox.training.loop import Loop, RunContext
 from multibox.training.periodic_evaluation import SAMPLE_PICTURES
 from multibox.training.train_step import Learner
-from multibox.weights.files import Weights, describe, find_weights, read_weights
+from multibox.weights.files import Weights, find_weights, make_header, read_weights
 
 RESULTS_BYTES = 200 * 40
 """Of an image in a milestone's results files: `keep_top_k` lines."""
@@ -125,7 +125,7 @@ def train(request: Request, console: Console) -> None:
                 console=console,
                 decoded_cache_gib=request.decoded_cache_gib,
             ),
-            metadata=describe(network, config.network, train_set.classes, request.licence),
+            metadata=make_header(network, config.network, train_set.classes, request.licence),
         )
         try:
             Loop(config, Learner(network, config, processes), surroundings).run()
