@@ -51,6 +51,8 @@ CHANGED = Config(
         weight_decay=1e-300,
         clip_norm=10.0,
         accumulate=4,
+        accumulate_normaliser="part",
+        l2norm_gradient="caffe",
         ema_decay=0.999,
     ),
     schedule=ScheduleConfig(

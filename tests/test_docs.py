@@ -49,7 +49,9 @@ def test_every_recipe_is_in_the_readme() -> None:
     assert all(f"`{name}`" in README for name in RECIPES)
 
 
-@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "SECURITY.md", "docs/weights.md"])
+@pytest.mark.parametrize(
+    "name", ["ARCHITECTURE.md", "SECURITY.md", "docs/weights.md", "docs/fidelity.md"]
+)
 def test_every_file_that_a_document_names_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     for path in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.py)`", text):

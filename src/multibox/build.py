@@ -20,7 +20,7 @@ from multibox.errors import ConfigError
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.lite import Lite
 from multibox.ssd.backbones.ssd7 import SSD7
-from multibox.ssd.backbones.vgg import VGG16
+from multibox.ssd.backbones.vgg import VGG16, L2Norm
 from multibox.ssd.coding import CAFFE_VARIANCES, Variances
 from multibox.ssd.default_boxes import (
     SSD7_LEVELS,
@@ -151,7 +151,11 @@ def _chosen_network(config: Config, num_classes: int) -> SSD:
     traits = _architecture(config.network).traits
     if config.default_boxes != "own":
         traits = traits._replace(scales=config.default_boxes)
-    return build_network(config.network, num_classes, traits)
+    network = build_network(config.network, num_classes, traits)
+    for module in network.modules():
+        if isinstance(module, L2Norm):
+            module.gradient = config.optimizer.l2norm_gradient
+    return network
 
 
 def matcher(network: SSD, *, difficult: bool) -> Callable[[Targets], Matches]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from multibox.errors import ConfigError
 
-FORMAT = 1
+FORMAT = 2
 """Of `config.json`. It rises with every field that is added, so that an older multibox says what is
 wrong. Files of before the number are of format 1.
 
@@ -119,6 +119,15 @@ class OptimizerConfig:
     accumulate: int = 1
     """Parts a batch is worked through in, to save memory. The sum is that of the whole batch,
     but batch normalisation sees the parts."""
+
+    accumulate_normaliser: Literal["batch", "part"] = "batch"
+    """What the loss of a part is divided by: the matched boxes of the whole batch, or its own, as
+    Caffe's iter_size does. Then the parts' losses are averaged (`sgd_solver.cpp:90-105`)."""
+
+    l2norm_gradient: Literal["exact", "caffe"] = "exact"
+    """The gradient through the L2 normalisation of VGG networks. exact: the derivative. caffe: the
+    formula of Caffe, which differs from it once the scales differ (`normalize_layer.cpp:135-231`).
+    """
 
     ema_decay: float = 0.0
     """Decay of the moving average of the weights that is evaluated and kept; 0: no average."""

@@ -11,7 +11,7 @@ from multibox.build import matcher
 from multibox.data.collate import Match, unmatched
 from multibox.data.dataset import Annotation, Dataset
 from multibox.data.pipeline import PlainExamples, batches
-from multibox.data.workers import OnLoss, unsaid
+from multibox.data.workers import OnLoss, ignore_loss
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import by_class_in_pixels
 from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, average, voc_curves
@@ -40,7 +40,7 @@ class EvaluationSettings(NamedTuple):
     workers: int
     precision: torch.dtype
     processes: Processes
-    on_loss: OnLoss = unsaid
+    on_loss: OnLoss = ignore_loss
 
 
 class ValidationLoss(NamedTuple):

@@ -22,7 +22,8 @@ COCO_SCHEDULE = ScheduleConfig(steps=400_000, drops=(280_000, 360_000))
 def ssd300_vgg16_voc0712() -> Config:
     """The original SSD300 (`ssd_pascal.py:223-389`) with a warm-up of 500 steps.
 
-    It starts from an ImageNet VGG-16 (`--init`). `--warmup-steps 0` restores the original.
+    It starts from an ImageNet VGG-16 (`--init`). `--warmup-steps 0 --l2norm-gradient caffe`
+    restores the original, including the gradient that Caffe computes for its L2 normalisation.
     `--schedule plateau` drops the learning rate when the validation loss stops improving.
     """
     return Config(

@@ -211,11 +211,11 @@ def test_years_stay_apart_and_class_lists_follow(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", [".", "fixed", ".."])
 def test_the_copy_lies_outside_of_the_dataset(tmp_path: Path, place: str) -> None:
     root = small_voc(tmp_path / "voc")
-    with pytest.raises(ConfigError, match="would lie in the dataset"):
+    with pytest.raises(ConfigError, match="the dataset would overlap"):
         check(root, QUIET, fix=root / place)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(StorageError, match="has files already"):
+    with pytest.raises(StorageError, match="is not empty"):
         check(root, QUIET, fix=tmp_path / "other")
     with pytest.raises(ConfigError, match="copies all splits"):
         check(root, QUIET, splits=("test",), fix=tmp_path / "new")

@@ -105,6 +105,15 @@ def test_crops_are_truncated_to_pixels_as_in_caffe():
         assert (x0 + left, y0 + top, x1 - x0, y1 - y0) == expected
 
 
+def test_patches_that_span_the_canvas_do_so_to_the_last_pixel():
+    patches = geometry._draw_candidates(stream(0, "span"), 20_000)
+    for axis in (0, 1):
+        spanning = patches[2 + axis] - patches[axis] > 1 - 1e-6
+        assert spanning.mean() > 0.05
+        assert (patches[axis, spanning] == 0).all()
+        assert (patches[2 + axis, spanning] == 1).all()
+
+
 def test_the_areas_of_patches_around_an_object_that_fills_the_image():
     """There the IoU is the area, scale^2, so that the pool of seven samplers has a formula."""
     minima, count = np.array([0.1, 0.3, 0.5, 0.7, 0.9, 0.0]), 20_000

@@ -284,7 +284,7 @@ def test_read_bytes_holds_to_its_limit(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_bytes(b"12345")
     assert read_bytes(path, limit=5) == b"12345"
-    with pytest.raises(DataError, match="5 bytes, the limit is 4"):
+    with pytest.raises(DataError, match="5 bytes, but the limit is 4"):
         read_bytes(path, limit=4)
 
 

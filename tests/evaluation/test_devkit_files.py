@@ -14,7 +14,13 @@ from multibox.commands.evaluate import evaluate_results
 from multibox.data.formats.voc import read_voc
 from multibox.errors import DataError
 from multibox.evaluation.results import file_split, read_results, write_results
-from multibox.evaluation.voc import NO_DETECTIONS, ClassDetections, evaluate_voc
+from multibox.evaluation.voc import (
+    NO_DETECTIONS,
+    OCTAVE_RECALL_THRESHOLDS,
+    ClassDetections,
+    average_precision_11_point,
+    evaluate_voc,
+)
 from multibox.inference import objects_by_class
 
 Objects = dict[str, list[tuple[str, voc_ap.Box, bool]]]
@@ -44,7 +50,14 @@ def test_whole_pixels_cost_one_hit_of_the_devkit_s_example(shared, tmp_path, met
     assert once == twice
     # Cut to whole pixels, one detection of a cow is no hit any more; 11 points do not show it.
     result = evaluate_voc(read.detections, objects_by_class(dataset), metric)
-    differing = {name for name in official if abs(result.by_class[name] - official[name]) > 1e-9}
+    found = result.by_class
+    if metric == "voc07":
+        # Octave printed them.
+        found = {
+            name: average_precision_11_point(curve, OCTAVE_RECALL_THRESHOLDS)
+            for name, curve in result.curves.items()
+        }
+    differing = {name for name in official if abs(found[name] - official[name]) > 1e-9}
     assert differing == lost
 
 

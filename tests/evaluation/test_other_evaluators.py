@@ -20,6 +20,7 @@ METRICS = {"11 points": "voc07", "area": "voc12"}
 # By the name in the table; where a program has several rules with a toy of their own, one function
 # has them all.
 EVALUATORS: dict[str, others.Evaluator] = {
+    "the devkit in Octave": others.octave,
     "py-faster-rcnn": others.py_faster_rcnn,
     "ssd.pytorch": others.ssd_pytorch,
     "Caffe, while training": others.caffe,
@@ -101,7 +102,10 @@ def ours(toy: Toy, metric: str) -> float:
 
 
 def devkits(detections: list[voc_ap.Detection], objects: list[voc_ap.Object], metric: str) -> float:
-    return others.area_or_points(*voc_ap.curve(detections, objects), metric)
+    recall, precision = voc_ap.curve(detections, objects)
+    if metric == "area":
+        return voc_ap.average_precision_area(recall, precision)
+    return voc_ap.average_precision_11_point(recall, precision)
 
 
 def by_evaluator(evaluator: others.Evaluator, toy: Toy, metric: str) -> float:

@@ -13,6 +13,8 @@ from multibox.errors import DataError
 from multibox.evaluation.results import read_results
 from multibox.evaluation.voc import (
     NO_DETECTIONS,
+    OCTAVE_RECALL_THRESHOLDS,
+    RECALL_THRESHOLDS,
     ClassDetections,
     ClassObjects,
     average_precision_11_point,
@@ -71,8 +73,17 @@ def test_the_devkit_printed_the_same(shared, metric, file):
     )
     assert not results.missing
     result = evaluate_voc(results.detections, objects, metric)
-    assert result.by_class == pytest.approx(official, abs=1e-9, rel=0)
-    assert result.mean == pytest.approx(sum(official.values()) / 20, abs=1e-9, rel=0)
+    if metric == "voc12":
+        assert result.by_class == pytest.approx(official, abs=1e-9, rel=0)
+        assert result.mean == pytest.approx(sum(official.values()) / 20, abs=1e-9, rel=0)
+        return
+    # The figures were printed by Octave, in which recalls of 6/10 and 7/10 miss their points.
+    by_class = {
+        name: average_precision_11_point(curve, OCTAVE_RECALL_THRESHOLDS)
+        for name, curve in result.curves.items()
+    }
+    assert by_class == pytest.approx(official, abs=1e-9, rel=0)
+    assert all(result.by_class[name] >= value - 1e-12 for name, value in official.items())
 
 
 # --- the rules, one detection at a time
@@ -104,6 +115,9 @@ def test_agrees_with_the_loops(problem):
     recall, precision = voc_ap.curve(detections, objects)
     assert average_precision_11_point(fast) == pytest.approx(
         voc_ap.average_precision_11_point(recall, precision), abs=1e-12
+    )
+    assert average_precision_11_point(fast, OCTAVE_RECALL_THRESHOLDS) == pytest.approx(
+        voc_ap.average_precision_11_point(recall, precision, voc_ap.octave_colon), abs=1e-12
     )
     assert average_precision_area(fast) == pytest.approx(
         voc_ap.average_precision_area(recall, precision), abs=1e-12
@@ -178,11 +192,22 @@ def test_the_area_of_right_wrong_right_of_two_is_five_sixths():
     assert average_precision_11_point(curve) == pytest.approx((6 + 5 * 2 / 3) / 11, abs=1e-15)
 
 
-def test_a_recall_of_three_tenths_misses_the_devkits_threshold():
+@pytest.mark.parametrize(
+    ("found", "matlab", "octave"),
+    [(1, 2, 2), (2, 3, 3), (3, 3, 3), (5, 6, 6), (6, 7, 6), (7, 8, 7), (8, 9, 9), (10, 11, 11)],
+)
+def test_of_ten_objects_matlab_counts_recalls_of_six_and_seven_tenths(found, matlab, octave):
+    """By MATLAB's own 0:0.1:1, of which only 0.3 is not the double that is nearest to it."""
+    assert [r for r, j in zip(RECALL_THRESHOLDS, range(11), strict=True) if r != j / 10] == [
+        0.30000000000000004
+    ]
     objects = [voc_ap.Object(image, TEN, False) for image in range(10)]
-    detections = [voc_ap.Detection(image, 0.5, TEN) for image in range(3)]
+    detections = [voc_ap.Detection(image, 0.5, TEN) for image in range(found)]
     curve = precision_recall(detections_of(detections), objects_of(objects))
-    assert average_precision_11_point(curve) == pytest.approx(3 / 11, abs=1e-15)
+    points = average_precision_11_point(curve)
+    assert points == pytest.approx(matlab / 11, abs=1e-15)
+    points = average_precision_11_point(curve, OCTAVE_RECALL_THRESHOLDS)
+    assert points == pytest.approx(octave / 11, abs=1e-15)
 
 
 # --- classes that lack something

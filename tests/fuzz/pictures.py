@@ -182,7 +182,7 @@ def image(choices: Choices, folder: Path) -> None:
     assert pixels.dtype == np.uint8
     assert check_image(path) == size
     assert np.array_equal(decode_image(data, file=_NAME), pixels)
-    for reason in image_metadata.peculiarities(data, ".jpg").values():
+    for reason in image_metadata.unusual_properties(data, ".jpg").values():
         assert reason.isprintable()
     try:
         turned = decode_image(upright, file=_NAME)

@@ -109,13 +109,13 @@ def generate_batch_samples(dice, object_bboxes):
 
 
 def sample_bbox(dice):
-    """sampler.cpp:86-118."""
+    """sampler.cpp:86-118; the sides are float32, so that some patches span the canvas."""
     scale = dice.uniform(0.3, 1.0)
     aspect_ratio = dice.uniform(0.5, 2.0)
     aspect_ratio = max(aspect_ratio, scale**2)
     aspect_ratio = min(aspect_ratio, 1 / scale**2)
-    width = min(scale * math.sqrt(aspect_ratio), 1.0)
-    height = min(scale / math.sqrt(aspect_ratio), 1.0)
+    width = float(np.float32(scale * math.sqrt(aspect_ratio)))
+    height = float(np.float32(scale / math.sqrt(aspect_ratio)))
     w_off = dice.uniform(0.0, 1 - width)
     h_off = dice.uniform(0.0, 1 - height)
     return (w_off, h_off, w_off + width, h_off + height)

@@ -58,10 +58,15 @@ def curve(verdicts: Verdicts, objects: list[Object]) -> tuple[list[float], list[
 
 
 def area_or_points(recall: list[float], precision: list[float | None], metric: str) -> float:
-    """The devkit's own last step, for those who differ before it."""
+    """The devkit's own last step, with the 11 points counted as in Octave and NumPy."""
     if metric == "area":
         return voc_ap.average_precision_area(recall, precision)
-    return voc_ap.average_precision_11_point(recall, precision)
+    return voc_ap.average_precision_11_point(recall, precision, voc_ap.octave_colon)
+
+
+def octave(detections: list[Detection], objects: list[Object], metric: str) -> float:
+    """The devkit itself."""
+    return area_or_points(*voc_ap.curve(detections, objects), metric)
 
 
 def py_faster_rcnn(detections: list[Detection], objects: list[Object], metric: str) -> float:

@@ -3,6 +3,7 @@
 Slow and without NumPy on purpose: it is read beside the devkit, not run on a dataset.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 Box = tuple[float, float, float, float]
@@ -73,12 +74,28 @@ def curve(
     return recall, precision
 
 
-def average_precision_11_point(recall: list[float], precision: list[float | None]) -> float:
+def matlab_colon(step: int) -> float:
+    """Element `step` of MATLAB's 0:0.1:1, which is counted from the nearer end."""
+    return step * 0.1 if step <= 5 else 1 - (10 - step) * 0.1
+
+
+def octave_colon(step: int) -> float:
+    """Element `step` of Octave's 0:0.1:1."""
+    return step * 0.1
+
+
+def average_precision_11_point(
+    recall: list[float],
+    precision: list[float | None],
+    threshold: Callable[[int], float] = matlab_colon,
+) -> float:
     """VOC2007: max() of MATLAB skips 0/0."""
     result = 0.0
     for step in range(11):
         reached = [
-            p for r, p in zip(recall, precision, strict=True) if r >= step * 0.1 and p is not None
+            p
+            for r, p in zip(recall, precision, strict=True)
+            if r >= threshold(step) and p is not None
         ]
         result += max(reached, default=0.0) / 11
     return result

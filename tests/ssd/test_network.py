@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multibox.build import build_network
+from multibox.build import build_network, network_shape
+from multibox.config import Config, OptimizerConfig
 from multibox.ssd.backbones.vgg import L2Norm
 from multibox.ssd.coding import CAFFE_VARIANCES, Variances, decode
 from multibox.ssd.default_boxes import SSD7_LEVELS, SSD300_VOC, SSD512_VOC, Level
@@ -264,3 +265,32 @@ def test_groups_drive_an_optimizer() -> None:
     for old, (name, new) in zip(before, network.named_parameters(), strict=True):
         expected = old - 0.2 if name.endswith("bias") else old - 0.1 * (1 + 0.5 * old)
         torch.testing.assert_close(new.detach(), expected)
+
+
+def test_l2_normalisation_with_caffes_gradient_has_the_same_output_and_another_gradient() -> None:
+    """`tests/caffe/test_normalize.py` compares both with Caffe's own figures."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, 3, 3, generator=rng)
+    found = []
+    for gradient in ("exact", "caffe"):
+        layer = L2Norm(6, gradient)
+        layer.weight.data.copy_(torch.arange(1, 7))
+        inputs = x.clone().requires_grad_()
+        y = layer(inputs)
+        y.square().sum().mul(torch.tensor(0.5)).backward()
+        found.append((y.detach(), inputs.grad, layer.weight.grad))
+    (y, exact, exact_scale), (same, caffe, caffe_scale) = found
+    assert torch.equal(y, same)
+    torch.testing.assert_close(exact_scale, caffe_scale)
+    length = x.square().sum(dim=1, keepdim=True).sqrt()
+    scale = torch.arange(1, 7).view(1, -1, 1, 1)
+    along = (x * y).sum(dim=1, keepdim=True) / length**2
+    torch.testing.assert_close(caffe, scale / length * (y - x * along))
+    assert not torch.allclose(exact, caffe, rtol=0.01)
+
+
+def test_the_configuration_chooses_the_gradient() -> None:
+    for gradient in ("exact", "caffe"):
+        config = Config(network="ssd300-vgg16", optimizer=OptimizerConfig(l2norm_gradient=gradient))
+        norms = [m for m in network_shape(config, 3).modules() if isinstance(m, L2Norm)]
+        assert [norm.gradient for norm in norms] == [gradient]

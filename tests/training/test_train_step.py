@@ -245,3 +245,26 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     with pytest.raises(ConfigError, match=r"cannot be compiled here .*compiler.* --compile"):
         compiled().step(batch(8), lr=0.01, number=0)
+
+
+def test_parts_may_be_divided_by_their_own_matches_as_in_caffe() -> None:
+    examples = batch(8, objects=[1, 3, 1, 3, 1, 3, 1, 3])
+    network, twin = tiny_network(), tiny_network()
+    optimizer = replace(PLAIN, momentum=0.0, weight_decay=0.0, accumulate=2)
+    taught = learner(replace(optimizer, accumulate_normaliser="part"), network)
+    taught.step(examples, lr=0.01, number=0)
+    halves = [
+        gradients(twin, Batch(*(rows(field, part) for field in examples))) for part in range(2)
+    ]
+    for name, parameter in network.named_parameters():
+        mean = (halves[0][name] + halves[1][name]) / 2
+        rate = 0.02 if name.endswith("bias") else 0.01
+        before = dict(twin.named_parameters())[name]
+        torch.testing.assert_close(parameter, before - rate * mean)
+
+
+def rows(field: torch.Tensor | tuple, part: int) -> torch.Tensor | tuple:
+    """Every second image, from the first or the second on."""
+    if isinstance(field, torch.Tensor):
+        return field[part::2]
+    return type(field)(*(tensor[part::2] for tensor in field))

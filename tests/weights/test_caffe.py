@@ -1,4 +1,4 @@
-"""Caffe's files, in every way that Caffe has written them, and damaged in every way."""
+"""Caffe's files in every encoding that Caffe has written, and damaged files."""
 
 import resource
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_default_boxes_of_a_layer_are_found() -> None:
 
 
 def test_every_cut_is_refused_or_ends_between_layers() -> None:
-    """A file that ends early ends in an error, but where what is left is a whole message."""
+    """A truncated file is an error, except where the rest is a complete message."""
     layers = small_layers()
     data = caffemodel(layers)
     ends = {len(caffemodel(dict(list(layers.items())[:count]))) for count in range(len(layers))}
@@ -91,7 +91,7 @@ def test_damage_is_named(data: bytes, reason: str) -> None:
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """Some bytes changed, a part removed, doubled or moved, or a length made huge."""
+    """Changes bytes; removes, doubles or moves a part; or makes a length huge."""
     out = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
         start, length = int(rng.integers(len(out))), int(rng.integers(1, 40))
@@ -116,7 +116,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def check_mutations(count: int) -> int:
-    """Returns how many mutated files were refused."""
+    """Reads mutated files, and returns the number that was refused."""
     files = [caffemodel(small_layers(), style) for style in STYLES]
     files.append(files[0] + oracle.prior_box("prior", 30.0))
     rng = stream(0, "mutations", 0)
@@ -143,7 +143,7 @@ def test_mutated_files_end_in_layers_or_an_error() -> None:
 
 
 def check_mutated_detectors(count: int, folder: Path) -> None:
-    """A whole detector's file, through all that is made of its layers."""
+    """Reads mutated files of a whole detector, up to the model."""
     data = caffemodel(tiny_caffe())
     path = folder / "x"
     rng = stream(0, "mutations", 1)

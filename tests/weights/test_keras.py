@@ -1,4 +1,4 @@
-"""Keras's files: its many ways to name variables, whole models, and what is refused."""
+"""Keras's files: the names of variables, whole models, and files that are refused."""
 
 import json
 from pathlib import Path

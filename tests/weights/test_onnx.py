@@ -1,4 +1,4 @@
-"""What ONNX Runtime computes from the file is what PyTorch computes from the weights."""
+"""ONNX Runtime computes the same from the file as PyTorch from the weights."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network = tiny_network()
         header = make_header(network, "tiny", ("cat", "dog"), "CC0")
         safetensors.torch.save_file(network.state_dict(), folder / "a.safetensors", header)
-        # To check shapes is to compare sizes, which the exporter then takes for constants.
+        # Shape checks compare sizes, and the exporter would then treat the sizes as constants.
         patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         convert(folder / "a.safetensors", folder / "a.onnx", target="onnx")
         with pytest.raises(StorageError, match="exists"):
@@ -38,7 +38,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("size", [1, 5])
-def test_the_runtime_finds_what_the_network_finds(exported: Path, size: int) -> None:
+def test_the_runtime_detects_the_same_as_the_network(exported: Path, size: int) -> None:
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     images, network = batch(size).images, tiny_network().eval()
     found = session.run(["boxes", "scores"], {"images": images.permute(0, 2, 3, 1).numpy()})

@@ -1,4 +1,4 @@
-"""The verb `check`: what is wrong with a dataset, and what is in it, before a training."""
+"""The verb `check`: finds faults in a dataset and prints its statistics before training."""
 
 import dataclasses
 from collections import Counter
@@ -27,22 +27,22 @@ from multibox.errors import ConfigError, one_line
 from multibox.hardware import usable_cores
 
 COMPARED = ("ssd300-vgg16", "ssd512-vgg16")
-"""Whose default boxes are compared with a dataset's, where no network is named."""
+"""If no network is named, the default boxes of these are compared with the objects."""
 
 _SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")
 _STYLES: dict[Severity, str] = {"fault": "bold red", "warning": "yellow", "note": "dim"}
-_SPLITS_BESIDE = 4
+_SPLITS_PER_TABLE = 4
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check has found.
+    """The result of a check.
 
     Attributes:
-        root: The dataset's folder; of a corrected copy that folder.
-        findings: What is wrong or odd.
-        census: The counts of each split that can be used.
-        changes: How many corrections the copy has; None where none was made.
+        root: The folder that was checked: the dataset, or the corrected copy.
+        findings: The findings of all severities.
+        census: The statistics of each split that can be used.
+        changes: Number of corrections in the copy, or None if no copy was made.
     """
 
     root: Path
@@ -51,11 +51,11 @@ class CheckResult:
     changes: int | None
 
     def count(self, severity: Severity) -> int:
-        """Returns how many findings are that grave."""
+        """Returns the number of findings of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns all of it as one object of JSON."""
+        """Returns the result as a JSON object."""
         return {
             "data": str(self.root),
             "counts": {severity: self.count(severity) for severity in _SEVERITIES},
@@ -85,20 +85,21 @@ def check(
     network: str | None = None,
     fix: Path | None = None,
 ) -> CheckResult:
-    """Returns what is wrong with a dataset, and its counts; it is read whole and never written.
+    """Checks a dataset and returns the findings and statistics. The dataset is not changed.
 
     Args:
         root: A folder in VOC or COCO layout.
-        console: Shows how far it is.
-        splits: As `train` takes them; empty: all that the folder has.
-        classes: The only names that objects may have; empty: any.
-        network: Whose default boxes are compared with the objects; None: those of `COMPARED`.
-        fix: Where to write a corrected copy in VOC layout, which is checked then.
+        console: Shows a progress bar.
+        splits: The splits, named as for training. If empty, all splits of the folder.
+        classes: The class names that objects may have. If empty, any name is allowed.
+        network: The network with the default boxes to compare with the objects. None: `COMPARED`.
+        fix: Folder for a corrected copy in VOC layout. If given, the copy is checked instead.
 
     Raises:
-        DataError: The folder has neither layout, or no split.
-        ConfigError: There is no such network, or the copy would lie inside the dataset.
-        StorageError: The copy's folder has something in it, or cannot be written.
+        DataError: The folder has neither layout, or has no splits.
+        ConfigError: There is no such network, splits and `fix` are both given, or the copy and the
+            dataset would overlap.
+        StorageError: The folder of the copy is not empty, or cannot be written.
     """
     tables = [
         BoxTable(name, scales, NETWORKS[name].image_size_px, boxes)
@@ -133,12 +134,12 @@ def _progress(console: Console) -> Iterator[Progress]:
 
 
 def print_check(checkup: CheckResult, console: Console, *, examples: int) -> None:
-    """Prints a check as tables of at most 80 columns.
+    """Prints the result of a check as tables of at most 80 columns.
 
     Args:
-        checkup: The check.
-        console: Where to.
-        examples: How many findings of each kind are shown.
+        checkup: The result.
+        console: The console to print to.
+        examples: Maximum number of findings to print for each kind.
     """
     width = min(80, console.width)
     if checkup.census:
@@ -169,8 +170,8 @@ def _split_tables(checkup: CheckResult) -> Iterator[Table]:
 
 
 def _class_tables(checkup: CheckResult) -> Iterator[Table]:
-    for start in range(0, len(checkup.census), _SPLITS_BESIDE):
-        splits = list(checkup.census)[start : start + _SPLITS_BESIDE]
+    for start in range(0, len(checkup.census), _SPLITS_PER_TABLE):
+        splits = list(checkup.census)[start : start + _SPLITS_PER_TABLE]
         counts = [checkup.census[name].classes for name in splits]
         names = sorted({name for classes in counts for name in classes})
         table = _table("Objects per class", "class", *map(one_line, splits))
@@ -182,8 +183,8 @@ def _class_tables(checkup: CheckResult) -> Iterator[Table]:
 
 def _size_tables(checkup: CheckResult) -> Iterator[Table]:
     edges = (*(f"<{edge}" for edge in SIZE_EDGES_PX), "more")
-    sizes = _table("Percent of objects by size in the input, pixels", "split", "input", *edges)
-    title = "Percent of objects that no default box overlaps by half, by size likewise"
+    sizes = _table("Percent of objects by size in the input (pixels)", "split", "input", *edges)
+    title = "Percent of objects without a default box at an IoU of 0.5, by size"
     reach = _table(title, "split", "boxes", "all", *edges)
     for name, census in checkup.census.items():
         for size in census.sizes:
@@ -215,6 +216,6 @@ def _findings_table(checkup: CheckResult, examples: int) -> Table:
 
 
 def _shortened(finding: Finding, root: Path) -> str:
-    """Returns a finding as one line, its file named from the dataset's folder on."""
+    """Returns a finding as one line, with its file relative to the dataset's folder."""
     file = finding.file.relative_to(root) if finding.file.is_relative_to(root) else finding.file
     return str(dataclasses.replace(finding, file=file))

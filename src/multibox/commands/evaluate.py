@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from multibox.config import Config
 from multibox.data.formats.layouts import read_dataset
-from multibox.data.workers import OnLoss, unsaid
+from multibox.data.workers import OnLoss, ignore_loss
 from multibox.errors import ConfigError
 from multibox.evaluation.results import file_split, read_results
 from multibox.inference import (
@@ -40,7 +40,7 @@ def evaluate_model(
     on_bad: Literal["fail", "skip"] | None,
     device: str,
     workers: int,
-    on_loss: OnLoss = unsaid,
+    on_loss: OnLoss = ignore_loss,
 ) -> dict[str, Any]:
     """Returns all metrics of a network; nothing is written.
 

@@ -1,1 +1,1 @@
-"""From annotated images on disk to batches: reading, augmentation, loading."""
+"""Reads datasets, augments their images and loads batches."""

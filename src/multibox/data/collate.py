@@ -1,4 +1,4 @@
-"""Makes a batch from examples, which have one image each."""
+"""Combines single images and their objects into a batch."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
@@ -12,30 +12,30 @@ from multibox.errors import MultiboxError
 from multibox.structures import Batch, Matches, Targets
 
 Match: TypeAlias = Callable[[Targets], Matches]
-"""Returns what a network is to say of a batch's images (see `ssd/matching.py`)."""
+"""Matches the objects of a batch to default boxes (see `ssd/matching.py`)."""
 
 
 def unmatched(targets: Targets) -> Matches:
-    """Matches nothing, for batches that no loss is computed of."""
+    """Returns empty matches, for batches without a loss."""
     batch = targets.valid.shape[0]
     blank = torch.zeros(batch, 0, dtype=torch.int64)
     return Matches(blank, blank, torch.zeros(batch, 0, 4))
 
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
-"""Stands in for the image of an example where the pixels are elsewhere, or not yet rendered."""
+"""The image of an example if its pixels are elsewhere or not yet rendered."""
 
 
 class Example(NamedTuple):
-    """One image as the network sees it; shape letters as in `structures`.
+    """A network input and its objects. The letters in the shapes are those of `structures`.
 
     Attributes:
         image: RGB.
-        boxes: xyxy in the unit frame of `image`.
-        labels: 0..C-1.
+        boxes: xyxy as fractions of `image`.
+        labels: Class indices in 0..C-1.
         difficult: Whether evaluation ignores the object.
         sample: The sample's number.
-        place: The image's place in the dataset.
+        place: The image's index in the dataset.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
@@ -47,7 +47,7 @@ class Example(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """A batch but for its pixels: the fields of `Targets`, `Matches` and `Batch`, as arrays."""
+    """A batch without its pixels: the fields of `Targets`, `Matches` and `Batch`, as arrays."""
 
     boxes: Float32[np.ndarray, "B M 4"]
     labels: Int64[np.ndarray, "B M"]
@@ -63,13 +63,13 @@ class Labels(NamedTuple):
         """Returns the batch of these labels and some images.
 
         Args:
-            images: Interleaved, as they are rendered.
-            pin_memory: Put the labels where a GPU copies them from without waiting.
+            images: The images, interleaved as they are rendered.
+            pin_memory: Whether to put the labels into pinned memory.
         """
         tensors = [torch.from_numpy(field) for field in self]
         if pin_memory:
             tensors = [tensor.pin_memory() for tensor in tensors]
-        # Interleaved pixels, seen as (B, 3, H, W), are what PyTorch calls channels_last: no copy.
+        # The permuted view is in PyTorch's channels_last format, so it needs no copy.
         pixels = images.permute(0, 3, 1, 2)
         return Batch(pixels, Targets(*tensors[:4]), Matches(*tensors[4:7]), *tensors[7:])
 

@@ -1,6 +1,7 @@
-"""What a dataset is once it has been read: annotated images, class names, and what was left out.
+"""A dataset in memory: annotated images, class names, and a list of what was left out.
 
-Any reader of a format ends in these types, and nothing else in the package knows formats.
+The readers of all formats return these types, so training and evaluation do not depend on the
+format.
 """
 
 import hashlib
@@ -21,21 +22,20 @@ _LISTED_FAULTS = 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Annotation:
-    """An image and its objects, in the order that ties in matching are broken by.
+    """An image and its objects. When two objects tie in matching, the earlier one wins.
 
     Attributes:
         image_id: The image's name, unique in its dataset.
-        image_path: Where its pixels are; not opened before they are needed.
+        image_path: The image file. It is not opened until its pixels are needed.
         width_px: Width of the stored pixels.
         height_px: Height of the stored pixels.
-        boxes_px: Corners (xmin, ymin, xmax, ymax) as they are written in the file: VOC counts
-            pixels from 1, COCO from 0, and neither 1 is subtracted nor added
-            (`io.cpp:321-352, 421-460`).
-        labels: 0..C-1.
-        difficult: Objects, COCO's crowds among them, that do not count in the average precision;
-            whether they are trained on is the configuration's choice.
-        areas_px2: Areas in squared pixels, where the file states them: COCO's, which are those of
-            the masks. None where it states none.
+        boxes_px: Corners (xmin, ymin, xmax, ymax) as written in the file. VOC counts pixels from
+            1 and COCO from 0; the numbers are not shifted (`io.cpp:321-352, 421-460`).
+        labels: Class indices in 0..C-1.
+        difficult: Marks objects that do not count in the average precision, such as COCO's crowds.
+            The configuration decides whether they are trained on.
+        areas_px2: Areas in squared pixels. COCO states the areas of the masks. None if the file
+            states no area.
     """
 
     image_id: str
@@ -49,17 +49,20 @@ class Annotation:
 
     @property
     def boxes(self) -> Float32[np.ndarray, "M 4"]:
-        """The boxes in the unit frame: x / width, y / height in float32 (`io.cpp:321-352`)."""
+        """The boxes as fractions of the image: x / width, y / height in float32.
+
+        See `io.cpp:321-352`.
+        """
         frame = (self.width_px, self.height_px, self.width_px, self.height_px)
         return self.boxes_px / np.array(frame, np.float32)
 
 
 MIN_SIDE_PX = 0.01
-"""Of a box: of a smaller one nothing is left in the unit frame's float32."""
+"""The minimum side of a box. A smaller one may vanish when float32 rounds its fractions."""
 
 
 class Object(NamedTuple):
-    """An object as a reader finds it: class name, corners in pixels, area in squared pixels.
+    """An object as written in a file: class name, corners in pixels, area in squared pixels.
 
     The area is None if the file does not state it.
     """
@@ -71,7 +74,7 @@ class Object(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """An image as a reader finds it, before all class names are known."""
+    """An image as written in a file, before all class names are known."""
 
     image_id: str
     path: Path
@@ -81,13 +84,13 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that cannot be used. As text it is a single line, whatever names it contains.
+    """An image or object that cannot be used. `str(fault)` is always a single line.
 
     Attributes:
-        kind: The kind of its error, one of `data/check/findings.py`.
+        kind: The kind of the error, one of `data/check/findings.py`.
         file: The file concerned.
-        position: The place inside it: `object 3 ('RBC')`, `line 12`. None for the whole file.
-        reason: What is wrong, as a clause without a final full stop.
+        position: The place in the file: `object 3 ('RBC')`, `line 12`. None for the whole file.
+        reason: What is wrong, as a clause without a full stop.
     """
 
     kind: str
@@ -101,11 +104,11 @@ class Fault:
 
 
 class Note(NamedTuple):
-    """Something that was not read literally.
+    """A deviation of the dataset in memory from what the files say.
 
     Attributes:
         kind: One of `data/check/findings.py`.
-        text: What was done, as a clause without a final full stop.
+        text: What was done, as a clause without a full stop.
     """
 
     kind: str
@@ -117,11 +120,11 @@ class Dataset:
     """The annotated images of one or more splits.
 
     Attributes:
-        name: The splits that were read, e.g. `2007:trainval+2012:trainval`.
-        classes: Names, in the order of the labels.
+        name: The splits that were read, for example `2007:trainval+2012:trainval`.
+        classes: Class names. The label of a class is its index here.
         annotations: One per image, in the order of the split files.
-        faults: What was left out because it could not be used.
-        notes: What was not read literally.
+        faults: The images and objects that were left out because they cannot be used.
+        notes: What was read differently from what the files say.
     """
 
     name: str
@@ -135,10 +138,10 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """16 hexadecimal digits that tell whether the annotations are still the same.
+        """A hash of the annotations, as 16 hexadecimal digits.
 
-        They cover classes, order, ids, sizes, boxes, labels and difficult, and neither the
-        folder's place nor the pixels.
+        It covers the classes, the order of the images, and their ids, sizes, boxes, labels and
+        difficult flags. It covers neither the folder's path nor the pixels.
         """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for item in self.annotations:
@@ -151,7 +154,7 @@ class Dataset:
 
     @property
     def objects_per_class(self) -> dict[str, int]:
-        """How many objects each class has, difficult ones included, in the order of classes."""
+        """The number of objects of each class, including difficult ones, in class order."""
         labels = [item.labels for item in self.annotations]
         counts = np.bincount(np.concatenate([*labels, np.zeros(0, np.int64)]))
         padded = [*counts.tolist(), *[0] * len(self.classes)]
@@ -161,34 +164,35 @@ class Dataset:
 def fit_box(
     box_px: tuple[float, float, float, float], size_px: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """Returns a box's corners, clipped where they leave the image by at most a pixel.
+    """Returns a box's corners, clipped if they leave the image by at most one pixel.
 
     Raises:
-        DataError: If the box leaves the image by more, or is empty; the reason alone is given.
+        DataError: The box leaves the image by more, or is empty. The error names no file.
     """
     left, top, right, bottom = box_px
     width, height = map(float, size_px)
     if min(left, top) < -1 or right > width + 1 or bottom > height + 1:
         raise DataError(
-            f"its box {_written(box_px)} leaves the image of {width:g} x {height:g}",
+            f"its box {format_box(box_px)} leaves the image of {width:g} x {height:g}",
             kind="box-outside",
         )
     fitted = max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
     x0, y0, x1, y1 = np.array(fitted, np.float32)
     if min(x1 - x0, y1 - y0) < MIN_SIDE_PX:
-        raise DataError(f"its box {_written(box_px)} is empty", kind="box-empty")
+        raise DataError(f"its box {format_box(box_px)} is empty", kind="box-empty")
     return fitted
 
 
-def _written(box_px: tuple[float, ...]) -> str:
+def format_box(box_px: tuple[float, ...]) -> str:
+    """Returns a box's corners as text."""
     return f"({', '.join(f'{corner:g}' for corner in box_px)})"
 
 
 def annotate(scene: Scene, classes: tuple[str, ...]) -> Annotation:
-    """Returns the scene with labels for names.
+    """Returns the annotation of an image, with labels instead of class names.
 
-    The objects are grouped by class in order of first appearance, as Caffe stores them: ties
-    in matching go to the earlier object (`io.cpp:295-316`).
+    The objects are grouped by class in order of first appearance, as Caffe stores them. The order
+    matters because ties in matching go to the earlier object (`io.cpp:295-316`).
     """
     appearance = {item.name: -place for place, item in enumerate(reversed(scene.objects))}
     objects = sorted(scene.objects, key=lambda item: appearance[item.name])
@@ -204,7 +208,7 @@ def annotate(scene: Scene, classes: tuple[str, ...]) -> Annotation:
 
 
 def _areas_px2(objects: Sequence[Object]) -> Float64[np.ndarray, " M"] | None:
-    """Returns stated areas, with those of boxes where one is missing; None if all are missing."""
+    """Returns the objects' areas: a missing one is the box's area. None if all are missing."""
     if all(item.area_px2 is None for item in objects):
         return None
     sides = ((x1 - x0, y1 - y0) for _, (x0, y0, x1, y1), _, _ in objects)
@@ -217,10 +221,10 @@ def _areas_px2(objects: Sequence[Object]) -> Float64[np.ndarray, " M"] | None:
 
 
 def require_objects(dataset: Dataset) -> None:
-    """Refuses a dataset from which some class, or any class at all, cannot be learned.
+    """Checks that a dataset has an object of every class.
 
     Raises:
-        DataError: If a class has no object, or there is no class.
+        DataError: A class has no object, or there is no class.
     """
     missing = [name for name, count in dataset.objects_per_class.items() if count == 0]
     if dataset.classes and not missing:
@@ -234,10 +238,10 @@ def require_objects(dataset: Dataset) -> None:
 
 
 def refuse_faults(faults: Sequence[Fault], root: Path) -> None:
-    """Raises all faults of a dataset as one error, or nothing where there are none.
+    """Raises all faults of a dataset as one error.
 
     Raises:
-        DataError: If there is a fault; the message has a line for each of the first twenty.
+        DataError: There is a fault. The message has a line for each of the first twenty.
     """
     if not faults:
         return
@@ -249,5 +253,5 @@ def refuse_faults(faults: Sequence[Fault], root: Path) -> None:
         f"the dataset has {count}{''.join(lines)}",
         kind="faults",
         file=root,
-        remedy="\nCorrect the files, or leave these objects and images out with --on-bad skip",
+        remedy="\nCorrect the files, or use --on-bad skip to leave out these objects and images",
     )

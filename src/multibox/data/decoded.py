@@ -1,13 +1,13 @@
-"""Decoded training images in a file of the run's own, so that an image is decoded once only.
+"""Stores decoded training images in a file of the run folder, so that each is decoded only once.
 
-The file holds the pixels of one image after the other, then what is known of them, then a few bytes
-that end it. It is written aside and renamed when it is whole. It is used only if all of these are
-still the same: the annotations, each image file's size and time of change, the decoders' versions.
-An image's checksum is compared when a process first reads it. Where anything is amiss the image is
-decoded as without this file, so that samples have the same bits with it and without.
+The file holds the pixels of all images, then an index, then a few bytes that give the length of the
+index. It is written under another name and renamed when it is complete. It is used only if the
+annotations, the size and modification time of each image file, and the versions of the decoders are
+unchanged. A process compares an image's checksum when it first reads the image. If anything does
+not match, the image is decoded as usual, so samples have the same bits with and without this file.
 
-Images are read, not mapped: the kernel keeps their pages for all processes in either case, and a
-read that fails is an error to get over, where a mapping's would end the process.
+Images are read, not mapped into memory. The kernel caches the file for all processes in both
+cases, but a failed read is an error that can be handled, while a failed mapping ends the process.
 """
 
 import errno
@@ -36,47 +36,47 @@ from multibox.errors import DataError
 from multibox.hardware import usable_cores
 
 NAME = "decoded-images"
-"""Of the file, in the run's folder."""
+"""The name of the file in the run folder."""
 _PARTIAL = f".{NAME}.partial"
 
-# Its last bytes: the length of the index, and the form of the file.
+# The last bytes of the file: the length of the index, and the file format.
 _END = struct.Struct("<Q16s")
 _FORM = b"multibox-pixels1"
 _THREADS = 8
 
 
 class _Entry(NamedTuple):
-    """Where an image begins in the file, and its checksum; None where it is not stored."""
+    """An image's offset in the file, and its checksum. The checksum is None if it is not stored."""
 
     start: int
     checksum: int | None
 
 
 class DecodedImages:
-    """The images of a training split, as far as they are stored decoded.
+    """The decoded images of a training split.
 
     Args:
         path: The file.
-        entries: One per image, in the order of the dataset; fewer if the limit was reached.
+        entries: One per image, in dataset order. There are fewer if the size limit was reached.
     """
 
     def __init__(self, path: Path, entries: tuple[_Entry, ...]) -> None:
         self._path, self._entries = path, entries
         self._sound: set[int] = set()
-        # One for a process and those forked from it: a positional read leaves it as it is.
+        # Forked processes share it, because a positional read does not move its offset.
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """A process that is not forked opens the file itself."""
+        """Makes a process that is not forked open the file itself."""
         return DecodedImages, (self._path, self._entries)
 
     def read(self, place: int, annotation: Annotation) -> UInt8[np.ndarray, "H W 3"] | None:
-        """Returns an image's RGB pixels, or None if they have to be decoded.
+        """Returns an image's RGB pixels, or None if it has to be decoded.
 
         Args:
-            place: The image's place in the dataset.
-            annotation: The image.
+            place: The image's index in the dataset.
+            annotation: The image's annotation.
         """
         if place >= len(self._entries) or self._entries[place].checksum is None:
             return None
@@ -98,15 +98,15 @@ class DecodedImages:
 def decode_into(
     folder: Path, dataset: Dataset, *, limit_bytes: int, say: Callable[[str], None]
 ) -> DecodedImages | None:
-    """Returns the decoded images of a dataset, from an earlier run's file or a new one.
+    """Returns the decoded images of a dataset, from an existing file or a new one.
 
     Args:
-        folder: The run's; nobody else writes to it.
-        dataset: Whose images; the first ones, where the limit does not admit all.
-        limit_bytes: How large the file may become.
-        say: Is told what is done, and why there is no file in the end.
+        folder: The run folder. No other process writes to it.
+        dataset: The images. Only the first ones are stored if the limit is too small for all.
+        limit_bytes: The maximum size of the pixels in the file.
+        say: Is called with messages: what is done, and why the file could not be written.
     """
-    path, count = folder / NAME, _admitted(dataset, limit_bytes)
+    path, count = folder / NAME, _count_fitting(dataset, limit_bytes)
     found = find_decoded(folder, dataset, limit_bytes=limit_bytes)
     if found is not None or not count:
         return found
@@ -119,21 +119,21 @@ def decode_into(
         _write(folder / _PARTIAL, dataset, count)
         (folder / _PARTIAL).replace(path)
     except OSError as error:
-        say(f"{path} cannot be written ({error.strerror}): images are decoded each time instead")
+        say(f"{path} cannot be written ({error.strerror}), so images are decoded each time")
     finally:
         (folder / _PARTIAL).unlink(missing_ok=True)
     return find_decoded(folder, dataset, limit_bytes=limit_bytes)
 
 
 def find_decoded(folder: Path, dataset: Dataset, *, limit_bytes: int) -> DecodedImages | None:
-    """Returns the decoded images that lie in a folder, or None if they are not these or not whole.
+    """Returns the decoded images in a folder, or None if the file is missing or does not match.
 
     Args:
-        folder: The run's.
+        folder: The run folder.
         dataset: The images.
-        limit_bytes: What the file was admitted when it was written.
+        limit_bytes: The limit that the file was written with.
     """
-    path, count = folder / NAME, _admitted(dataset, limit_bytes)
+    path, count = folder / NAME, _count_fitting(dataset, limit_bytes)
     try:
         with path.open("rb") as file:
             whole = file.seek(-_END.size, os.SEEK_END) + _END.size
@@ -152,13 +152,13 @@ def find_decoded(folder: Path, dataset: Dataset, *, limit_bytes: int) -> Decoded
 
 
 def remove_decoded(folder: Path) -> None:
-    """Removes what a run may have left of decoded images."""
+    """Removes the file of decoded images and the incomplete one, if they exist."""
     for name in (NAME, _PARTIAL):
         (folder / name).unlink(missing_ok=True)
 
 
 def _write(path: Path, dataset: Dataset, count: int) -> None:
-    """Writes the first images, some at a time."""
+    """Writes the first `count` images, several at a time."""
     annotations, key = dataset.annotations[:count], _key(dataset, count)
     starts = _starts(annotations)
     with path.open("wb") as file:
@@ -191,17 +191,17 @@ def _bytes(annotation: Annotation) -> int:
 
 
 def _starts(annotations: Sequence[Annotation]) -> list[int]:
-    """Returns where each image's pixels begin; at the end, where the last one's end."""
+    """Returns the offsets of the images' pixels, and last the offset at which the pixels end."""
     return list(accumulate(map(_bytes, annotations), initial=0))
 
 
-def _admitted(dataset: Dataset, limit_bytes: int) -> int:
-    """Returns how many of the images, from the first on, keep within the limit."""
+def _count_fitting(dataset: Dataset, limit_bytes: int) -> int:
+    """Returns how many images fit into the limit, counted from the first."""
     return bisect_right(_starts(dataset.annotations)[1:], limit_bytes)
 
 
 def _key(dataset: Dataset, count: int) -> str:
-    """Returns a digest of all that decides the stored pixels, short of reading the images."""
+    """Returns a hash of everything that the stored pixels depend on, except the image data."""
     decoders = [version("simplejpeg"), cv2.__version__]
     digest = hashlib.sha256(json.dumps([dataset.digest, count, decoders]).encode())
     for annotation in dataset.annotations[:count]:

@@ -1,12 +1,13 @@
-"""Decides where the pixels of a training image come from, looking at its size and boxes only.
+"""Geometric augmentation: expansion, random crop, resize and mirror, drawn without any pixels.
 
-Caffe's chain is expand, crop by one of seven batch samplers, resize, mirror (SSD sections 2.2 and
-3.6, `annotated_data_layer.cpp:147-229`). None of its decisions needs a pixel, so they are drawn
-here and composed into one rectangle; `pixels.render` then reads that rectangle once. The
-distribution is Caffe's; the sequence of random numbers is not.
+Caffe expands the image, crops it with one of seven batch samplers, resizes it and mirrors it (SSD
+sections 2.2 and 3.6, `annotated_data_layer.cpp:147-229`). The random decisions depend only on the
+image's size and its boxes. Here they are drawn first and combined into one rectangle, and
+`pixels.render` then reads that rectangle once. The distribution is the same as Caffe's; the
+sequence of random numbers is not.
 
-Frames: a *patch* is in the unit frame of the canvas, which is the image or, after an expansion,
-the image within a margin of the mean colour.
+A *patch* is a rectangle in fractions of the canvas. The canvas is the image or, after an expansion,
+the image with a margin of the mean colour.
 """
 
 from typing import NamedTuple
@@ -17,9 +18,8 @@ from jaxtyping import Float, Float32, Int
 
 from multibox.config import AugmentationConfig
 
-# `ssd_pascal.py:89-174`. The first of the seven samplers, which takes the whole canvas, always
-# succeeds. The last one asks for some object with an IoU of at most 1, which any object has: that
-# is the 0 here.
+# `ssd_pascal.py:89-174`. The first of the seven samplers takes the whole canvas, always succeeds
+# and is not listed. The last one asks for an IoU of at most 1, which is always true: the 0 here.
 SAMPLER_MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 SAMPLER_TRIALS = 50
 _MIN_IOUS = np.array(SAMPLER_MIN_IOUS)[:, None]
@@ -35,7 +35,7 @@ INTERPOLATIONS = (
     cv2.INTER_LANCZOS4,
 )
 
-# Caffe takes a largest ratio this close to 1 for no expansion (`data_transformer.cpp:503-536`).
+# Caffe does not expand if the maximum ratio is this close to 1 (`data_transformer.cpp:503-536`).
 _RATIO_TOLERANCE = 0.01
 
 _WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -44,13 +44,13 @@ _Box = tuple[float, float, float, float]
 
 
 class Geometry(NamedTuple):
-    """Where the pixels of an output come from.
+    """The crop, interpolation and mirroring that turn an image into a network input.
 
     Attributes:
-        crop_px: (x0, y0, x1, y1), whole pixels in the frame of the original image, the ends
-            exclusive. It may reach beyond the image: what is outside has the mean colour.
+        crop_px: (x0, y0, x1, y1) in whole pixels of the original image; x1 and y1 are exclusive.
+            The crop may reach beyond the image, where it has the mean colour.
         interpolation: The `cv2.INTER_*` that resizes the crop to the output.
-        mirror: Left and right are swapped, after the resize.
+        mirror: Whether to swap left and right after the resize.
     """
 
     crop_px: tuple[int, int, int, int]
@@ -59,7 +59,7 @@ class Geometry(NamedTuple):
 
 
 def whole_image(width_px: int, height_px: int) -> Geometry:
-    """Returns the geometry of evaluation: the whole image, linearly; the boxes stay as they are."""
+    """Returns the geometry for evaluation: the whole image with linear interpolation."""
     return Geometry((0, 0, width_px, height_px), cv2.INTER_LINEAR, mirror=False)
 
 
@@ -70,20 +70,20 @@ def draw_geometry(
     height_px: int,
     config: AugmentationConfig,
 ) -> tuple[Geometry, Float32[np.ndarray, "N 4"], Int[np.ndarray, " N"]]:
-    """Returns a random geometry, the boxes that survive it, and which those are.
+    """Returns a random geometry, the boxes that remain after it, and their indices.
 
     Args:
-        rng: The sample's own stream.
-        boxes: xyxy in the unit frame of the original image; M may be 0.
+        rng: The random stream of the sample.
+        boxes: xyxy as fractions of the original image; M may be 0.
         width_px: Width of the original image.
         height_px: Height of the original image.
-        config: Which stages take place, and how often.
+        config: The stages of the augmentation and their probabilities.
 
     Returns:
-        The geometry; xyxy boxes in the unit frame of the output, clipped to it and never empty;
-        their ascending places in `boxes`. N may be 0 even where M is not.
+        The geometry; the remaining boxes, xyxy as fractions of the output, clipped to it and not
+        empty; and their indices in `boxes`, ascending. N may be 0 even if M is not.
     """
-    # Plain floats: for the few objects of an image they take a fraction of what arrays would.
+    # Plain floats are several times faster than arrays for the few objects of an image.
     objects: list[tuple[int, _Box]] = list(enumerate(map(tuple, boxes.tolist())))
     canvas_px = _draw_canvas(rng, width_px, height_px, config)
     if canvas_px != (0, 0, width_px, height_px):
@@ -103,7 +103,7 @@ def draw_geometry(
     if geometry.mirror:
         exact = [(1 - x1, y0, 1 - x0, y1) for x0, y0, x1, y1 in exact]
     kept = np.array([place for place, _ in objects], np.int64)
-    # A box may be so thin that float32 has no numbers between its sides: that one is empty, too.
+    # A very thin box may become empty when its sides are rounded to float32.
     mapped = np.array(exact, np.float32).reshape(-1, 4)
     solid = (mapped[:, 2:] > mapped[:, :2]).all(axis=1)
     return geometry, mapped[solid], kept[solid]
@@ -127,7 +127,8 @@ def _draw_patch(rng: np.random.Generator, boxes: Float[np.ndarray, "M 4"]) -> _B
     """Returns one of the patches that the seven samplers found (`sampler.cpp:21-84, 141-165`).
 
     A sampler keeps its first success in 50 trials. Here all trials of all samplers are drawn at
-    once: those behind the first success are independent of it and do no harm. M is at least 1.
+    once. The trials after a success are independent of it, so the distribution is the same. M is
+    at least 1.
     """
     patches = _draw_candidates(rng, len(SAMPLER_MIN_IOUS) * SAMPLER_TRIALS)
     ious = _largest_iou(patches, boxes).reshape(len(SAMPLER_MIN_IOUS), SAMPLER_TRIALS)
@@ -145,8 +146,12 @@ def _draw_patch(rng: np.random.Generator, boxes: Float[np.ndarray, "M 4"]) -> _B
 def _draw_candidates(rng: np.random.Generator, count: int) -> Float[np.ndarray, "4 count"]:
     """Returns random patches (`sampler.cpp:86-118`).
 
-    The area is scale^2 and the ratio relative to the canvas', not in pixels. A ratio for which
-    the patch would not fit is set to the last one that does.
+    The area is scale^2. The aspect ratio is that of the fractions, not of pixels. It is clipped
+    to the range in which the patch fits into the canvas.
+
+    A patch that is clipped has the full width or height of the canvas. Sides are rounded to float32
+    as in Caffe, because float64 can give 0.99999... of the canvas, which is truncated to one pixel
+    less.
     """
     drawn = rng.random((4, count))
     scale, ratio = (
@@ -155,7 +160,7 @@ def _draw_candidates(rng: np.random.Generator, count: int) -> Float[np.ndarray, 
     )
     area = scale**2
     root = np.sqrt(np.minimum(np.maximum(ratio, area), 1 / area))
-    size = np.minimum((scale * root, scale / root), 1)
+    size = np.array((scale * root, scale / root), np.float32).astype(np.float64)
     patches = np.empty((4, count))
     np.multiply(drawn[2:], 1 - size, out=patches[:2])
     np.add(patches[:2], size, out=patches[2:])
@@ -165,11 +170,11 @@ def _draw_candidates(rng: np.random.Generator, count: int) -> Float[np.ndarray, 
 def _largest_iou(
     patches: Float[np.ndarray, "4 T"], boxes: Float[np.ndarray, "M 4"]
 ) -> Float[np.ndarray, " T"]:
-    """Returns each patch's IoU with the object that it overlaps most; M is at least 1.
+    """Returns each patch's largest IoU with an object. M is at least 1.
 
-    `boxes.pairwise_iou` in NumPy, so that no worker enters torch for it; float32 as in Caffe.
+    Same as `boxes.pairwise_iou`, but in NumPy, which is faster for few boxes; float32 as in Caffe.
     """
-    # Low and high corners, along x and y, boxes, patches.
+    # Dimensions: x and y, boxes, patches.
     low, high = patches.astype(np.float32).reshape(2, 2, 1, -1)
     box_low, box_high = boxes.T.astype(np.float32, order="C").reshape(2, 2, -1, 1)
     shared = np.maximum(np.minimum(high, box_high) - np.maximum(low, box_low), 0)
@@ -181,10 +186,10 @@ def _largest_iou(
 
 
 def _project(objects: list[tuple[int, _Box]], frame: _Box) -> list[tuple[int, _Box]]:
-    """Returns the boxes that a frame keeps, in the frame's unit, each with its place.
+    """Returns the boxes that remain in a frame, as fractions of it, each with its index.
 
-    Kept are those with their centre inside or on the frame's border and an area above 0 once
-    clipped to it (`bbox_util.cpp:227-246, 333-345`, `data_transformer.cpp:284-341`).
+    A box remains if its centre is inside the frame or on its border and its area is above 0 after
+    clipping (`bbox_util.cpp:227-246, 333-345`, `data_transformer.cpp:284-341`).
     """
     left, top, right, bottom = frame
     width, height = right - left, bottom - top
@@ -202,8 +207,8 @@ def _project(objects: list[tuple[int, _Box]], frame: _Box) -> list[tuple[int, _B
 def _crop_px(patch: _Box, canvas_px: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     """Returns the patch in pixels of the image, truncated (`data_transformer.cpp:801-821`).
 
-    Boxes are projected with the patch as it was drawn, so that they are up to a pixel off: Caffe's
-    way. Of an image so small that nothing would be left, one pixel is.
+    As in Caffe, the boxes are projected without this rounding, so they are off by up to one pixel.
+    The result is at least one pixel wide and high.
     """
     left, top, right, bottom = canvas_px
     width, height = right - left, bottom - top

@@ -1,8 +1,8 @@
-"""Reads stored pixels: JPEG, PNG, BMP and WebP, recognised by their content.
+"""Decodes image files: JPEG, PNG, BMP and WebP, recognised by their content.
 
-A file is refused rather than repaired: half a photograph with grey below is a wrong example that
-nobody sees. Annotations are made on the stored pixels, so that the orientation in a file's EXIF
-part is not applied. The size in the header decides before a decoder sees the file.
+Damaged files are rejected, not repaired: a photograph that is half grey would be a wrong training
+example that nobody notices. The EXIF orientation is not applied, because annotations refer to the
+stored pixels. An image that is too large is rejected by its header, before it is decoded.
 """
 
 import os
@@ -20,45 +20,45 @@ from multibox.errors import DataError
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 1 << 28
-"""Of a file."""
+"""The maximum size of an image file."""
 SUFFIXES = {".webp": 1, ".bmp": 2, ".png": 3, ".jpeg": 4, ".jpg": 5}
-"""Of the names of images that are found by their stems; of several the highest is taken."""
+"""The suffixes of images. If several images have one stem, the highest number here wins."""
 
-# A progressive JPEG is decoded once per scan: thousands in a small file would take minutes.
+# A progressive JPEG is decoded once per scan, so a small file with thousands would take minutes.
 _MAX_SCANS = 100
-# A block of 64 pixels takes a bit at the least; twice that.
+# A block of 64 pixels takes at least one bit, so a byte holds at most 512 pixels. Twice that.
 _JPEG_PIXELS_PER_BYTE = 1024
 _HEAD_BYTES = 1 << 15
 # Cameras append a few bytes after the end marker.
 _TAIL_BYTES = 64 + 12
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-_INTACT = "Replace it by an intact copy"
+_INTACT = "Replace it with an intact copy"
 
 _Format = Literal["JPEG", "PNG", "BMP", "WebP"]
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the RGB pixels of an image file, as stored: without its EXIF orientation.
+    """Returns the RGB pixels of an image file. The EXIF orientation is not applied.
 
     Raises:
-        DataError: If the file cannot be read, or as `decode_image` has it.
+        DataError: The file cannot be read, or `decode_image` cannot decode it.
     """
     return decode_image(read_bytes(path, limit=MAX_BYTES), file=path)
 
 
 def decode_image(data: bytes, *, file: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the RGB pixels of an encoded image; grey, CMYK and palettes become RGB.
+    """Returns the RGB pixels of an encoded image.
 
-    Transparency is dropped and 16 bits are reduced to 8; of an animation the first picture
-    is taken.
+    Grey, CMYK and palette images are converted to RGB. Transparency is dropped, 16 bits are reduced
+    to 8, and the first frame of an animation is used.
 
     Args:
         data: The bytes of a whole file.
-        file: Its name, for the error.
+        file: The name of the file, for the error message.
 
     Raises:
-        DataError: If the format is none of the four, the header declares more than
-            `MAX_PIXELS`, or the data are damaged or cut short.
+        DataError: The format is not one of the four, the header declares more than `MAX_PIXELS`,
+            or the data are damaged or cut short.
     """
     width, height = image_size(data, file=file)
     image = None
@@ -74,14 +74,14 @@ def decode_image(data: bytes, *, file: Path) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def image_size(data: bytes, *, file: Path) -> tuple[int, int]:
-    """Returns (width, height) in pixels, from the header alone.
+    """Returns (width, height) in pixels, read from the header.
 
     Args:
-        data: The file's first bytes; a JPEG's may need to hold its EXIF part.
-        file: Its name, for the error.
+        data: The file's first bytes. A JPEG's size comes after its EXIF data, if it has any.
+        file: The name of the file, for the error message.
 
     Raises:
-        DataError: If the format is none of the four, the header is damaged, or it declares no
+        DataError: The format is not one of the four, the header is damaged, or it declares no
             pixels or more than `MAX_PIXELS`.
     """
     kind = _format(data)
@@ -101,7 +101,7 @@ def image_size(data: bytes, *, file: Path) -> tuple[int, int]:
         ) from error
     if not 0 < width * height <= MAX_PIXELS:
         raise DataError(
-            f"its header declares {width} x {height} pixels, the limit is {MAX_PIXELS}",
+            f"its header declares {width} x {height} pixels, but the limit is {MAX_PIXELS} in all",
             kind="image-too-large",
             file=file,
             remedy="Scale the image down",
@@ -110,13 +110,13 @@ def image_size(data: bytes, *, file: Path) -> tuple[int, int]:
 
 
 def check_image(path: Path) -> tuple[int, int]:
-    """Returns (width, height) of an image file after a look at both its ends.
+    """Returns (width, height) of an image file after checking its beginning and its end.
 
-    Where the last bytes do not show that the file is whole, it is decoded: a BMP, a WebP, or
-    a JPEG with much appended to it. Damage in the middle is left for `read_image` to find.
+    If the last bytes do not show that the file is complete, it is decoded. That concerns BMP, WebP,
+    and JPEGs with much appended data. Damage in the middle is not found here, but by `read_image`.
 
     Raises:
-        DataError: If the file cannot be read, is cut short, or as `image_size` has it.
+        DataError: The file cannot be read or is cut short, or `image_size` rejects its header.
     """
     length = _regular_size(path, MAX_BYTES)
     try:
@@ -137,7 +137,11 @@ def check_image(path: Path) -> tuple[int, int]:
 
 
 def find_images(folder: Path) -> dict[str, Path]:
-    """Returns the image files of a folder by stem; of several with one stem, a JPEG first."""
+    """Returns the image files of a folder by stem. A JPEG is preferred (see `SUFFIXES`).
+
+    Raises:
+        DataError: The folder cannot be listed.
+    """
     try:
         paths = sorted(folder.iterdir(), reverse=True)
     except OSError as error:
@@ -147,12 +151,12 @@ def find_images(folder: Path) -> dict[str, Path]:
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """Returns what is in a folder, sorted; nothing if there is no such folder.
+    """Returns the sorted content of a folder. The list is empty if there is no such folder.
 
-    `Path.glob` would take a folder that cannot be listed for an empty one.
+    `Path.glob` would treat a folder that cannot be listed as empty.
 
     Raises:
-        DataError: If it cannot be listed.
+        DataError: The folder cannot be listed.
     """
     try:
         return sorted(folder.iterdir())
@@ -166,8 +170,8 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
     """Returns the content of a regular file of at most `limit` bytes.
 
     Raises:
-        DataError: If there is no such file, it is larger, or is not a regular one: a pipe
-            would block for ever.
+        DataError: The file does not exist, is larger, or is not a regular file. Reading a pipe
+            would block forever.
     """
     _regular_size(path, limit)
     try:
@@ -183,10 +187,10 @@ def _regular_size(path: Path, limit: int) -> int:
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise DataError(
-            "is not a regular file", kind="not-a-file", file=path, remedy="Put a file in its place"
+            "is not a regular file", kind="not-a-file", file=path, remedy="Replace it with a file"
         )
     if status.st_size > limit:
-        reason = f"has {status.st_size} bytes, the limit is {limit}"
+        reason = f"has {status.st_size} bytes, but the limit is {limit}"
         raise DataError(
             reason, kind="file-too-large", file=path, remedy="Check that it is the right file"
         )
@@ -206,14 +210,14 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 
 def _decode_jpeg(data: bytes, file: Path) -> UInt8[np.ndarray, "H W 3"]:
-    # As `data.count(b"\xff\xda")`, in a sixth of its time, which is a tenth of decoding's.
+    # Same as `data.count(b"\xff\xda")`, which takes six times as long: a tenth of decoding.
     codes = np.frombuffer(data, np.uint8)
     scans = np.count_nonzero((codes[:-1] == 0xFF) & (codes[1:] == 0xDA))
     if scans > _MAX_SCANS:
-        reason = f"has {scans} scans, the limit is {_MAX_SCANS}"
-        raise DataError(reason, kind="too-many-scans", file=file, remedy="Save the image anew")
+        reason = f"has {scans} scans, but the limit is {_MAX_SCANS}"
+        raise DataError(reason, kind="too-many-scans", file=file, remedy="Save the image again")
     try:
-        # Strict: libjpeg otherwise only warns of missing data, and fills them with grey.
+        # Without strict, libjpeg only warns of missing data and fills the gap with grey.
         image: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
         raise DataError(
@@ -259,9 +263,10 @@ def _png_header(data: bytes) -> tuple[int, int]:
 
 
 def _whole_png(data: bytes) -> bytes:
-    """Returns a PNG as far as its end, or nothing if a chunk leaves the file.
+    """Returns a PNG up to its IEND chunk, or nothing if a chunk reaches beyond the file.
 
-    OpenCV makes room for what a chunk claims to hold, and goes on behind an end that is not empty.
+    OpenCV allocates as much memory as a chunk claims to need, and continues after an IEND chunk
+    that is not empty.
     """
     place, name, length = 8, b"", 0
     while name != b"IEND" and place + 12 <= len(data):
@@ -278,7 +283,7 @@ def _bmp_header(data: bytes) -> tuple[int, int]:
     if not 40 <= length <= 124:
         raise ValueError("no bitmap header")
     width, height = struct.unpack_from("<ii", data, 18)
-    # A negative height says that the rows go from top to bottom.
+    # A negative height means that the rows are stored from top to bottom.
     return width, abs(height)
 
 

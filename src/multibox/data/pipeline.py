@@ -1,8 +1,8 @@
-"""From sample numbers to batches.
+"""Makes the batches for given sample numbers.
 
-Training sees an endless line of samples: number n is image `permutation(n // size)[n % size]` of
-the dataset under the augmentation drawn from the stream (seed, "augment", n). Nothing else decides
-a sample, so workers hold no state, and any step's batch can be made at any time, anywhere.
+Training reads an endless sequence of samples. Sample n is image `permutation(n // size)[n % size]`
+of the dataset, with an augmentation drawn from the random stream (seed, "augment", n). A sample
+depends on nothing else, so workers have no state and any process can make the batch of any step.
 """
 
 import math
@@ -33,21 +33,21 @@ from multibox.data.decoded import DecodedImages
 from multibox.data.geometry import Geometry, draw_geometry, whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import Colour, draw_colour, render
-from multibox.data.workers import AHEAD, OnLoss, one_ahead, unsaid, work_ahead
+from multibox.data.workers import AHEAD, OnLoss, ignore_loss, one_ahead, work_ahead
 from multibox.errors import DataError, MultiboxError
 from multibox.rng import stream
 from multibox.structures import Batch, Targets
 
 
 class Decision(NamedTuple):
-    """What a sample is made of, decided without looking at any pixel.
+    """The random choices for a sample. They do not depend on pixels.
 
     Attributes:
-        place: The image's place in the dataset.
-        geometry: Where its pixels come from.
-        colour: Its distortion.
-        boxes: xyxy in the unit frame of the output.
-        kept: The places of these boxes among the image's objects.
+        place: The image's index in the dataset.
+        geometry: The crop, interpolation and mirroring.
+        colour: The colour distortion.
+        boxes: xyxy as fractions of the output.
+        kept: The indices of these boxes among the image's objects.
     """
 
     place: int
@@ -59,14 +59,14 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingExamples:
-    """The endless line of augmented samples.
+    """The endless sequence of augmented samples.
 
     Attributes:
         annotations: The images of the training split.
         image_size_px: (height, width) of the network input.
-        augmentation: The chain's settings.
-        seed: The run's.
-        decoded: Images that need not be decoded, if there are any; samples are the same.
+        augmentation: Settings of the augmentation.
+        seed: The seed of the run.
+        decoded: Images that are stored decoded, or None. They do not change the samples.
     """
 
     annotations: Sequence[Annotation]
@@ -76,7 +76,7 @@ class TrainingExamples:
     decoded: DecodedImages | None = None
 
     def files(self, samples: Sequence[int]) -> list[Path]:
-        """Returns the images of some samples."""
+        """Returns the image files of some samples."""
         return [self.annotations[self._place(sample)].image_path for sample in samples]
 
     def _place(self, sample: int) -> int:
@@ -84,7 +84,7 @@ class TrainingExamples:
         return int(_permutation(self.seed, epoch, len(self.annotations))[place])
 
     def decide(self, sample: int) -> Decision:
-        """Returns all that chance has to say of a sample."""
+        """Returns the random choices for a sample."""
         index = self._place(sample)
         annotation = self.annotations[index]
         rng = stream(self.seed, "augment", sample)
@@ -94,14 +94,14 @@ class TrainingExamples:
         return Decision(index, geometry, draw_colour(rng, self.augmentation), boxes, kept)
 
     def __getitem__(self, sample: int) -> Example | MultiboxError:
-        """Returns a sample, or why there is none (workers must not lose the error's type)."""
+        """Returns a sample, or the error: raised in a worker, it would lose its type."""
         return self._make(sample, self.decide(sample))
 
     def make(self, samples: Sequence[int]) -> Iterator[Example | MultiboxError]:
-        """Yields some samples, or why one is not there.
+        """Yields some samples, or errors in their place.
 
-        They are decided in one go: between two images, the code that does it is no longer in the
-        processor's cache, and takes twice as long.
+        All random choices are made before the first image is decoded. Between two images they
+        would take twice as long, because their code would have left the processor's cache.
         """
         decisions = [self.decide(sample) for sample in samples]
         yield from map(self._make, samples, decisions)
@@ -133,7 +133,7 @@ class PlainExamples:
     image_size_px: tuple[int, int]
 
     def __getitem__(self, sample: int) -> Example | MultiboxError:
-        """Returns a sample, or why there is none."""
+        """Returns a sample, or the error."""
         annotation = self.annotations[sample]
         try:
             pixels = read_pixels(annotation)
@@ -146,11 +146,11 @@ class PlainExamples:
         )
 
     def files(self, samples: Sequence[int]) -> list[Path]:
-        """Returns the images of some samples."""
+        """Returns the image files of some samples."""
         return [self.annotations[sample].image_path for sample in samples]
 
     def make(self, samples: Sequence[int]) -> Iterator[Example | MultiboxError]:
-        """Yields some samples, or why one is not there."""
+        """Yields some samples, or errors in their place."""
         yield from map(self.__getitem__, samples)
 
 
@@ -163,7 +163,7 @@ def read_pixels(annotation: Annotation) -> UInt8[np.ndarray, "H W 3"]:
     """Returns an image's RGB pixels.
 
     Raises:
-        DataError: It cannot be read, or is not of the size that its annotation was read with.
+        DataError: The image cannot be read, or its size differs from its annotation's.
     """
     pixels = read_image(annotation.image_path)
     height, width = pixels.shape[:2]
@@ -173,7 +173,7 @@ def read_pixels(annotation: Annotation) -> UInt8[np.ndarray, "H W 3"]:
             f"{annotation.width_px} x {annotation.height_px}",
             kind="size-differs",
             file=annotation.image_path,
-            remedy="The file changed after the run began; restore it",
+            remedy="Restore the file: it changed after the run began",
         )
     return pixels
 
@@ -181,10 +181,10 @@ def read_pixels(annotation: Annotation) -> UInt8[np.ndarray, "H W 3"]:
 def training_numbers(
     steps: range, *, batch_size: int, rank: int, world_size: int
 ) -> Iterator[list[int]]:
-    """Yields a process's sample numbers for each of some steps.
+    """Yields the sample numbers of one process for each step.
 
-    Step t is made of the samples t * batch_size and following; process r takes an equal run of
-    them. So the steps' samples do not depend on the number of processes.
+    Step t uses the `batch_size` samples from t * batch_size on. Each process takes an equal,
+    contiguous part of them, so the samples of a step do not depend on the number of processes.
     """
     share = batch_size // world_size
     for step in steps:
@@ -199,21 +199,22 @@ def batches(
     workers: int,
     pin_memory: bool,
     match: Match = unmatched,
-    on_loss: OnLoss = unsaid,
+    on_loss: OnLoss = ignore_loss,
 ) -> Iterator[Batch]:
-    """Yields the batches of lists of sample numbers, none longer than the first.
+    """Yields the batches for lists of sample numbers.
 
     Args:
-        examples: Makes a sample of its number.
-        numbers: The numbers of each batch.
-        workers: Processes that work ahead; 0: this one, on demand.
-        pin_memory: Put tensors where a GPU copies them from without waiting.
-        match: Finds the matches, on the CPU, where the batch is made.
-        on_loss: Is told why workers are replaced.
+        examples: Makes a sample from its number.
+        numbers: The sample numbers of each batch. No list may be longer than the first.
+        workers: The number of processes that work ahead. With 0, this process makes each batch on
+            demand.
+        pin_memory: Whether to put tensors into pinned memory.
+        match: Matches objects to default boxes, on the CPU, where the batch is made.
+        on_loss: Is called before a worker is replaced.
 
     Raises:
         DataError: An image cannot be read.
-        WorkerError: Workers were lost again and again at a batch.
+        WorkerError: Too many workers were lost at the same batch.
     """
     if workers == 0:
         return work_ahead(
@@ -229,14 +230,14 @@ def batches(
 
 
 class _Order(NamedTuple):
-    """Asks a worker for a batch: its samples' numbers, and the place in memory for their pixels."""
+    """The request for a batch: its sample numbers, and the slot of memory for their pixels."""
 
     slot: int
     numbers: list[int]
 
 
 class _Delivery(NamedTuple):
-    """What a worker answers."""
+    """A worker's answer: the labels of a batch, and the slot that its pixels are in."""
 
     slot: int
     labels: Labels
@@ -244,16 +245,16 @@ class _Delivery(NamedTuple):
 
 @dataclass(frozen=True)
 class _Delivering:
-    """Batches whose pixels are left in memory that the processes share.
+    """Makes batches in memory that the processes share.
 
-    The same pages serve again and again. Tensors sent from process to process would have new ones
-    for each batch, whose provision costs a worker a tenth of its time, and files to pass on.
+    The same memory is used for all batches. Sending tensors between processes would allocate new
+    memory for each batch, which takes a tenth of a worker's time, and would pass on open files.
 
     Attributes:
         examples: Makes the samples.
-        memory: The slots, one behind the other.
+        memory: The slots, one after the other.
         slot: The shape of a slot: (B, H, W, 3).
-        match: Finds the matches.
+        match: Matches objects to default boxes.
     """
 
     examples: TrainingExamples | PlainExamples
@@ -267,7 +268,7 @@ class _Delivering:
         return np.frombuffer(self.memory, np.uint8, size, slot * size).reshape(self.slot)
 
     def __getitem__(self, order: _Order) -> _Delivery | MultiboxError:
-        """Returns a batch's labels and leaves its pixels in the slot, or returns an error."""
+        """Writes a batch's pixels into its slot and returns its labels, or returns an error."""
         found: list[Example | MultiboxError] = []
         rows = self.pixels(order.slot)[: len(order.numbers)]
         for row, example in zip(rows, self.examples.make(order.numbers), strict=True):
@@ -291,10 +292,10 @@ def _shared_batches(
     first = next(queue, None)
     if first is None:
         return
-    # As many batches are under way as the workers make ahead, and one is being copied here.
+    # One slot for each batch that a worker has in hand, and one for the batch that is copied here.
     slots = AHEAD * workers + 1
     slot = (len(first), *examples.image_size_px, 3)
-    # Of no file system, which may be full; the processes that are forked share it.
+    # Anonymous memory is shared with forked processes and needs no file system, which may be full.
     delivering = _Delivering(examples, mmap.mmap(-1, slots * math.prod(slot)), slot, match)
     orders = ([_Order(place % slots, batch)] for place, batch in enumerate(chain([first], queue)))
     for place, labels in work_ahead(
@@ -308,7 +309,7 @@ def _shared_batches(
     ):
         pixels = delivering.pixels(place)[: len(labels.samples)]
         images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pin_memory)
-        # By one thread: PyTorch's would each wait for a core that a worker has.
+        # NumPy copies with one thread. PyTorch's threads would wait for cores that workers use.
         np.copyto(images.numpy(), pixels)
         yield labels.around(images, pin_memory=pin_memory)
 
@@ -319,8 +320,8 @@ def _only(items: Sequence[_Delivery | MultiboxError]) -> _Delivery | MultiboxErr
 
 
 def without_difficult(targets: Targets) -> Targets:
-    """Returns the targets with difficult objects marked as not there (`bbox_util.cpp:1055-1084`).
+    """Returns the targets with difficult objects marked as invalid (`bbox_util.cpp:1055-1084`).
 
-    By then they have taken part in the choice of the crop, as in Caffe (`sampler.cpp:9-19`).
+    As in Caffe, they still take part in the choice of the crop (`sampler.cpp:9-19`).
     """
     return targets._replace(valid=targets.valid & ~targets.difficult)

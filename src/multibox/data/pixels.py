@@ -1,16 +1,16 @@
-"""Renders a training or evaluation image: crop, resize, colours and mirror in one go.
+"""Renders a network input from an image: crop, resize, colour distortion and mirror.
 
 Caffe distorts the whole image, copies it into a canvas of up to 16 times its size, cuts out the
-patch and resizes that (SSD section 2.2, `annotated_data_layer.cpp:147-229`). Here the pixels that
-will be seen are read once, from the image itself. Deliberate differences from Caffe:
+patch and resizes that (SSD section 2.2, `annotated_data_layer.cpp:147-229`). Here only the pixels
+in the patch are read, directly from the image. Deliberate differences from Caffe:
 
 - The image is not re-encoded as JPEG between the stages.
-- Colours are distorted after the resize where that means fewer pixels, and saturation and hue
-  share one trip through HSV. Both differ from Caffe's by rounding and saturation only.
-- Where the patch reaches beyond the image, the image may lie up to 1/32 pixel of the output aside
+- Colours are distorted after the resize if that means fewer pixels, and saturation and hue share
+  one conversion to HSV and back. The results differ by rounding and clipping to 0..255 only.
+- If the patch reaches beyond the image, the image may be shifted by up to 1/32 pixel of the output
   (more for a few scales: see `_edge`), because only a part of the patch is resized.
 
-Images are RGB throughout. Caffe's are BGR, which makes no difference but to the order of the mean.
+Images are RGB. Caffe's are BGR, which makes no difference except for the order of the mean.
 """
 
 import math
@@ -31,23 +31,23 @@ CONTRAST_FACTORS = (0.5, 1.5)
 SATURATION_FACTORS = (0.5, 1.5)
 HUE_DELTA = 18.0
 
-# How far LANCZOS4, the widest of the interpolations, reaches for its taps.
+# How far from its centre LANCZOS4 reads pixels. It has the widest kernel.
 _REACH_PX = 4
-# How much of the margin may be resized with the image for the sake of its position, and to what
-# fraction of an output pixel that has to be.
+# How much margin may be resized with the image to place it exactly, and the fraction of an output
+# pixel (1/32) that counts as exact.
 _SLACK_PX = 64
 _PRECISION = 32
 
 
 class Colour(NamedTuple):
-    """What happens to the colours of an image (`im_transforms.cpp:551-730`); by default nothing.
+    """A colour distortion (`im_transforms.cpp:551-730`). The defaults leave the image unchanged.
 
     Attributes:
-        brightness: Added to R, G and B.
-        contrast: What R, G and B are multiplied by, without any pivot.
-        saturation: What the saturation is multiplied by.
+        brightness: Added to R, G and B, in levels of 0..255.
+        contrast: Factor of R, G and B. 0 is the fixed point, not the mean.
+        saturation: Factor of the saturation.
         hue: Added to the hue, in OpenCV's units of two degrees.
-        contrast_last: Contrast comes after the hue instead of before the saturation.
+        contrast_last: Whether contrast comes after hue instead of before saturation.
     """
 
     brightness: float = 0.0
@@ -58,7 +58,10 @@ class Colour(NamedTuple):
 
 
 def draw_colour(rng: np.random.Generator, config: AugmentationConfig) -> Colour:
-    """Returns a random distortion: each of the four has a coin of its own, the order a fifth."""
+    """Returns a random distortion. Each of the four stages has a probability of one half.
+
+    So has the order in which contrast comes last.
+    """
     if not config.distort:
         return Colour()
     brightness, contrast, saturation, hue, contrast_last = rng.random(5) < 0.5
@@ -77,12 +80,12 @@ def render(
     colour: Colour | None,
     size: tuple[int, int],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns the image as a geometry and a distortion make it.
+    """Returns the network input that a geometry and a colour distortion make from an image.
 
     Args:
         image: RGB, as decoded.
-        geometry: Which rectangle to show, and how. Outside the image it has `MEAN_RGB`.
-        colour: The distortion of the image, which the mean colour outside does not take part in.
+        geometry: The crop, interpolation and mirroring. Outside the image it has `MEAN_RGB`.
+        colour: The distortion of the image. It does not change the mean colour outside.
         size: (height, width) of the output.
     """
     x0, y0, x1, y1 = geometry.crop_px
@@ -108,10 +111,10 @@ def render(
 
 
 def distort(image: UInt8[np.ndarray, "H W 3"], colour: Colour) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the image with other colours, or the image itself if nothing changes.
+    """Returns the image with distorted colours, or the image itself if nothing changes.
 
-    Every operation rounds to uint8 and saturates, the hue too: below 0 it stays 0, but up to 197
-    it goes round, since the conversion to RGB takes 180 for 0.
+    Every operation rounds to uint8 and clips to 0..255. A hue below 0 becomes 0, but a hue of 180
+    to 197 wraps around, because the conversion to RGB treats 180 as 0.
     """
     factor, delta = colour.contrast, colour.brightness
     image = _convert(image, (1.0, 1.0, 1.0), (delta, delta, delta))
@@ -131,9 +134,9 @@ def _convert(
     factors: tuple[float, float, float],
     deltas: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns factor * level + delta of each channel, as OpenCV's `convertTo` computes it.
+    """Returns factor * level + delta of each channel, rounded as in OpenCV's `convertTo`.
 
-    By OpenCV's fastest way to the same numbers, several times faster than its tables.
+    `cv2.transform` gives the same numbers several times faster than a lookup table.
     """
     if factors == (1, 1, 1) and deltas == (0, 0, 0):
         return image
@@ -147,7 +150,7 @@ def _resize(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the image resized to (width, height)."""
     if interpolation == cv2.INTER_LANCZOS4:
-        # OpenCV has vector code for this one in float32 only: twice as fast, to one level the same.
+        # OpenCV has vector code for it in float32 only: twice as fast, and at most one level off.
         resized = cv2.resize(image.astype(np.float32), size, interpolation=interpolation)
         np.clip(np.rint(resized, out=resized), 0, 255, out=resized)
         return np.asarray(resized, dtype=np.uint8)
@@ -155,16 +158,16 @@ def _resize(
 
 
 class _Axis(NamedTuple):
-    """How one axis of the crop is laid out.
+    """The layout of one axis of the crop.
 
-    The *window* is the part of the output that is resized from pixels: those of the image that
-    are visible and, where the crop reaches beyond it, a margin of the mean colour.
+    The *window* is the part of the output that is resized. It shows the visible part of the image
+    and, if the crop reaches beyond the image, a margin of the mean colour.
     """
 
-    visible: slice  # in the image
-    margin: tuple[int, int]  # image pixels before and after `visible` that the window shows, too
-    length_px: int  # of the window, in the output
-    seen: slice  # what shows the image, in the window
+    visible: slice  # the visible part of the image, in image pixels
+    margin: tuple[int, int]  # margin before and after it that is resized too, in image pixels
+    length_px: int  # length of the window, in output pixels
+    seen: slice  # the part of the window that shows the image, in output pixels
     rest: tuple[int, int]  # output pixels before and after the window
 
     @property
@@ -173,7 +176,14 @@ class _Axis(NamedTuple):
 
 
 def _lay(start: int, stop: int, length: int, size: int) -> _Axis:
-    """Lays out the crop start..stop of an image's axis, which has a length, in an output's."""
+    """Returns the layout of the crop start..stop of an axis of `length` image pixels.
+
+    Args:
+        start: First pixel of the crop. May be negative.
+        stop: End of the crop, exclusive. May be above `length`.
+        length: Length of the image.
+        size: Length of the output.
+    """
     extent = stop - start
     low, high = max(start, 0), max(min(stop, length), 0)
     first, last = 0, size
@@ -196,11 +206,12 @@ def _lay(start: int, stop: int, length: int, size: int) -> _Axis:
 
 
 def _edge(candidates: Iterable[int], extent: int, size: int) -> int:
-    """Returns the output pixel to begin or end the window at: where image pixels begin, too.
+    """Returns the output pixel at which the window begins or ends.
 
-    The first candidate at which the two grids agree to 1/32 of an output pixel, or else the one
-    where they agree best. Thus the window is resized by a ratio of whole numbers of pixels, as
-    `cv2.resize` wants it, and is yet the same as the part of a resized crop.
+    `cv2.resize` needs whole numbers of pixels before and after. So the window should begin where an
+    output pixel and an image pixel begin at the same place: then it equals the same part of the
+    resized crop. This returns the first candidate at which the two agree to 1/32 of an output
+    pixel, or the best one if there is none.
     """
     best, least = -1, size
     for candidate in candidates:
@@ -216,7 +227,7 @@ def _edge(candidates: Iterable[int], extent: int, size: int) -> int:
 def _pad(
     image: UInt8[np.ndarray, "H W 3"], rows: tuple[int, int], columns: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns the image with a margin of the mean colour, or itself if the margin is 0 wide."""
+    """Returns the image with a margin of the mean colour, or the image itself without a margin."""
     if not any(rows + columns):
         return image
     return cv2.copyMakeBorder(image, *rows, *columns, cv2.BORDER_CONSTANT, value=MEAN_RGB)

@@ -1,4 +1,4 @@
-"""What the readers of all formats do alike: check sizes and boxes, collect faults, and conclude."""
+"""Shared by the format readers: checks sizes and boxes, collects faults, makes the dataset."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from multibox.data.dataset import (
 from multibox.data.images import check_image
 from multibox.errors import DataError
 
-_NO_SIZE = Note("size-missing", "annotations without a size took the image's own")
+_NO_SIZE = Note("size-missing", "annotations without a size: the image's size is used")
 _CLIPPED = Note("box-clipped", "boxes that left their image by up to a pixel were clipped")
 
 
@@ -27,7 +27,7 @@ class NoImagesError(DataError):
     """No image of the splits can be used.
 
     Attributes:
-        faults: Why.
+        faults: What is wrong with the images.
     """
 
     faults: tuple[Fault, ...] = ()
@@ -35,17 +35,18 @@ class NoImagesError(DataError):
 
 @dataclass
 class Reading:
-    """The rules of one read, and what it has come upon so far.
+    """Settings of a reader, and the faults and notes that it has collected so far.
 
     Attributes:
         root: The dataset's folder.
-        classes: The only names that objects may have; empty: any.
-        on_bad: Whether faults are raised in the end, or what has them is left out.
-        images: Whether to look at each image's header and end, or to be content with the
-            annotations.
-        faults: What cannot be used.
-        notes: How often something was read otherwise than literally.
-        places: Where each image was listed.
+        classes: The class names that objects may have. If empty, any name is allowed.
+        on_bad: Whether to raise the faults at the end ("fail"), or to leave out the faulty images
+            and objects ("skip").
+        images: Whether to check each image's header and end ("check"), or to read the annotations
+            only ("ignore").
+        faults: The images and objects that cannot be used.
+        notes: How many annotations or boxes each note applies to.
+        places: Where each image was listed, by image.
     """
 
     root: Path
@@ -57,7 +58,7 @@ class Reading:
     places: dict[str, str] = field(default_factory=dict)
 
     def add_fault(self, error: DataError, file: Path, position: str | None = None) -> None:
-        """Adds what an error says of a file of its own, or else of this place in this file."""
+        """Adds an error's fault. If the error names no file, this file and position are used."""
         if error.file is not None:
             file, position = Path(error.file), error.position
         self.faults.append(Fault(error.kind, file, position, error.reason))
@@ -66,7 +67,7 @@ class Reading:
         """Remembers where an image is listed.
 
         Raises:
-            DataError: It was listed before; the reason alone is given.
+            DataError: It was listed before. The error names no file.
         """
         if image in self.places:
             raise DataError(
@@ -75,11 +76,11 @@ class Reading:
         self.places[image] = place
 
     def frame(self, declared_px: tuple[int, int], image: Path) -> tuple[int, int]:
-        """Returns an image's (width, height), on which annotation and image must agree.
+        """Returns an image's (width, height). The annotation and the image must agree on it.
 
         Args:
-            declared_px: Width and height in the annotation; not above 0 where it has none.
-            image: The image's file.
+            declared_px: Width and height in the annotation, or zeros if it has none.
+            image: The image file.
 
         Raises:
             DataError: They disagree, neither has a size, or the image cannot be used.
@@ -91,17 +92,19 @@ class Reading:
             self.notes[_NO_SIZE] += 1
         elif declared_px != stored_px:
             written, found = (f"{width} x {height}" for width, height in (declared_px, stored_px))
-            raise DataError(f"its size is {written}, its image {found}", kind="size-differs")
+            raise DataError(f"its size is {written}, but its image is {found}", kind="size-differs")
         return stored_px
 
     def fitted(self, found: Object, frame_px: tuple[int, int]) -> Object:
-        """Returns an object of a class that is wanted, its box clipped by up to a pixel.
+        """Returns an object with its box clipped by up to one pixel.
 
         Raises:
-            DataError: Its class or box cannot be used; the reason alone is given.
+            DataError: Its class or box cannot be used. The error names no file.
         """
         if self.classes and found.name not in self.classes:
-            raise DataError(f"its class is none of {', '.join(self.classes)}", kind="class-unknown")
+            raise DataError(
+                f"its class is not one of {', '.join(self.classes)}", kind="class-unknown"
+            )
         box_px = fit_box(found.box_px, frame_px)
         if box_px == found.box_px:
             return found
@@ -111,13 +114,13 @@ class Reading:
     def conclude(
         self, name: str, scenes: Sequence[Scene], classes: tuple[str, ...], notes: Sequence[Note]
     ) -> Dataset:
-        """Returns the dataset of all that was read.
+        """Returns the dataset.
 
         Args:
-            name: The splits.
-            scenes: The images.
-            classes: Names in the order of the labels, of all objects in the scenes.
-            notes: To stand before the reading's own.
+            name: The names of the splits.
+            scenes: The images that can be used.
+            classes: The class names of all objects in the scenes, in label order.
+            notes: Further notes. They come before the collected ones.
 
         Raises:
             NoImagesError: No image can be used.
@@ -127,11 +130,11 @@ class Reading:
             refuse_faults(self.faults, self.root)
         if not scenes:
             reason = f"no image of {name} can be used"
-            refusal = NoImagesError(
+            error = NoImagesError(
                 reason, kind="no-usable-image", file=self.root, remedy="Check its files"
             )
-            refusal.faults = tuple(self.faults)
-            raise refusal
+            error.faults = tuple(self.faults)
+            raise error
         annotations = tuple(annotate(scene, classes) for scene in scenes)
         counted = (note._replace(text=f"{count} {note.text}") for note, count in self.notes.items())
         return Dataset(name, classes, annotations, tuple(self.faults), (*notes, *counted))

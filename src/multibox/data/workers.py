@@ -50,8 +50,8 @@ OnLoss: TypeAlias = Callable[[str, float], None]
 """Gets the reason why a worker is replaced, and how many seconds it was waited for."""
 
 
-def unsaid(_reason: str, _seconds: float) -> None:
-    """Does nothing about a loss."""
+def ignore_loss(_reason: str, _seconds: float) -> None:
+    """Does nothing when a worker is lost."""
 
 
 def work_ahead(
@@ -62,7 +62,7 @@ def work_ahead(
     workers: int,
     pin_memory: bool,
     files: Callable[[list[Any]], list[Path]],
-    on_loss: OnLoss = unsaid,
+    on_loss: OnLoss = ignore_loss,
 ) -> Iterator[T]:
     """Yields `join([examples[n] for n in item])` for each item of `numbers`, in order.
 
@@ -214,7 +214,7 @@ class _Worker:
                     made = RuntimeError(f"images cannot be prepared\n{traceback.format_exc()}")
                 pipe.send(made)
         except (EOFError, OSError):
-            # The training process is gone. What it would do at its exit is not for a copy of it.
+            # The training process is gone. Its exit handlers must not run in this copy of it.
             os._exit(0)
 
 

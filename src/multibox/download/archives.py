@@ -55,7 +55,7 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes] | None]
 
 
-class _Sparing(BufferedReader):
+class _SmallReads(BufferedReader):
     """A file that returns small pieces, because tarfile reads as much as a header claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -81,7 +81,7 @@ def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> 
                 return _unpack(archive, _zip_members(opened), folder, advance)
         # Not "r:*": a compressed tar may have any size when unpacked.
         with (
-            _Sparing(archive.open("rb", buffering=0)) as file,
+            _SmallReads(archive.open("rb", buffering=0)) as file,
             tarfile.open(archive, "r:", file) as opened,
         ):
             return _unpack(archive, _tar_members(opened), folder, advance)
@@ -146,7 +146,7 @@ def _unpack(
     folder: Path,
     advance: Callable[[int], object],
 ) -> dict[str, int]:
-    files, folders = _evaluated_network(archive, members)
+    files, folders = _check_members(archive, members)
     size = sum(member.size for member in files.values())
     require_room(folder.parent, size, purpose=f"the content of {archive.name}", remedy=MORE_ROOM)
     folder.mkdir()
@@ -158,10 +158,10 @@ def _unpack(
     return {str(path): member.size for path, member in files.items()}
 
 
-def _evaluated_network(
+def _check_members(
     archive: Path, members: Iterable[_Member]
 ) -> tuple[dict[PurePosixPath, _Member], list[PurePosixPath]]:
-    """Returns an archive's files and folders by their paths; raises if it cannot be trusted."""
+    """Returns the files of an archive by path, and its folders. Refuses forbidden members."""
     files: dict[PurePosixPath, _Member] = {}
     folders: list[PurePosixPath] = []
     archive_bytes = archive.stat().st_size
@@ -177,7 +177,7 @@ def _evaluated_network(
         elif path.is_absolute() or ".." in path.parts:
             fault = "would be written outside its folder"
         elif path in files or (member.kind == "file" and not path.parts):
-            fault = "is there twice"
+            fault = "is in the archive twice"
         elif number > most or left < 0 or member.size < 0:
             fault = "is more than an archive of this size can contain"
         elif member.kind == "file":

@@ -19,9 +19,15 @@ from multibox.evaluation.pairs import of_the_same_image
 
 VocMetric = Literal["voc07", "voc12"]
 
-# The devkit counts 0:0.1:1 upwards in steps, so that a recall of exactly 3/10, 6/10 or 7/10 falls
-# short of its threshold by a rounding error. Tidier thresholds give other averages.
-RECALL_THRESHOLDS = np.arange(11) * 0.1
+_UP = np.arange(11) * 0.1
+RECALL_THRESHOLDS = np.concatenate([_UP[:6], 1 - _UP[4::-1]])
+"""The devkit's `0:0.1:1` as MATLAB computes it: upwards from 0 in the first half, downwards from 1
+in the second. So a recall of exactly 3/10 falls short of its threshold by a rounding error, and
+recalls of 6/10 and 7/10 do not."""
+
+OCTAVE_RECALL_THRESHOLDS = _UP
+"""The same in Octave and in the ports to Python, which count upwards: recalls of exactly 6/10 and
+7/10 fall short, too."""
 
 
 class ClassDetections(NamedTuple):
@@ -102,7 +108,7 @@ def evaluate_voc(
     Args:
         detections: By class; a class that is absent has none.
         objects: By class; a class that an image set lacks has empty arrays.
-        metric: voc07 is what the VOC2007 devkit prints, voc12 what the VOC2012 devkit does.
+        metric: voc07 is what the VOC2007 devkit prints in MATLAB, voc12 what that of VOC2012 does.
 
     Raises:
         DataError: There are detections of a class that is not among the objects'.
@@ -179,14 +185,20 @@ def precision_recall(
     )
 
 
-def average_precision_11_point(curve: Curve) -> float:
+def average_precision_11_point(
+    curve: Curve, thresholds: Float64[np.ndarray, "11"] = RECALL_THRESHOLDS
+) -> float:
     """Returns the mean of the best precisions at recalls from 0, 0.1, ... 1 (VOC2007).
 
     A class without objects has NaN, where the devkit prints 0.
+
+    Args:
+        curve: The class's.
+        thresholds: The recalls. `OCTAVE_RECALL_THRESHOLDS` gives what the devkit prints in Octave.
     """
     if not curve.num_objects:
         return math.nan
-    first = np.searchsorted(curve.recall, RECALL_THRESHOLDS)
+    first = np.searchsorted(curve.recall, thresholds)
     return float(np.append(_envelope(curve.precision), 0.0)[first].mean())
 
 
@@ -204,8 +216,9 @@ def average_precision_area(curve: Curve) -> float:
 def mean_average_precision(by_class: Mapping[str, float]) -> float:
     """Returns the mean over the classes that are not NaN; NaN if all are.
 
-    A class without objects says nothing about a detector, so it does not lower the mean; Caffe too
-    divides by the classes that appear (`solver.cpp:543`).
+    A class without objects says nothing about a detector, so it does not lower the mean. Caffe
+    divides by all classes and counts such a class as 0 (`solver.cpp:543`): for a split that lacks
+    classes its mean is lower.
     """
     known = [value for value in by_class.values() if not math.isnan(value)]
     return math.fsum(known) / len(known) if known else math.nan

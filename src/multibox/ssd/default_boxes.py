@@ -4,6 +4,10 @@ A level is a feature map. Each of its cells has a box (m sqrt(r), m / sqrt(r)) f
 ratio r, and after that of ratio 1 a square of side sqrt(m * M). Cells are sorted by row, and the
 boxes of a cell by the ratios of the level. This is the order of Caffe and ssd_keras, which
 published weights need. Caffe does not clip: boxes may reach beyond the image (`ssd_pascal.py:328`).
+
+Every number is rounded to float32 where Caffe stores one, so that the tables equal Caffe's bit for
+bit, and equal overlaps stay equal. Unqualified `sqrt` is the double-precision one, as with the
+compilers of 2016 (gcc before 6), with which the published networks were trained.
 """
 
 import math
@@ -15,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Clip = Literal["none", "corners", "centre", "sides"]
-"""What is clipped to the image. `none`: nothing. `corners`: the corners, an option that the
-published Caffe models do not use (`prior_box_layer.cpp:222-227`). `centre`: centre, width and height, as
+"""What is clipped to the image. `none`: nothing. `corners`: the corners, an option that published
+Caffe models do not use (`prior_box_layer.cpp:222-227`). `centre`: centre, width and height, as
 in ssd.pytorch (`prior_box.py:53-54`) and lufficc/SSD (`prior_box.py:51-53`). `sides`: width and
 height, as in torchvision (`DBoxGenerator`)."""
 
@@ -47,6 +51,8 @@ class Level(NamedTuple):
     def shapes_px(self, *, whole_scales: bool) -> list[tuple[float, float]]:
         """Returns (width, height) of a cell's boxes, in order (`prior_box_layer.cpp:119-219`).
 
+        The lengths and the square roots are of double precision; ratios are float32, as in Caffe.
+
         Args:
             whole_scales: Whether scales are truncated to whole pixels, as in Caffe
                 (`prior_box_layer.cpp:149,163`) and unlike the ports. This changes every box of
@@ -58,7 +64,8 @@ class Level(NamedTuple):
         middle = math.sqrt(m * maximum)
         shapes = []
         for ratio in self.ratios:
-            root = math.sqrt(ratio)
+            # On the CPU also while a network is described without numbers, on the meta device.
+            root = math.sqrt(torch.tensor(ratio, dtype=torch.float32, device="cpu").item())
             shapes.append((m * root, m / root))
             if ratio == 1:
                 shapes.append((middle, middle))
@@ -147,8 +154,10 @@ def default_boxes(
             ),
             indexing="ij",
         )
-        centre = torch.stack([x, y], dim=-1).reshape(-1, 1, 2)
-        sides = torch.tensor(level.shapes_px(whole_scales=whole_scales), dtype=torch.float64)
+        # Caffe keeps centres and sides in float32, and computes the corners in double precision.
+        centre = torch.stack([x, y], dim=-1).reshape(-1, 1, 2).float().double()
+        shapes = torch.tensor(level.shapes_px(whole_scales=whole_scales), dtype=torch.float64)
+        sides = shapes.float().double()
         if clip == "centre":
             centre = torch.minimum(centre, size)
         if clip in ("centre", "sides"):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from multibox.build import build_optimizer, compile_network, compiler_errors
@@ -96,16 +97,18 @@ class Learner:
         self.network.train()
         images = batch.images.to(processes.device, non_blocking=True)
         matches = batch.matches.to(processes.device)
-        positives = sum_over_processes((matches.classes > 0).sum().to(torch.float32), processes)
-        normaliser = positives.clamp(min=1) / processes.world_size
+        shares = [slice(part, None, parts) for part in range(parts)]
+        positives = sum_over_processes(
+            torch.stack([(matches.classes[share] > 0).sum() for share in shares]).float(), processes
+        )
+        normalisers = self._normalisers(positives)
         sums = torch.zeros(2, device=processes.device)
-        for part in range(parts):
-            share = slice(part, None, parts)
+        for part, share in enumerate(shares):
             wanted = Matches(*(field[share] for field in matches))
             with summing(self._replica, last=part == parts - 1), compiler_errors():
                 with autocast(self.precision, processes.device):
                     output = self._forward(images[share])
-                losses = multibox_loss(output, wanted, normaliser)
+                losses = multibox_loss(output, wanted, normalisers[part])
                 torch.autograd.backward(losses.confidence + losses.localization)
             sums += torch.stack([losses.confidence, losses.localization]).detach()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -126,7 +129,18 @@ class Learner:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._follow(number)
-        return StepLosses(confidence, localization, positives.item())
+        return StepLosses(confidence, localization, positives.sum().item())
+
+    def _normalisers(self, positives: Float[Tensor, " parts"]) -> Float[Tensor, " parts"]:
+        """Returns what each part's loss is divided by, given the matches of all processes in it.
+
+        Gradients are averaged over the processes and summed over the parts.
+        """
+        if self._config.accumulate_normaliser == "part":
+            divisor = positives.clamp(min=1) * len(positives)
+        else:
+            divisor = positives.sum().clamp(min=1).expand_as(positives)
+        return divisor / self._processes.world_size
 
     def _set_rate(self, lr: float) -> None:
         """Sets the groups' rates; in Caffe's way, the velocity lr * buffer stays what it was."""

@@ -22,7 +22,7 @@ TRUNK_ONLY = "vgg16-trunk"
 """Network name of a file that contains only a VGG-16 trunk, from which a training can start."""
 
 _LEVELS_300 = 6
-_NETWORKS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
+_NETWORK_BY_LEVELS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
 # All of these networks have 4 default boxes in each cell of the finest feature map.
 _FIRST_BOXES = 4
 # Scale of the finest default boxes: COCO's is 0.07 (SSD512: 0.04), VOC's is 0.1 (SSD512: 0.07).
@@ -102,7 +102,7 @@ def read_foreign(
 
 def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales | None) -> Foreign:
     levels = count_levels(found.tensors)
-    if levels not in _NETWORKS:
+    if levels not in _NETWORK_BY_LEVELS:
         raise WeightsError(f"has {levels} feature maps; SSD300 has 6 and SSD512 has 7", file=path)
     tensors = _ours(found, dict(layers(levels)), path)
     num_classes = _outputs(tensors, path) - 1
@@ -117,7 +117,7 @@ def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales 
         clip_detections=found.origin.clip_detections,
     )
     notes = (*found.notes, *notes, *guesses)
-    return Foreign(found.origin, _NETWORKS[levels], names, tensors, traits, notes)
+    return Foreign(found.origin, _NETWORK_BY_LEVELS[levels], names, tensors, traits, notes)
 
 
 def _ssd7(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:

@@ -132,7 +132,7 @@ def test_what_is_read_is_what_pycocotools_reads(tmp_path: Path, layout: str, fol
         assert item.image_path == tmp_path / folder.format("train2017") / f"{item.image_id}.jpg"
     assert sum(dataset.objects_per_class.values()) == len(known.anns) == 200
     (note,) = dataset.notes
-    assert note.text.startswith("2 categories without an object were left out, 'kind 12'")
+    assert note.text.startswith("2 categories without objects were left out, including 'kind 12'")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -205,7 +205,7 @@ def test_names_are_classes_over_the_splits(tmp_path: Path) -> None:
     given = read_coco(tmp_path, "valid", classes=("fox", "cat", "dog"))
     assert given.classes == ("fox", "cat", "dog")
     assert given.notes == (
-        Note("category-twice", "1 categories whose name another has were read as the same class"),
+        Note("category-twice", "1 categories with the name of another one were merged with it"),
     )
 
 
@@ -220,7 +220,7 @@ def test_what_may_be_missing_and_what_is_clipped(tmp_path: Path) -> None:
     assert not first.difficult.any()
     assert second.boxes_px.tolist() == [[10, 5, 40, 45]]
     assert dataset.notes == (
-        Note("size-missing", "1 annotations without a size took the image's own"),
+        Note("size-missing", "1 annotations without a size: the image's size is used"),
         Note("box-clipped", "1 boxes that left their image by up to a pixel were clipped"),
     )
     (tmp_path / "train" / "0001.jpg").unlink()
@@ -233,11 +233,11 @@ BAD_OBJECTS = {
     "no id": ({"id": None}, "its id is None"),
     "an id twice": ({"id": 1}, "has the id of another annotation"),
     "id true": ({"id": True}, "its id is True"),
-    "unknown image": ({"image_id": 77}, "its image_id is 77, which no image has"),
+    "unknown image": ({"image_id": 77}, "its image_id is 77, but no image has this id"),
     "image a list": ({"image_id": [1]}, r"its image_id is [1]"),
-    "unknown category": ({"category_id": 4}, "its category_id is 4, which no category has"),
+    "unknown category": ({"category_id": 4}, "its category_id is 4, but no category has this id"),
     "fractional category": ({"category_id": 3.0}, "its category_id is 3.0"),
-    "other class": ({"category_id": 3}, "its class is none of dog"),
+    "other class": ({"category_id": 3}, "its class is not one of dog"),
     "crowd true": ({"iscrowd": True}, "its iscrowd is True"),
     "crowd 2": ({"iscrowd": 2}, "its iscrowd is 2"),
     "text for an area": ({"area": "30"}, "its area is '30', not a plain number"),
@@ -273,7 +273,7 @@ def test_bad_objects_are_faults(tmp_path: Path, changes: Content, reason: str) -
 
 
 def test_an_annotation_that_is_no_object(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"annotations\[1\]: is not an object of JSON"):
+    with pytest.raises(DataError, match=r"annotations\[1\]: is not a JSON object"):
         one(tmp_path, [1, 2])
 
 
@@ -282,17 +282,17 @@ BAD_IMAGES = {
     "no id": ({"id": "2"}, "its id is '2'"),
     "a file twice": ({"file_name": "./0001.jpg"}, "is listed already, in "),
     "no name": ({"file_name": None}, "its file_name is None"),
-    "empty name": ({"file_name": "."}, "is no path below the folder of images"),
-    "absolute": ({"file_name": "/etc/passwd"}, "is no path below"),
-    "above": ({"file_name": "../train/0001.jpg"}, "is no path below"),
-    "above, later": ({"file_name": "a/../../b.jpg"}, "is no path below"),
-    "backslash": ({"file_name": "..\\b.jpg"}, "is no path below"),
-    "NUL": ({"file_name": "a\0.jpg"}, "not a plain text"),
-    "half a character": ({"file_name": "\ud800.jpg"}, "not a plain text"),
+    "empty name": ({"file_name": "."}, "is not a path in the image folder"),
+    "absolute": ({"file_name": "/etc/passwd"}, "is not a path in"),
+    "above": ({"file_name": "../train/0001.jpg"}, "is not a path in"),
+    "above, later": ({"file_name": "a/../../b.jpg"}, "is not a path in"),
+    "backslash": ({"file_name": "..\\b.jpg"}, "is not a path in"),
+    "NUL": ({"file_name": "a\0.jpg"}, "not plain text"),
+    "half a character": ({"file_name": "\ud800.jpg"}, "not plain text"),
     "too long": ({"file_name": "a" * 5000}, "cannot be read"),
     "missing": ({"file_name": "absent.png"}, "does not exist"),
-    "other size": ({"width": 50}, "its size is 50 x 50, its image 100 x 50"),
-    "endless": ({"width": 10**400}, "beyond any image"),
+    "other size": ({"width": 50}, "its size is 50 x 50, but its image is 100 x 50"),
+    "endless": ({"width": 10**400}, "larger than any image"),
     "fractional size": ({"height": 50.0}, "its height is 50.0"),
 }
 

@@ -216,7 +216,7 @@ BAD_OBJECTS = {
     "no name": (annotation(f"<object>{box()}</object>"), "has no <name>"),
     "empty name": (annotation(thing(" ")), "<name> is empty"),
     "difficult": (annotation(thing(more="<difficult>yes</difficult>")), "<difficult> is 'yes'"),
-    "other class": (annotation(thing("unicorn")), "its class is none of cat, dog"),
+    "other class": (annotation(thing("unicorn")), "its class is not one of cat, dog"),
 }
 
 
@@ -241,13 +241,16 @@ BAD_FILES = {
     "NUL": (annotation(thing("\0")), "is not XML"),
     "unknown encoding": ('<?xml version="1.0" encoding="klingon"?><annotation/>', "is not XML"),
     "multi-byte encoding": ('<?xml version="1.0" encoding="gbk"?><annotation/>', "is not XML"),
-    "other root": (f"<annotations>{SIZE}</annotations>", "not an 'annotation'"),
-    "namespace": ('<annotation xmlns="urn:x"></annotation>', "not an 'annotation'"),
+    "other root": (f"<annotations>{SIZE}</annotations>", "not 'annotation'"),
+    "namespace": ('<annotation xmlns="urn:x"></annotation>', "not 'annotation'"),
     "DTD": ("<!DOCTYPE annotation><annotation/>", "has a DTD"),
     "entity": ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "has a DTD"),
     "external": ('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>', "has a DTD"),
     "over 1 MiB": (annotation(size=SIZE + " " * 2**20), "the limit is 1048576"),
-    "other size": (annotation(size=SIZE.replace("100", "50")), "50 x 50, its image 100 x 50"),
+    "other size": (
+        annotation(size=SIZE.replace("100", "50")),
+        "50 x 50, but its image is 100 x 50",
+    ),
     "no number": (annotation(size=SIZE.replace("100", "wide")), "<width> is 'wide'"),
     "two widths": (
         annotation(size=SIZE.replace("<depth>", "<width>1</width><depth>")),
@@ -334,7 +337,7 @@ def test_a_missing_size_is_the_images_own(tmp_path: Path) -> None:
     dataset = read_voc(lay_out(tmp_path, xml), "trainval")
     assert [(a.width_px, a.height_px) for a in dataset.annotations] == [(WIDTH, HEIGHT)] * 2
     assert dataset.notes == (
-        Note("size-missing", "2 annotations without a size took the image's own"),
+        Note("size-missing", "2 annotations without a size: the image's size is used"),
     )
 
 
@@ -431,7 +434,7 @@ def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="VOC<year>"):
         read_voc(tmp_path, "test")
     root = lay_out(tmp_path / "VOCdevkit" / "cells", {"a": annotation(thing())})
-    with pytest.raises(DataError, match=f"Give {root}"):
+    with pytest.raises(DataError, match=f"Use {root}"):
         read_voc(tmp_path, "trainval")
 
 

@@ -1,4 +1,4 @@
-"""What the readers accept of a dataset, and a person would want to know nevertheless."""
+"""Checks of objects and class names that are probably mistakes but can be read."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,25 +8,25 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from multibox.data.check.findings import Finding
-from multibox.data.dataset import Annotation, Dataset, Object, fit_box
+from multibox.data.dataset import Annotation, Dataset, Object, fit_box, format_box
 from multibox.data.formats.voc import object_position, parse_annotation, parse_object
 from multibox.errors import DataError
 
 FEW_OBJECTS = 10
-"""A class with fewer in training is hardly learned."""
+"""A class with fewer training objects will hardly be learned."""
 SMALL_SIDE_PX = 32
-"""Of an image."""
-# A side of less than two pixels in an input of 300: less than a quarter of the finest cell.
+"""An image with a shorter side is reported."""
+# Two pixels in an input of 300 pixels, or a quarter of a cell of the finest feature map.
 _TINY_SHARE = 2 / 300
-# Of boxes that are too large to lie that close by chance.
+# Boxes of at least 8 pixels are unlikely to be within one pixel of each other by chance.
 _NEAR_PX, _NEAR_SIDE_PX = 1.0, 8.0
-# A name is another misspelt where it is that much rarer.
+# A name is treated as a misspelling if it has at most a tenth of the objects of the other name.
 _RARE = 0.1
 _BACKGROUND = {"background", "__background__", "bg", "_background_"}
 
 
-def remarks_of_split(dataset: Dataset) -> list[Finding]:
-    """Returns what is odd about the objects of a split in any layout but VOC's."""
+def check_split(dataset: Dataset) -> list[Finding]:
+    """Checks the objects of a split in any layout except VOC."""
     found = []
     for item in dataset.annotations:
         objects = [
@@ -35,13 +35,13 @@ def remarks_of_split(dataset: Dataset) -> list[Finding]:
                 item.labels.tolist(), item.boxes_px.tolist(), item.difficult.tolist(), strict=True
             )
         ]
-        positions = [f"{item.name!r} {_written(item)}" for item in objects]
-        found += _of_objects(item, item.image_path, positions, objects)
+        positions = [f"{item.name!r} {format_box(item.box_px)}" for item in objects]
+        found += _check_objects(item, item.image_path, positions, objects)
     return found
 
 
-def remarks_of_xml(item: Annotation, file: Path) -> list[Finding]:
-    """Returns what is odd about an annotation of VOC's that its reader has accepted."""
+def check_xml(item: Annotation, file: Path) -> list[Finding]:
+    """Checks a VOC annotation that its reader has accepted."""
     tree = parse_annotation(file)
     found, positions, objects = [], [], []
     without_flag = 0
@@ -50,38 +50,40 @@ def remarks_of_xml(item: Annotation, file: Path) -> list[Finding]:
             written = parse_object(element)
             fitted = fit_box(written.box_px, (item.width_px, item.height_px))
         except DataError:
-            # The reader has said so.
+            # The reader has reported it.
             continue
         position = object_position(number, element)
         if fitted != written.box_px:
             reason = (
-                f"its box {_written(written)} leaves the image by up to a pixel, and is clipped"
+                f"its box {format_box(written.box_px)} leaves the image by up to a pixel and is "
+                "clipped"
             )
             found.append(Finding("box-clipped", file, position, reason))
         without_flag += element.find("difficult") is None
         positions.append(position)
         objects.append(written._replace(box_px=fitted))
     if without_flag:
-        reason = f"{without_flag} of {len(objects)} objects have no <difficult>, and count as 0"
+        reason = f"{without_flag} of {len(objects)} objects have no <difficult>; 0 is assumed"
         found.append(Finding("difficult-missing", file, None, reason))
-    return [*found, *_of_head(tree, file), *_of_objects(item, file, positions, objects)]
+    return [*found, *_check_head(tree, file), *_check_objects(item, file, positions, objects)]
 
 
-def _of_head(tree: Element, file: Path) -> list[Finding]:
+def _check_head(tree: Element, file: Path) -> list[Finding]:
     found = []
     name = (tree.findtext("filename") or "").strip()
     if name and name != file.stem and Path(name).stem != file.stem:
-        reason = f"its <filename> is {name[:80]!r}, which is another image's"
+        reason = f"its <filename> is {name[:80]!r}, the name of another image"
         found.append(Finding("filename-differs", file, None, reason))
     if tree.find("size") is None:
-        found.append(Finding("size-missing", file, None, "has no <size>; the image's is taken"))
+        reason = "has no <size>; the image's size is used"
+        found.append(Finding("size-missing", file, None, reason))
     return found
 
 
-def _of_objects(
+def _check_objects(
     item: Annotation, file: Path, positions: Sequence[str], objects: Sequence[Object]
 ) -> list[Finding]:
-    """Returns tiny boxes, and those that repeat an earlier one."""
+    """Returns findings for tiny boxes and for boxes that repeat an earlier one."""
     if not objects:
         return []
     boxes = np.array([thing.box_px for thing in objects])
@@ -89,10 +91,11 @@ def _of_objects(
     sides = boxes[:, 2:] - boxes[:, :2]
     tiny = (sides < _TINY_SHARE * np.array((item.width_px, item.height_px))).any(axis=1)
     for place in np.flatnonzero(tiny).tolist():
-        reason = f"its box {_written(objects[place])} is less than 2 pixels of 300 wide or high"
+        corners = format_box(objects[place].box_px)
+        reason = f"its box {corners} is less than 2 pixels wide or high in an input of 300 pixels"
         found.append(Finding("tiny-box", file, positions[place], reason))
     large = sides.min(axis=1) >= _NEAR_SIDE_PX
-    # Row by row, and the first that fits: thousands of objects must not fill the memory.
+    # One row at a time, because a matrix of thousands of objects would fill the memory.
     for later in range(1, len(objects)):
         distances = np.abs(boxes[:later] - boxes[later]).max(axis=1)
         near = (distances == 0) | ((distances <= _NEAR_PX) & large[later] & large[:later])
@@ -100,27 +103,25 @@ def _of_objects(
             same_name = objects[later].name == objects[earlier].name
             if distances[earlier] and not same_name:
                 continue
-            kind, extent = "duplicate-object" if same_name else "box-of-two-classes", ""
+            kind, extent = "duplicate-object" if same_name else "box-of-two-classes", "as"
             if distances[earlier]:
-                kind, extent = "nearly-duplicate-object", " to within a pixel"
-            reason = f"its box {_written(objects[later])} is that of {positions[earlier]}{extent}"
+                kind, extent = "nearly-duplicate-object", "to within a pixel as"
+            corners = format_box(objects[later].box_px)
+            reason = f"its box {corners} is the same {extent} that of {positions[earlier]}"
             found.append(Finding(kind, file, positions[later], reason))
             break
     return found
 
 
-def _written(thing: Object) -> str:
-    return f"({', '.join(f'{corner:g}' for corner in thing.box_px)})"
-
-
-def remarks_of_names(counts: Counter[str], root: Path) -> list[Finding]:
-    """Returns names that mean the background, or are probably another one misspelt."""
+def check_names(counts: Counter[str], root: Path) -> list[Finding]:
+    """Returns findings for class names that mean the background or are probably misspelt."""
     found = []
     for name, count in counts.items():
         if name.lower() in _BACKGROUND:
-            found.append(Finding("class-background", root, f"class {name!r}", "has objects"))
+            reason = "has objects, but its name means the background"
+            found.append(Finding("class-background", root, f"class {name!r}", reason))
         for other, others in counts.items():
-            # Whoever numbers classes, or names them + and -, means them.
+            # Names that differ in digits, or have no letters (+ and -), are meant to differ.
             if (
                 (others, other) <= (count, name)
                 or not _plain(name)
@@ -130,13 +131,13 @@ def remarks_of_names(counts: Counter[str], root: Path) -> list[Finding]:
             alike = _plain(name) == _plain(other)
             rare = count <= _RARE * others and max(len(name), len(other)) >= 4
             if alike or (rare and _one_letter_apart(_plain(name), _plain(other))):
-                reason = f"with {count} objects is nearly called {other!r}, which has {others}"
+                reason = f"has {count} objects; {other!r}, a similar name, has {others}"
                 found.append(Finding("class-similar", root, f"class {name!r}", reason))
     return found
 
 
 def _plain(name: str) -> str:
-    """Returns a name without what people write differently."""
+    """Returns a name in lower case, with letters and digits only."""
     return "".join(char for char in name.casefold() if char.isalnum())
 
 
@@ -146,7 +147,7 @@ def _differ_in_digits(a: str, b: str) -> bool:
 
 
 def _one_letter_apart(a: str, b: str) -> bool:
-    """Whether one letter was changed, added or left out, or two neighbours swapped."""
+    """Whether two names differ by one letter changed, added or left out, or two swapped."""
     if len(a) > len(b):
         a, b = b, a
     if len(b) - len(a) > 1:
@@ -161,7 +162,7 @@ def _one_letter_apart(a: str, b: str) -> bool:
 
 
 def count_objects(datasets: Iterable[Dataset]) -> Counter[str]:
-    """Returns the objects per class of all images of some splits, each image counted once."""
+    """Returns the number of objects per class in some splits. Each image is counted once."""
     images = {}
     for dataset in datasets:
         for item in dataset.annotations:

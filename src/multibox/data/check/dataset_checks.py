@@ -1,6 +1,6 @@
-"""Everything that can be told of a dataset before a training: it is read whole, and all decoded.
+"""Checks a whole dataset before training: reads all annotations and decodes all images.
 
-The readers judge what can be used, so that a preflight and a training agree.
+The format readers decide what can be used, so the checks always agree with training.
 """
 
 import hashlib
@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 from multibox.data.check.annotation_checks import (
     SMALL_SIDE_PX,
+    check_names,
+    check_split,
+    check_xml,
     count_objects,
-    remarks_of_names,
-    remarks_of_split,
-    remarks_of_xml,
 )
 from multibox.data.check.findings import Finding, finding_of
-from multibox.data.check.image_metadata import peculiarities
-from multibox.data.check.split_checks import remarks_between, shared_images
+from multibox.data.check.image_metadata import unusual_properties
+from multibox.data.check.split_checks import compare_classes, shared_images
 from multibox.data.dataset import Dataset, Fault
 from multibox.data.formats.layouts import known_splits, read_dataset
 from multibox.data.formats.voc import MAX_LIST_BYTES, annotation_file, has_layouts, split_lists
@@ -35,23 +35,23 @@ from multibox.data.reading import NoImagesError
 from multibox.errors import DataError
 
 Progress = Callable[[int, int], None]
-"""Is told how many of how many images were decoded."""
+"""Gets the number of decoded images and the number of all images."""
 
 
 class CheckedDataset(NamedTuple):
-    """What was read of a dataset, and what was found.
+    """The usable part of a dataset, and the findings.
 
     Attributes:
-        datasets: What can be used, by split; a split that cannot be read is absent.
-        findings: Each once, in the order of splits and files.
+        datasets: The usable images and objects, by split. Splits that cannot be read are absent.
+        findings: The findings without repetitions, in the order of splits and files.
     """
 
     datasets: dict[str, Dataset]
     findings: tuple[Finding, ...]
 
 
-class _Look(NamedTuple):
-    """What came of decoding an image: a digest of its pixels, or none where it failed."""
+class _CheckedImage(NamedTuple):
+    """The findings about an image file, and a hash of its pixels, or None if decoding failed."""
 
     pixels: bytes | None
     findings: list[Finding]
@@ -68,14 +68,14 @@ def check_dataset(
     """Reads splits and decodes all of their images.
 
     Args:
-        root: A folder in VOC or COCO layout. Nothing in it is written.
-        splits: As a training would be told; empty: all that the folder has.
-        classes: The only names that objects may have; empty: any.
-        workers: Images decoded at a time.
-        progress: Is told how far it is.
+        root: A folder in VOC or COCO layout. Nothing in it is changed.
+        splits: The splits, named as for training. If empty, all splits of the folder.
+        classes: The class names that objects may have. If empty, any name is allowed.
+        workers: The number of images to decode at the same time.
+        progress: Is called after each image.
 
     Raises:
-        DataError: The folder has neither layout, or no split at all.
+        DataError: The folder has neither layout, or has no splits.
     """
     chosen = splits or known_splits(root)
     if not chosen:
@@ -83,7 +83,7 @@ def check_dataset(
             "has no list of images",
             kind="json-form",
             file=root,
-            remedy="Write ImageSets/Main/<split>.txt",
+            remedy="Add ImageSets/Main/<split>.txt",
         )
     datasets, found = {}, list[Finding]()
     for split in chosen:
@@ -93,20 +93,20 @@ def check_dataset(
             datasets[split] = dataset
     paths = {item.image_path: None for data in datasets.values() for item in data.annotations}
     pixels = {}
-    for done, (path, look) in enumerate(_look_at_all(list(paths), workers), start=1):
-        found += look.findings
-        if look.pixels is not None:
-            pixels[path] = look.pixels
+    for done, (path, checked) in enumerate(_check_images(list(paths), workers), start=1):
+        found += checked.findings
+        if checked.pixels is not None:
+            pixels[path] = checked.pixels
         progress(done, len(paths))
-    found += _remarks(root, datasets, classes, pixels)
+    found += _check_annotations(root, datasets, classes, pixels)
     if has_layouts(root) and not splits:
-        found += _unlisted(root)
-    # What several splits share is found in each.
+        found += _check_files(root)
+    # An image in several splits has the same findings in each.
     return CheckedDataset(datasets, tuple(dict.fromkeys(found)))
 
 
 def _read(root: Path, split: str, classes: tuple[str, ...]) -> tuple[Dataset | None, list[Finding]]:
-    """Returns what can be used of a split, and the findings of its reader."""
+    """Returns the usable part of a split, or None, and the reader's findings."""
     try:
         dataset = read_dataset(root, split, classes=classes, on_bad="skip")
     except DataError as error:
@@ -115,75 +115,75 @@ def _read(root: Path, split: str, classes: tuple[str, ...]) -> tuple[Dataset | N
         return None, [
             *map(finding_of, (*faults, Fault(error.kind, file, error.position, error.reason)))
         ]
-    # VOC's places are found by looking into its files.
-    told = {"box-clipped", "size-missing"} if has_layouts(root) else set()
+    # For VOC, `check_xml` reports these with their positions.
+    reported = {"box-clipped", "size-missing"} if has_layouts(root) else set()
     notes = [
         Finding(note.kind, root, f"split {split}", note.text)
         for note in dataset.notes
-        if note.kind not in told
+        if note.kind not in reported
     ]
     return dataset, [*map(finding_of, dataset.faults), *notes]
 
 
-def _look_at_all(paths: list[Path], workers: int) -> Iterator[tuple[Path, _Look]]:
-    # Decoding and hashing free the interpreter's lock.
+def _check_images(paths: list[Path], workers: int) -> Iterator[tuple[Path, _CheckedImage]]:
+    # Decoding and hashing release the GIL.
     pool = ThreadPoolExecutor(workers)
     try:
-        yield from zip(paths, pool.map(_look, paths), strict=True)
+        yield from zip(paths, pool.map(_check_image, paths), strict=True)
     finally:
-        # Who interrupts does not wait for the rest.
+        # After an interrupt, do not wait for the remaining images.
         pool.shutdown(cancel_futures=True)
 
 
-def _look(path: Path) -> _Look:
+def _check_image(path: Path) -> _CheckedImage:
     try:
         data = read_bytes(path, limit=MAX_BYTES)
         image = decode_image(data, file=path)
     except DataError as error:
-        return _Look(None, [Finding(error.kind, path, None, error.reason)])
+        return _CheckedImage(None, [Finding(error.kind, path, None, error.reason)])
     found = [
         Finding(kind, path, None, reason)
-        for kind, reason in peculiarities(data, path.suffix).items()
+        for kind, reason in unusual_properties(data, path.suffix).items()
     ]
     height, width, _ = image.shape
     if min(height, width) < SMALL_SIDE_PX:
         found.append(Finding("image-small", path, None, f"has {width} x {height} pixels"))
     if image.min() == image.max():
-        found.append(Finding("image-blank", path, None, "all of its pixels are alike"))
+        found.append(Finding("image-blank", path, None, "all of its pixels have the same value"))
     digest = hashlib.sha256(f"{width} x {height}".encode())
     digest.update(image.data)
-    return _Look(digest.digest(), found)
+    return _CheckedImage(digest.digest(), found)
 
 
-def _remarks(
+def _check_annotations(
     root: Path,
     datasets: Mapping[str, Dataset],
     classes: tuple[str, ...],
     pixels: Mapping[Path, bytes],
 ) -> Iterator[Finding]:
-    """Yields what the readers accept and is odd nevertheless."""
+    """Yields findings about annotations that the readers accept."""
     seen: set[Path] = set()
     for dataset in datasets.values():
         if not has_layouts(root):
-            yield from remarks_of_split(dataset)
+            yield from check_split(dataset)
             continue
         for item in dataset.annotations:
             if item.image_path not in seen:
                 seen.add(item.image_path)
-                yield from remarks_of_xml(item, annotation_file(item.image_path))
-    yield from remarks_of_names(count_objects(datasets.values()), root)
-    yield from remarks_between(datasets, classes, root)
+                yield from check_xml(item, annotation_file(item.image_path))
+    yield from check_names(count_objects(datasets.values()), root)
+    yield from compare_classes(datasets, classes, root)
     yield from shared_images(datasets, pixels)
 
 
-def _unlisted(root: Path) -> Iterator[Finding]:
-    """Yields files of layout folders that are in no list, and images that share a name."""
+def _check_files(root: Path) -> Iterator[Finding]:
+    """Yields findings for files of VOC layouts that are not listed, and images with one name."""
     listed: dict[Path, set[str]] = {}
     for file in split_lists(root).values():
         try:
             lines = read_bytes(file, limit=MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
         except (DataError, UnicodeDecodeError):
-            # The reader has said so.
+            # The reader has reported it.
             continue
         names = listed.setdefault(file.parents[2], set())
         names.update(line.strip() for line in lines)
@@ -195,7 +195,7 @@ def _unlisted(root: Path) -> Iterator[Finding]:
             continue
         for stem, path in images.items():
             if stem not in names:
-                yield Finding("image-unlisted", path, None, "is in no list")
+                yield Finding("image-unlisted", path, None, "is not in any list")
         try:
             annotations = list_folder(folder / "Annotations")
         except DataError as error:
@@ -204,7 +204,7 @@ def _unlisted(root: Path) -> Iterator[Finding]:
             yield Finding(error.kind, folder / "Annotations", None, error.reason)
         for path in annotations:
             if path.suffix == ".xml" and path.stem not in names:
-                yield Finding("annotation-unlisted", path, None, "is in no list")
+                yield Finding("annotation-unlisted", path, None, "is not in any list")
         stems = Counter(
             path.stem
             for path in (folder / "JPEGImages").iterdir()

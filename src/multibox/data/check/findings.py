@@ -1,7 +1,7 @@
 """The kinds of findings in a dataset, with their severities and remedies.
 
-An error has its kind from where it is raised (`DataError.kind`). The kinds are public: they stay
-the same when a message is reworded.
+An error gets its kind where it is raised (`DataError.kind`). The kinds are public: they stay the
+same when a message is reworded.
 """
 
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from typing import Literal, NamedTuple
 from multibox.data.dataset import Fault
 
 Severity = Literal["fault", "warning", "note"]
-"""`fault`: training refuses it, or leaves it out with `--on-bad skip`. `warning`: it is used, and
-something is probably wrong. `note`: worth knowing."""
+"""`fault`: it cannot be used. Training stops, or leaves it out with `--on-bad skip`.
+`warning`: it is used, but is probably a mistake. `note`: worth knowing."""
 
 
 class Kind(NamedTuple):
-    """What all findings of a kind share.
+    """Severity and remedy of all findings of a kind.
 
     Attributes:
-        severity: How grave it is.
-        remedy: What to do about it, as a clause without a final full stop.
+        severity: The severity.
+        remedy: What to do, as a clause without a full stop.
     """
 
     severity: Severity
@@ -31,98 +31,98 @@ def _kinds(severity: Severity, remedies: dict[str, str]) -> dict[str, Kind]:
     return {name: Kind(severity, remedy) for name, remedy in remedies.items()}
 
 
-_INTACT = "Replace it by an intact copy"
+_INTACT = "Replace it with an intact copy"
 _EXPORT = "Correct the file, or export it again"
 
 FAULTS = _kinds(
     "fault",
     {
-        "layout-unknown": "Arrange the folder in one of the layouts that the README describes",
-        "split-missing": "Say a split that the folder has",
-        "empty-split": "List images in it, or remove it",
-        "no-usable-image": "Correct the faults that its images have",
+        "layout-unknown": "Arrange the folder in one of the layouts in the README",
+        "split-missing": "Use a split that exists in the folder",
+        "empty-split": "Add images to the split, or remove it",
+        "no-usable-image": "Correct the faults of its images",
         "list-encoding": "Save the list as UTF-8",
-        "path-unsafe": "Name images by names below their folder",
-        "listed-twice": "Remove one of the two",
-        "image-missing": "Put the image there, or remove it from the list",
-        "images-folder-missing": "Put the folder there",
+        "path-unsafe": "Use a file name inside the image folder",
+        "listed-twice": "Remove one of the two entries",
+        "image-missing": "Add the image, or remove it from the list",
+        "images-folder-missing": "Add the folder",
         "image-empty": _INTACT,
         "image-format": "Save it as JPEG, PNG, BMP or WebP",
         "image-header": _INTACT,
         "image-damaged": _INTACT,
-        "image-too-large": "Scale it down, and its boxes alike",
-        "too-many-scans": "Save the image anew",
-        "not-a-file": "Put a file in its place",
+        "image-too-large": "Scale down the image and its boxes",
+        "too-many-scans": "Save the image again",
+        "not-a-file": "Replace it with a file",
         "file-too-large": "Check that it is the right file",
         "unreadable": "Check the path and its permissions",
-        "annotation-missing": "Put the annotation there, or remove the image from the list",
+        "annotation-missing": "Add the annotation, or remove the image from the list",
         "xml-malformed": _EXPORT,
-        "xml-dtd": "Remove the document type",
-        "xml-root": "Put VOC's annotation there",
+        "xml-dtd": "Remove the <!DOCTYPE> declaration",
+        "xml-root": "Replace it with an annotation in VOC's format",
         "json-malformed": _EXPORT,
-        "json-form": "Give a file of instances in COCO's form",
+        "json-form": "Use a file of object instances in COCO's format",
         "field-missing": _EXPORT,
         "field-repeated": "Keep one of them",
-        "number-malformed": "Write plain decimal numbers",
-        "bbox-malformed": "Write x, y, width and height",
-        "text-malformed": "Write a plain text",
-        "name-empty": "Name the object's class",
-        "difficult-malformed": "Write 0 or 1",
-        "size-differs": "Take the image that was annotated; --fix corrects what is safe",
-        "no-size": "Write the image's size",
-        "size-too-large": "Write the image's size",
-        "duplicate-id": "Give each its own id",
+        "number-malformed": "Use plain decimal numbers",
+        "bbox-malformed": "Use four numbers: x, y, width and height",
+        "text-malformed": "Use printable text that is not empty",
+        "name-empty": "Add the name of the object's class",
+        "difficult-malformed": "Use 0 or 1",
+        "size-differs": "Use the image that was annotated; --fix corrects some sizes",
+        "no-size": "Add the size of the image",
+        "size-too-large": "Correct the size of the image",
+        "duplicate-id": "Use a different id for each of them",
         "image-unknown": "Add the image, or remove the annotation",
         "category-unknown": "Add the category, or remove the annotation",
         "box-outside": "Correct the box; --fix clips or removes it",
-        "box-empty": "Remove the object, or draw its box anew",
+        "box-empty": "Draw the box again, or remove the object",
         "class-unknown": "Correct the name, or add it to --classes",
-        "class-not-trained": "Correct the name, or add images of it to training",
-        "nothing-to-learn": "Annotate objects, and name them as --classes does",
+        "class-not-trained": "Correct the name, or add images of the class to the training split",
+        "nothing-to-learn": "Annotate objects with the names in --classes",
     },
 )
 
 WARNINGS = _kinds(
     "warning",
     {
-        "exif-rotation": "See whether boxes fit the stored pixels, then remove the orientation",
-        "cmyk": "Save it as RGB",
-        "sixteen-bit": "Reduce it to 8 bits as its contrast needs",
-        "alpha": "Save it without transparency, on the background that it is meant to have",
-        "animated": "Save the one picture that is annotated",
-        "image-blank": "See whether it is the right image",
-        "image-small": "See whether it is the right image",
+        "exif-rotation": "Check that the boxes fit the stored pixels, then remove the orientation",
+        "cmyk": "Save the image as RGB",
+        "sixteen-bit": "Convert the image to 8 bits with a range that keeps its contrast",
+        "alpha": "Save the image without transparency, on the background that it should have",
+        "animated": "Save the annotated frame as an image",
+        "image-blank": "Check that it is the right image",
+        "image-small": "Check that it is the right image",
         "ambiguous-image": "Keep one of the files",
         "duplicate-image": "Keep one of them",
-        "leaked-image": "Remove it from one of the splits: it makes results too good",
-        "duplicate-object": "Remove one of them",
-        "nearly-duplicate-object": "Keep one of them, if they are one object",
-        "box-of-two-classes": "Keep the right one",
+        "leaked-image": "Remove it from one of the splits: it makes the results too optimistic",
+        "duplicate-object": "Keep one of them",
+        "nearly-duplicate-object": "Keep one of them if both mark the same object",
+        "box-of-two-classes": "Keep the object with the right class",
         "box-clipped": "Draw the box inside its image",
-        "tiny-box": "Remove it, or mark it as difficult",
-        "class-similar": "Write the name as elsewhere, if the same is meant",
-        "class-few-objects": "Add images that show it",
-        "class-background": "Remove it: whatever has no box is background already",
-        "class-all-difficult": "Its average precision has nothing to count",
-        "class-missing-in-split": "Train on a split that has it",
-        "no-objects": "See whether its annotations are the right ones",
-        "difficult-missing": "Write it, or know that every object counts in evaluation",
-        "filename-differs": "See whether the annotation is this image's",
-        "size-missing": "Write the image's size",
-        "category-twice": "Give one name one category",
+        "tiny-box": "Remove the object, or mark it as difficult",
+        "class-similar": "Use one spelling if both names mean the same class",
+        "class-few-objects": "Add images that show the class",
+        "class-background": "Remove its objects: everything outside of boxes is background",
+        "class-all-difficult": "Add objects of the class that are not difficult",
+        "class-missing-in-split": "Train on a split that contains the class",
+        "no-objects": "Check that its annotations are the right ones",
+        "difficult-missing": "Add <difficult> to objects that evaluation should ignore",
+        "filename-differs": "Check that the annotation belongs to this image",
+        "size-missing": "Add the size of the image",
+        "category-twice": "Use one category for each name",
     },
 )
 
 NOTES = _kinds(
     "note",
     {
-        "grey": "None is needed: grey becomes RGB",
-        "suffix-differs": "None is needed: the content decides",
-        "image-unlisted": "List it, if it should be used",
-        "annotation-unlisted": "List its image, if it should be used",
-        "class-not-tested": "Add images of it to the test split, to measure it",
-        "category-idle": "None is needed",
-        "read-otherwise": "None is needed",
+        "grey": "No action needed: grey is converted to RGB",
+        "suffix-differs": "No action needed: the format is detected by the content",
+        "image-unlisted": "Add it to a list if it should be used",
+        "annotation-unlisted": "Add its image to a list if it should be used",
+        "class-not-tested": "Add images of the class to the test split to evaluate it",
+        "category-idle": "No action needed",
+        "read-otherwise": "No action needed",
     },
 )
 
@@ -131,13 +131,13 @@ KINDS = FAULTS | WARNINGS | NOTES
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that a preflight found.
+    """Something that the verb `check` found.
 
     Attributes:
-        kind: One of `KINDS`; these names stay.
+        kind: One of `KINDS`. These names are public.
         file: The file or folder concerned.
-        position: The place inside it: `object 3 ('cat')`, `line 12`; None for all of it.
-        reason: What is wrong, as a clause without a final full stop.
+        position: The place in it: `object 3 ('cat')`, `line 12`. None for the whole file or folder.
+        reason: What is wrong, as a clause without a full stop.
     """
 
     kind: str
@@ -147,12 +147,12 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """How grave it is."""
+        """The severity of its kind."""
         return KINDS[self.kind].severity
 
     @property
     def remedy(self) -> str:
-        """What to do about it."""
+        """The remedy of its kind."""
         return KINDS[self.kind].remedy
 
     def __str__(self) -> str:
@@ -160,5 +160,5 @@ class Finding:
 
 
 def finding_of(fault: Fault) -> Finding:
-    """Returns the finding of a reader's fault."""
+    """Converts a reader's fault into a finding."""
     return Finding(fault.kind, fault.file, fault.position, fault.reason)

@@ -1,6 +1,6 @@
-"""Writes a corrected copy of a dataset, in VOC's layout; the dataset itself is only read.
+"""Writes a corrected copy of a dataset in VOC layout. The dataset itself is not changed.
 
-Whatever has no fault is copied byte for byte. `fixes.json` lists what was altered or left out.
+Files without faults are copied byte for byte. `fixes.json` lists what was changed or left out.
 """
 
 import json
@@ -32,9 +32,9 @@ class _Copy(NamedTuple):
     """A layout folder that is being written.
 
     Attributes:
-        folder: Where.
-        classes: The only names that objects may have; empty: any.
-        changes: What was altered or left out.
+        folder: The path of the new folder.
+        classes: The class names that objects may have. If empty, any name is allowed.
+        changes: What was changed or left out.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class _Copy(NamedTuple):
     changes: list[Change]
 
     def make(self) -> None:
-        """Makes the folders."""
+        """Makes the folder and its subfolders."""
         for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
 
@@ -56,7 +56,7 @@ class _Copy(NamedTuple):
         (self.folder / "ImageSets" / "Main" / f"{split}.txt").write_bytes(content)
 
     def leave_out(self, error: DataError, file: Path, position: str | None = None) -> None:
-        """Notes what is not copied."""
+        """Records a file or object that is not copied."""
         file = Path(error.file or file)
         self.changes.append(Change(file, error.position or position, f"left out: {error.reason}"))
 
@@ -64,33 +64,36 @@ class _Copy(NamedTuple):
 def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> int:
     """Writes a corrected copy of all splits of a dataset and returns the number of changes.
 
-    Faulty objects and exact duplicates are removed, boxes clipped, sizes corrected where all boxes
-    fit the image; EXIF orientations are set to 1 in place; CMYK, 16 bits, transparency and
-    animations become PNG with the pixels that training would see. Images that cannot be used, or
-    lose all of their objects, are left out of files and lists. Files in no list are not copied.
-    From COCO's layout, boxes that leave their image by more than a pixel are removed.
+    - Faulty objects and exact duplicates are removed, and boxes are clipped to their image.
+    - A wrong image size is corrected if all boxes fit the image.
+    - The EXIF orientation is set to 1; no other byte of the file changes.
+    - Images with CMYK, 16 bits, transparency or animation become PNGs with the pixels that training
+      would see.
+    - Images that cannot be used, or lose all of their objects, are left out.
+    - Files that are not in any list are not copied.
+    - In COCO layout, boxes that leave their image by more than one pixel are removed.
 
     Args:
         root: A folder in VOC or COCO layout.
         out: A new folder, or an empty one, outside the dataset. It appears when it is complete.
-        classes: Objects of other names are removed; empty: none.
+        classes: Objects of other classes are removed. If empty, none are.
 
     Raises:
-        DataError: The folder has neither layout, or nothing of it can be used.
-        ConfigError: The copy and the dataset would lie within one another.
-        StorageError: The copy's folder has something in it, or cannot be written.
+        DataError: The folder has neither layout, or no image can be used.
+        ConfigError: One of the two folders would be inside the other.
+        StorageError: The new folder is not empty, or cannot be written.
     """
     source, target = root.resolve(), out.resolve()
     if source.is_relative_to(target) or target.is_relative_to(source):
         remedy = "Choose a folder that is neither above nor below it"
-        raise ConfigError(f"a copy in {out} would lie in the dataset", remedy=remedy)
+        raise ConfigError(f"the copy {out} and the dataset would overlap", remedy=remedy)
     try:
         if out.exists() and any(out.iterdir()):
             remedy = "Choose a new folder, or remove this one"
-            raise StorageError("has files already", file=out, remedy=remedy)
+            raise StorageError("is not empty", file=out, remedy=remedy)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fixing-", dir=target.parent) as staging:
-            # One level down, because a temporary folder itself is closed to other users.
+            # In a subfolder, because other users have no access to a temporary folder itself.
             written = Path(staging) / target.name
             changes = _write(root, written, classes)
             if out.exists():
@@ -116,10 +119,10 @@ def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
         _write_coco(root, _Copy(target, classes, changes))
     if not any(target.rglob("ImageSets/Main/*.txt")):
         raise DataError(
-            "nothing of it can be used",
+            "no image can be used",
             kind="no-usable-image",
             file=root,
-            remedy="See what check lists",
+            remedy="Run check without --fix, and correct the faults that it lists",
         )
     record = {"source": str(root), "changes": [change.as_json() for change in changes]}
     (target / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -127,7 +130,7 @@ def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
 
 
 def _write_voc(folder: Path, lists: list[Path], main: set[Path], copy: _Copy) -> None:
-    """Writes a layout folder; the lists that are not `main` are those of a class in a split."""
+    """Writes a layout folder. Lists that are not in `main` are lists of one class in a split."""
     copy.make()
     images = find_images(folder / "JPEGImages")
     kept: dict[str, bool] = {}
@@ -155,7 +158,7 @@ def _write_voc(folder: Path, lists: list[Path], main: set[Path], copy: _Copy) ->
             elif kept[image_id]:
                 left[image_id] = line
         if file in main and all(line.split()[-1] == "-1" for line in left.values()):
-            copy.leave_out(DataError("lists no image that can be used", kind="empty-split"), file)
+            copy.leave_out(DataError("lists no usable images", kind="empty-split"), file)
         elif len(left) == sum(bool(line.strip()) for line in lines):
             copy.write_list(file.stem, file.read_bytes())
         else:
@@ -163,11 +166,11 @@ def _write_voc(folder: Path, lists: list[Path], main: set[Path], copy: _Copy) ->
 
 
 def _write_voc_image(folder: Path, image_id: str, images: dict[str, Path], copy: _Copy) -> bool:
-    """Writes an image and its annotation as far as they can be used; returns whether they can."""
+    """Writes an image and its corrected annotation. Returns False if they cannot be used."""
     xml = folder / "Annotations" / f"{image_id}.xml"
     try:
         if image_id not in images:
-            raise DataError(f"{image_id!r} has no image", kind="image-missing")
+            raise DataError(f"{image_id!r} has no image file", kind="image-missing")
         image = correct_image(images[image_id])
         tree = parse_annotation(xml)
         image, found = correct_tree(tree, xml, image, copy.classes)
@@ -203,7 +206,7 @@ def _write_coco(root: Path, copy: _Copy) -> None:
             copy.write_list(_plain_name(split), "".join(f"{name}\n" for name in ids).encode())
         else:
             copy.leave_out(
-                DataError("lists no image that can be used", kind="empty-split"),
+                DataError("lists no usable images", kind="empty-split"),
                 root,
                 f"split {split}",
             )
@@ -228,7 +231,7 @@ def _write_coco_image(item: Annotation, dataset: Dataset, image_id: str, copy: _
 
 
 def _free_name(image_id: str, split: str, taken: set[str]) -> str:
-    """Returns an id for VOC's lists that no other image has, on any file system."""
+    """Returns a unique id for VOC's lists. Ids differ even on a case-insensitive file system."""
     name = plain = _plain_name(image_id)
     number = 1
     while name.casefold() in taken:
@@ -239,5 +242,5 @@ def _free_name(image_id: str, split: str, taken: set[str]) -> str:
 
 
 def _plain_name(text: str) -> str:
-    """Returns a name that a list can hold: no spaces, no separators, no two dots in a row."""
+    """Returns a name that is valid in a list: no spaces, separators or consecutive dots."""
     return re.sub(r"[^\w.-]|\.(?=\.)|^\W", "_", text)

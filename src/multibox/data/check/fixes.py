@@ -1,4 +1,4 @@
-"""Corrections of one image and its annotation, and a note of each."""
+"""Corrects one image and its annotation, and records each change."""
 
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -9,27 +9,31 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from multibox.data.check.image_metadata import find_orientation, peculiarities, without_orientation
+from multibox.data.check.image_metadata import (
+    find_orientation,
+    unusual_properties,
+    without_orientation,
+)
 from multibox.data.dataset import Annotation, Object, fit_box
 from multibox.data.formats.voc import declared_size, object_position, parse_object
 from multibox.data.images import MAX_BYTES, decode_image, read_bytes
 from multibox.errors import DataError
 
-_ENCODED_ANEW = ("cmyk", "sixteen-bit", "alpha", "animated")
+_SAVED_AS_PNG = ("cmyk", "sixteen-bit", "alpha", "animated")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _KEPT_SHARE = 0.5
-"""Of a box's area, which clipping must leave: otherwise the box is not where its object is."""
+"""Minimum share of the area that clipping must leave. Otherwise the box is probably misplaced."""
 
 _Box = tuple[float, float, float, float]
 _Place = tuple[str, _Box]
 
 
 class Change(NamedTuple):
-    """What was altered or left out.
+    """Something that was changed or left out.
 
     Attributes:
         file: The file of the dataset.
-        position: The place inside it, or None for all of it.
+        position: The place in the file, or None for the whole file.
         change: What was done, and why.
     """
 
@@ -38,19 +42,19 @@ class Change(NamedTuple):
     change: str
 
     def as_json(self) -> dict[str, str | None]:
-        """Returns it as an object of JSON."""
+        """Returns the change as a JSON object."""
         return {"file": str(self.file), "position": self.position, "change": self.change}
 
 
 class CorrectedImage(NamedTuple):
-    """An image's file as it should be.
+    """A corrected image file.
 
     Attributes:
-        source: The dataset's file.
-        data: The bytes of the new one.
-        suffix: Of its name.
+        source: The image file of the dataset.
+        data: The content of the new file.
+        suffix: The suffix of the new file's name.
         size_px: (width, height).
-        changes: What was altered.
+        changes: What was changed.
     """
 
     source: Path
@@ -61,18 +65,18 @@ class CorrectedImage(NamedTuple):
 
 
 def correct_image(path: Path) -> CorrectedImage:
-    """Returns an image's own bytes where nothing is wrong with them.
+    """Returns a corrected image file. The bytes of an image without faults stay the same.
 
     Raises:
-        DataError: It cannot be decoded.
+        DataError: The image cannot be decoded.
     """
     data = read_bytes(path, limit=MAX_BYTES)
     image = decode_image(data, file=path)
     size_px = image.shape[1], image.shape[0]
-    found = peculiarities(data, path.suffix)
-    for kind in _ENCODED_ANEW:
+    found = unusual_properties(data, path.suffix)
+    for kind in _SAVED_AS_PNG:
         if kind in found:
-            change = Change(path, None, f"saved as PNG with eight bits of RGB: {found[kind]}")
+            change = Change(path, None, f"saved as PNG with 8 bits per channel: {found[kind]}")
             return CorrectedImage(path, _png(image), ".png", size_px, (change,))
     if "exif-rotation" in found:
         change = Change(path, None, f"orientation set to 1: {found['exif-rotation']}")
@@ -88,16 +92,16 @@ def _png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
 def correct_tree(
     tree: Element, file: Path, image: CorrectedImage, classes: tuple[str, ...]
 ) -> tuple[CorrectedImage, list[Change]]:
-    """Corrects an annotation in place; returns its image, which may have to be turned.
+    """Corrects an annotation in place. Returns the changes, and the image, which may be rotated.
 
     Args:
-        tree: An annotation of VOC's.
-        file: Its file.
-        image: Its image.
-        classes: The only names that objects may have; empty: any.
+        tree: A VOC annotation.
+        file: The annotation file.
+        image: The image.
+        classes: The class names that objects may have. If empty, any name is allowed.
 
     Raises:
-        DataError: Its boxes are those of an image of another size, or none of them is left.
+        DataError: The boxes belong to an image of another size, or no object can be used.
     """
     changes = []
     try:
@@ -105,13 +109,13 @@ def correct_tree(
     except DataError:
         declared = 0, 0
     if declared != image.size_px:
-        image = _turned(image, declared)
+        image = _rotated(image, declared)
     if declared != image.size_px:
         if min(declared) > 0 and not _all_fit(tree, image.size_px):
             raise DataError("its boxes were drawn on an image of another size", kind="size-differs")
         _set_size(tree, image.size_px)
         written, found = (f"{width} x {height}" for width, height in (declared, image.size_px))
-        changes.append(Change(file, None, f"size {written} became {found}"))
+        changes.append(Change(file, None, f"size changed from {written} to {found}"))
     elements = tree.findall("object")
     seen = set[_Place]()
     for number, element in enumerate(elements, start=1):
@@ -131,8 +135,8 @@ def correct_tree(
     return image, changes
 
 
-def _turned(image: CorrectedImage, declared: tuple[int, int]) -> CorrectedImage:
-    """Returns an image turned as its EXIF part says, if the annotation was made on that."""
+def _rotated(image: CorrectedImage, declared: tuple[int, int]) -> CorrectedImage:
+    """Applies the EXIF orientation if the annotation was made on the image rotated like that."""
     data = image.source.read_bytes()
     orientation = find_orientation(data)
     if orientation is None or orientation.value < 5 or image.size_px[::-1] != declared:
@@ -140,7 +144,7 @@ def _turned(image: CorrectedImage, declared: tuple[int, int]) -> CorrectedImage:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if pixels is None or pixels.shape != (declared[1], declared[0], 3):
         return image
-    reason = "turned as its EXIF orientation says, because its annotation was made on that"
+    reason = "rotated by its EXIF orientation, because its annotation has the size after rotation"
     change = Change(image.source, None, f"{reason}; saved as PNG")
     return CorrectedImage(image.source, _png(pixels), ".png", declared, (change,))
 
@@ -170,14 +174,14 @@ def _set_size(tree: Element, size_px: tuple[int, int]) -> None:
 def _corrected(
     element: Element, size_px: tuple[int, int], classes: tuple[str, ...], seen: set[_Place]
 ) -> tuple[Object, bool]:
-    """Returns an object with its box clipped, and whether that altered it.
+    """Returns an object with its box clipped, and whether clipping changed it.
 
     Raises:
-        DataError: It is to be removed; the reason alone is given.
+        DataError: The object has to be removed. The error names no file.
     """
     written = parse_object(element)
     if classes and written.name not in classes:
-        raise DataError(f"its class is none of {', '.join(classes)}", kind="class-unknown")
+        raise DataError(f"its class is not one of {', '.join(classes)}", kind="class-unknown")
     try:
         kept = written._replace(box_px=fit_box(written.box_px, size_px))
     except DataError:
@@ -188,19 +192,17 @@ def _corrected(
 
 
 def _clipped(box_px: _Box, size_px: tuple[int, int]) -> _Box:
-    """Returns the part of a box in its image.
+    """Returns the part of a box inside its image.
 
     Raises:
-        DataError: Less than half of it is there; the reason alone is given.
+        DataError: Less than half of its area is inside. The error names no file.
     """
     left, top, right, bottom = box_px
     width, height = map(float, size_px)
     inside = max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
     area = max(0.0, inside[2] - inside[0]) * max(0.0, inside[3] - inside[1])
     if left >= right or top >= bottom or area < _KEPT_SHARE * (right - left) * (bottom - top):
-        raise DataError(
-            "its box is empty, or for the most part outside of the image", kind="box-outside"
-        )
+        raise DataError("its box is empty, or mostly outside of the image", kind="box-outside")
     return inside
 
 
@@ -213,12 +215,12 @@ def _set_box(element: Element, item: Object) -> None:
 
 
 def _plain(value: float) -> str:
-    """Returns a number as VOC's reader takes it: no exponent."""
+    """Returns a number without an exponent, as VOC's reader requires."""
     return np.format_float_positional(value, precision=20, trim="-")
 
 
 def new_tree(item: Annotation, classes: tuple[str, ...]) -> tuple[Element, list[Change]]:
-    """Returns VOC's annotation of an image of any layout, without exact duplicates."""
+    """Returns a VOC annotation for an image of any layout, without exact duplicates."""
     tree, changes = Element("annotation"), []
     _set_size(tree, (item.width_px, item.height_px))
     seen = set[tuple[int, tuple[float, ...]]]()

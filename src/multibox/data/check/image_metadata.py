@@ -1,6 +1,9 @@
-"""What an image file holds beside eight bits of red, green and blue, which decoding drops.
+"""Finds information in image files that decoding to 8-bit RGB drops: EXIF orientation, alpha, etc.
 
-Only what a decoder has accepted is looked at here, so that a part that is damaged says nothing.
+The files were decoded before, so damaged parts are ignored here and not reported. The EXIF
+orientation is found by its position in the file, so that it can be changed without any other byte.
+Pillow gives neither that position nor the 16 bits of an RGB PNG, and it rejects damaged files that
+are decoded for training.
 """
 
 import struct
@@ -20,12 +23,12 @@ _BEGINNINGS = {
 
 
 class Part(NamedTuple):
-    """A JPEG's segment, or a chunk of a PNG or WebP.
+    """A segment of a JPEG, or a chunk of a PNG or WebP.
 
     Attributes:
-        name: The marker's two digits, or the chunk's name.
-        start: Where its body begins in the file.
-        end: Where it ends.
+        name: The marker in hexadecimal, or the name of the chunk.
+        start: Offset of its content in the file.
+        end: Offset of the end of its content.
     """
 
     name: str
@@ -37,10 +40,10 @@ class Orientation(NamedTuple):
     """An EXIF orientation.
 
     Attributes:
-        value: 1..8; 1 leaves the image as it is.
-        place: Where its two bytes are in the file.
-        order: Their order, `<` or `>`.
-        part: What they are part of.
+        value: 1..8. 1 means that the image is stored upright.
+        place: Offset of its two bytes in the file.
+        order: Their byte order, `<` or `>`.
+        part: The segment or chunk that they are in.
     """
 
     value: int
@@ -49,31 +52,34 @@ class Orientation(NamedTuple):
     part: Part
 
 
-def peculiarities(data: bytes, suffix: str) -> dict[str, str]:
-    """Returns what is peculiar of an image: reasons by the kinds of `findings.KINDS`.
+def unusual_properties(data: bytes, suffix: str) -> dict[str, str]:
+    """Returns unusual properties of an image file: reasons by kind (see `findings.KINDS`).
 
     Args:
-        data: The file, which can be decoded.
-        suffix: Of its name.
+        data: The content of an image file that can be decoded.
+        suffix: The suffix of the file's name.
     """
     found = {}
     orientation = find_orientation(data)
     if orientation is not None and orientation.value != 1:
-        reason = f"its EXIF orientation is {orientation.value}; its pixels are used as stored"
+        reason = f"its EXIF orientation is {orientation.value}, which is not applied"
         found["exif-rotation"] = reason
     if data.startswith(b"\xff\xd8"):
-        found |= _of_jpeg(data)
+        found |= _jpeg_properties(data)
     elif data.startswith(b"\x89PNG"):
-        found |= _of_png(data)
+        found |= _png_properties(data)
     elif data.startswith(b"RIFF"):
-        found |= _of_webp(data)
+        found |= _webp_properties(data)
     if not data.startswith(_BEGINNINGS.get(suffix.lower(), b"")):
-        found["suffix-differs"] = f"its content is not what {suffix} says"
+        found["suffix-differs"] = f"its format does not match its suffix {suffix}"
     return found
 
 
 def without_orientation(data: bytes) -> bytes:
-    """Returns a file whose EXIF orientation is 1; nothing else in it is altered."""
+    """Returns the file with its EXIF orientation set to 1. No other byte of the image changes.
+
+    In a PNG, the checksum of the EXIF chunk changes, too.
+    """
     orientation = find_orientation(data)
     if orientation is None:
         return data
@@ -87,11 +93,11 @@ def without_orientation(data: bytes) -> bytes:
 
 
 def find_orientation(data: bytes) -> Orientation | None:
-    """Returns the EXIF orientation of a file, or None where it has none from 1 to 8."""
+    """Returns the EXIF orientation of a file, or None if it has no valid one."""
     for part in _parts(data):
         if part.name not in ("E1", "eXIf", "EXIF"):
             continue
-        # A JPEG's segment begins with this, and some programs write it into a WebP as well.
+        # EXIF segments of JPEGs begin with this. Some programs also write it into a WebP.
         prefixed = data.startswith(b"Exif\0\0", part.start)
         if part.name == "E1" and not prefixed:
             continue
@@ -103,7 +109,7 @@ def find_orientation(data: bytes) -> Orientation | None:
 
 
 def _orientation(data: bytes, start: int, part: Part) -> Orientation | None:
-    """Looks for the tag in the first directory of the TIFF that begins at `start`."""
+    """Finds the tag in the first directory of the TIFF data that begin at `start`."""
     order = {b"II": "<", b"MM": ">"}.get(data[start : start + 2])
     if order is None:
         return None
@@ -144,7 +150,10 @@ def _segments(data: bytes) -> Iterator[Part]:
 
 
 def _chunks(data: bytes, head: str, place: int) -> Iterator[Part]:
-    """Yields the chunks of a PNG, which a checksum follows, or of a WebP, padded to even length."""
+    """Yields the chunks of a PNG or WebP.
+
+    A checksum follows each chunk of a PNG, and a chunk of a WebP is padded to even length.
+    """
     png = head.startswith(">")
     while place < len(data):
         first, second = struct.unpack_from(head, data, place)
@@ -154,33 +163,33 @@ def _chunks(data: bytes, head: str, place: int) -> Iterator[Part]:
         place = start + length + (4 if png else length % 2)
 
 
-def _of_jpeg(data: bytes) -> dict[str, str]:
+def _jpeg_properties(data: bytes) -> dict[str, str]:
     _, _, colours, _ = simplejpeg.decode_jpeg_header(data)
     if colours in ("CMYK", "YCCK"):
-        return {"cmyk": f"its colours are {colours}, which become RGB without a colour profile"}
-    return {"grey": "it is grey, and becomes RGB"} if colours == "Gray" else {}
+        return {"cmyk": f"its colours are {colours}, converted to RGB without a colour profile"}
+    return {"grey": "it is grey and is converted to RGB"} if colours == "Gray" else {}
 
 
-def _of_png(data: bytes) -> dict[str, str]:
+def _png_properties(data: bytes) -> dict[str, str]:
     depth, colours = data[24], data[25]
     names = {part.name for part in _parts(data)}
     found = {}
     if depth == 16:
-        found["sixteen-bit"] = "it has 16 bits per channel, of which the upper 8 are used"
+        found["sixteen-bit"] = "it has 16 bits per channel; the upper 8 are used"
     if colours in (4, 6) or "tRNS" in names:
-        found["alpha"] = "its transparency is dropped, which shows what lay beneath"
+        found["alpha"] = "its transparency is dropped, so hidden pixels become visible"
     if colours in (0, 4):
-        found["grey"] = "it is grey, and becomes RGB"
+        found["grey"] = "it is grey and is converted to RGB"
     if "acTL" in names:
-        found["animated"] = "it is animated; the first picture is used"
+        found["animated"] = "it is animated; the first frame is used"
     return found
 
 
-def _of_webp(data: bytes) -> dict[str, str]:
+def _webp_properties(data: bytes) -> dict[str, str]:
     found, flags = {}, data[20] if data[12:16] == b"VP8X" else 0
     lossless = data[12:16] == b"VP8L" and data[24] & 0x10
     if flags & 0x10 or lossless:
-        found["alpha"] = "its transparency is dropped, which shows what lay beneath"
+        found["alpha"] = "its transparency is dropped, so hidden pixels become visible"
     if flags & 0x02:
-        found["animated"] = "it is animated; the first picture is used"
+        found["animated"] = "it is animated; the first frame is used"
     return found

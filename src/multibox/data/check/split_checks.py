@@ -1,4 +1,4 @@
-"""Findings between the splits of a dataset: classes that only one has, images that both have."""
+"""Compares the splits of a dataset: classes that one split lacks, images that several contain."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -12,10 +12,10 @@ _ROLES = {"trainval": ("train", "val"), "train": ("train",), "val": ("val",), "t
 
 
 def roles(split: str) -> set[str]:
-    """Returns which of train, val and test a split's name says it is for.
+    """Returns the roles in a split's name: some of `train`, `val` and `test`.
 
-    `trainval`, VOC's union of two, is for both; `minival2014` for val. What has none of these
-    words in its name is for none.
+    `trainval`, VOC's union of two splits, has both roles, and `minival2014` has the role `val`. A
+    name without any of these words has no role.
     """
     found = set[str]()
     for word, meant in _ROLES.items():
@@ -25,17 +25,17 @@ def roles(split: str) -> set[str]:
     return found
 
 
-def remarks_between(
+def compare_classes(
     datasets: Mapping[str, Dataset], classes: tuple[str, ...], root: Path
 ) -> list[Finding]:
-    """Returns what is odd about the classes of splits that are used together.
+    """Compares the classes of training splits with those of validation and test splits.
 
-    Training refuses a test split in which there are classes that the training split has not,
-    and a training split without objects of a class that was asked for.
+    Training rejects a test split with classes that the training split lacks, and a training split
+    without objects of a class in `classes`.
 
     Args:
-        datasets: By split.
-        classes: Those asked for; empty: those found.
+        datasets: The datasets by split.
+        classes: The class names to train. If empty, the names that are found.
         root: The dataset's folder.
     """
     training = {name: data for name, data in datasets.items() if "train" in roles(name)}
@@ -58,14 +58,14 @@ def remarks_between(
             reason = f"has {count} objects in {', '.join(training)}"
             found.append(Finding("class-few-objects", root, f"class {name!r}", reason))
     for split, data in testing.items():
-        found += _of_pair(split, data, training, root)
+        found += _compare_pair(split, data, training, root)
     return found
 
 
-def _of_pair(
+def _compare_pair(
     split: str, data: Dataset, training: Mapping[str, Dataset], root: Path
 ) -> list[Finding]:
-    """Returns what the classes of one split for val or test have against those for training."""
+    """Compares the classes of one validation or test split with those of the training splits."""
     found, learned = [], count_objects(training.values())
     by_split = {name: count_objects([other]) for name, other in training.items()}
     for label, (name, count) in enumerate(data.objects_per_class.items()):
@@ -76,10 +76,10 @@ def _of_pair(
             if not counts[name] and not roles(other) & roles(split)
         ]
         if count and not learned[name]:
-            reason = f"has {count} objects, and none in {', '.join(training)}"
+            reason = f"has {count} objects, but none in {', '.join(training)}"
             found.append(Finding("class-not-trained", root, position, reason))
         elif count and lacking:
-            reason = f"has {count} objects, and none in {', '.join(lacking)}"
+            reason = f"has {count} objects, but none in {', '.join(lacking)}"
             found.append(Finding("class-missing-in-split", root, position, reason))
         counted = sum(
             int((~item.difficult[item.labels == label]).sum()) for item in data.annotations
@@ -89,16 +89,16 @@ def _of_pair(
             found.append(Finding("class-all-difficult", root, position, reason))
     for name in sorted(set(learned) - {n for n, count in data.objects_per_class.items() if count}):
         position = f"split {split}, class {name!r}"
-        found.append(Finding("class-not-tested", root, position, "has no object"))
+        found.append(Finding("class-not-tested", root, position, "has no objects"))
     return found
 
 
 def shared_images(datasets: Mapping[str, Dataset], pixels: Mapping[Path, bytes]) -> list[Finding]:
-    """Returns images that a split has twice, or that two for different purposes have.
+    """Finds images that are twice in a split, or in two splits with different roles.
 
     Args:
-        datasets: By split.
-        pixels: A digest of each image's pixels by its file.
+        datasets: The datasets by split.
+        pixels: A hash of each image's pixels, by image file.
     """
     found: dict[Finding, None] = {}
     by_pixels = {}
@@ -109,16 +109,16 @@ def shared_images(datasets: Mapping[str, Dataset], pixels: Mapping[Path, bytes])
                 continue
             other = first.setdefault(pixels[path], path)
             if other != path:
-                reason = f"has the pixels of {other.name}"
+                reason = f"has the same pixels as {other.name}"
                 found[Finding("duplicate-image", path, None, reason)] = None
-    # The splits for training first, so that the other's image is named.
+    # Training splits come first, so that the finding names the image of the other split.
     for one, two in combinations(sorted(by_pixels, key=lambda name: "train" not in roles(name)), 2):
         if not roles(one) or not roles(two) or roles(one) & roles(two):
             continue
         for digest, path in by_pixels[two].items():
             if digest in by_pixels[one]:
                 other = by_pixels[one][digest]
-                reason = f"is in {two}, and in {one}" + (
+                reason = f"is in {two} and in {one}" + (
                     f" as {other.name}" if other != path else ""
                 )
                 found[Finding("leaked-image", path, None, reason)] = None

@@ -1,4 +1,4 @@
-"""Counts of a dataset: images, objects, sizes, and which boxes no default box comes near."""
+"""Statistics of a dataset: images, objects, box sizes, and how well default boxes fit."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,11 @@ from multibox.boxes import pairwise_iou
 from multibox.data.dataset import Dataset
 
 SIZE_EDGES_PX = (8, 16, 32, 64, 128, 256)
-"""Between the size classes. A box's size is the root of its area in the network's input."""
+"""Limits between the size classes. The size of a box is the square root of its area, in pixels of
+the network's input."""
 REACH = 0.5
-"""IoU from which an object has default boxes of its own accord; below, only the best one is
-forced on it (SSD section 2.2)."""
+"""An object is matched to every default box with at least this IoU. If there is none, the best
+default box is forced on it (SSD section 2.2)."""
 
 _MEASURED = 5000
 _AT_A_TIME = 128
@@ -28,9 +29,9 @@ class BoxTable(NamedTuple):
 
     Attributes:
         network: The network's name.
-        scales: The table's name: `voc` or `coco`, as `--default-boxes` has it.
+        scales: The name of the table: `voc` or `coco`, as in `--default-boxes`.
         input_px: (height, width) of the network's input.
-        boxes: xyxy in the unit frame.
+        boxes: xyxy as fractions of the input.
     """
 
     network: str
@@ -41,14 +42,15 @@ class BoxTable(NamedTuple):
 
 @dataclass(frozen=True)
 class Reach:
-    """How near a network's default boxes come to the objects of a split.
+    """How well a network's default boxes overlap the objects of a split.
 
     Attributes:
         network: The network's name.
-        default_boxes: Its table: `voc` or `coco`, as `--default-boxes` has it.
-        objects: How many objects were measured, evenly picked where there are very many.
-        forced: Share of them with no default box at an IoU of `REACH`; 0 where there is none.
-        forced_by_size: That share in each size class; None where a class has no object.
+        default_boxes: The name of its table: `voc` or `coco`, as in `--default-boxes`.
+        objects: Number of objects compared. Of more than 5,000, an evenly spaced part is compared.
+        forced: Share in 0..1 of the objects without a default box at an IoU of `REACH`. 0 if there
+            are no objects.
+        forced_by_size: The same share for each size class, or None for a class without objects.
     """
 
     network: str
@@ -60,14 +62,14 @@ class Reach:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the boxes of a split are in a network's input.
+    """The sizes of the boxes of a split in a network's input. All are 0 if there are no boxes.
 
     Attributes:
-        input_px: (height, width) of that input.
-        smallest_px: Size of the smallest; 0 where there is none, and so for the others.
-        median_px: Of the one in the middle.
-        largest_px: Of the largest.
-        share_by_size: Share of objects in each size class.
+        input_px: (height, width) of the network's input.
+        smallest_px: Size of the smallest box.
+        median_px: Median size.
+        largest_px: Size of the largest box.
+        share_by_size: Share in 0..1 of the objects in each size class.
     """
 
     input_px: tuple[int, int]
@@ -79,12 +81,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """A class in a split.
+    """The counts of a class in a split.
 
     Attributes:
-        objects: Its objects, difficult ones included.
-        difficult: Those that are difficult.
-        images: The images that show it.
+        objects: Number of objects, including difficult ones.
+        difficult: Number of difficult objects.
+        images: Number of images that show the class.
     """
 
     objects: int
@@ -94,17 +96,18 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """The counts of a split.
+    """The statistics of a split.
 
     Attributes:
-        images: Its images.
-        empty_images: Those without an object.
-        objects: Its objects.
-        difficult: Those that are difficult.
-        imbalance: Objects of the most frequent class over those of the rarest; 0 without any.
-        classes: By name.
-        sizes: For each size of input.
-        reach: For each table of default boxes.
+        images: Number of images.
+        empty_images: Number of images without objects.
+        objects: Number of objects, including difficult ones.
+        difficult: Number of difficult objects.
+        imbalance: Objects of the most frequent class divided by those of the rarest class. 0 if
+            there are no classes.
+        classes: The counts of each class by name.
+        sizes: The box sizes for each network input size.
+        reach: The overlap with each table of default boxes.
     """
 
     images: int
@@ -118,11 +121,11 @@ class SplitStatistics:
 
 
 def split_statistics(dataset: Dataset, tables: Sequence[BoxTable]) -> SplitStatistics:
-    """Returns the counts of a split.
+    """Returns the statistics of a split.
 
     Args:
         dataset: The split.
-        tables: The default boxes that its objects are compared with.
+        tables: The default boxes to compare its objects with.
     """
     items = dataset.annotations
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(item.boxes for item in items)])
@@ -167,7 +170,7 @@ def _sizes(boxes: Float32[np.ndarray, "M 4"], input_px: tuple[int, int]) -> Size
 
 
 def _counts(size_px: Float64[np.ndarray, " M"]) -> Float64[np.ndarray, " S"]:
-    """Returns how many sizes are in each class."""
+    """Returns the number of sizes in each size class."""
     places = np.searchsorted(SIZE_EDGES_PX, size_px, side="right")
     return np.bincount(places, minlength=len(SIZE_EDGES_PX) + 1).astype(np.float64)
 
@@ -175,7 +178,7 @@ def _counts(size_px: Float64[np.ndarray, " M"]) -> Float64[np.ndarray, " S"]:
 def _reach(boxes: Float32[np.ndarray, "M 4"], table: BoxTable) -> Reach:
     picked = np.linspace(0, len(boxes) - 1, min(len(boxes), _MEASURED)).round().astype(int)
     boxes = boxes[picked]
-    # In parts, because a table against all objects would fill the memory.
+    # In parts, because the IoUs of a table with all objects would fill the memory.
     best = [
         pairwise_iou(torch.from_numpy(boxes[start : start + _AT_A_TIME]), table.boxes).amax(dim=1)
         for start in range(0, len(boxes), _AT_A_TIME)

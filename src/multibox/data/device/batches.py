@@ -1,9 +1,9 @@
-"""Training images that lie decoded in a device's memory, and batches that it renders of them.
+"""Keeps decoded training images in a device's memory and renders batches from them there.
 
-What chance decides of a sample is decided on the CPU by `pipeline.TrainingExamples`: processes that
-work ahead turn numbers of samples into targets and small plans, which are copied to the device
-without waiting; the pixels never leave it. So boxes and labels are those of the CPU's pipeline bit
-for bit, and pixels differ by what `batched` rounds otherwise than OpenCV.
+The random choices for a sample are made on the CPU by `pipeline.TrainingExamples`. Workers turn
+sample numbers into targets and small plans, which are copied to the device without waiting. The
+pixels stay on the device. Boxes and labels have the same bits as in the CPU pipeline. Pixels differ
+slightly, because `render` rounds differently from OpenCV.
 """
 
 import os
@@ -21,25 +21,25 @@ from multibox.data.collate import NO_PIXELS, Example, Match, collate, unmatched
 from multibox.data.device.plan import Plan, Plans, join_plans, plan
 from multibox.data.device.render import ColourTables, colour_tables, render
 from multibox.data.pipeline import TrainingExamples, read_pixels
-from multibox.data.workers import OnLoss, unsaid, work_ahead
+from multibox.data.workers import OnLoss, ignore_loss, work_ahead
 from multibox.errors import ConfigError, MultiboxError
 from multibox.structures import Batch
 
-# What rendering needs at its fullest for a pixel of the largest image, and for tables of colours.
+# Peak memory of rendering for each pixel of the largest image, and memory of the colour tables.
 _SCRATCH_BYTES, _TABLE_BYTES = 80, 1 << 27
 
 Progress = Callable[[int, int], None]
-"""Is told how many of how many images were decoded."""
+"""Gets the number of decoded images and the number of all images."""
 
 
 class ResidentExamples(NamedTuple):
-    """The line of augmented samples, its images in a device's memory.
+    """The sequence of augmented samples, with its images in a device's memory.
 
     Attributes:
-        examples: The line itself.
-        firsts: The place of each image's first pixel in `pixels`; at the end, their number.
+        examples: The sequence of samples.
+        firsts: The index of each image's first pixel in `pixels`, and last the number of pixels.
         pixels: RGB of all images, one row after the other.
-        tables: Where colours are distorted.
+        tables: The colour tables, or None if colours are not distorted.
     """
 
     examples: TrainingExamples
@@ -59,14 +59,14 @@ def load(
     """Decodes all images into a device's memory.
 
     Args:
-        examples: The images and what is to be made of them.
-        device: Where they go.
-        batch_size: How many are to be rendered at a time.
-        workers: Images decoded at a time.
-        progress: Is told how far it is.
+        examples: The images and their augmentation.
+        device: The device to keep the images on.
+        batch_size: Number of images to render at a time.
+        workers: Number of images to decode at a time.
+        progress: Is called after each image.
 
     Raises:
-        ConfigError: The device has not enough memory.
+        ConfigError: The device does not have enough memory.
         DataError: An image cannot be read.
     """
     annotations, distort = examples.annotations, examples.augmentation.distort
@@ -76,9 +76,9 @@ def load(
     needed, free = 3 * int(firsts[-1]) + _TABLE_BYTES * distort + scratch, _free_bytes(device)
     if needed > free:
         raise ConfigError(
-            f"{len(annotations)} decoded images and what renders them need {needed} bytes of "
+            f"{len(annotations)} decoded images and their rendering need {needed} bytes of "
             f"memory on {device}, where {free} are free",
-            remedy="Say --pipeline cpu",
+            remedy="Use --pipeline cpu",
         )
     pixels = torch.empty(int(firsts[-1]), 3, dtype=torch.uint8, device=device)
 
@@ -87,13 +87,13 @@ def load(
         image = torch.from_numpy(read_pixels(annotations[place]) if stored is None else stored)
         pixels[firsts[place] : firsts[place + 1]] = image.reshape(-1, 3)
 
-    # Decoding and copying free the interpreter's lock.
+    # Decoding and copying release the GIL.
     pool = ThreadPoolExecutor(max(1, workers))
     try:
         for done, _ in enumerate(pool.map(fill, range(len(annotations))), start=1):
             progress(done, len(annotations))
     finally:
-        # Who interrupts does not wait for the rest.
+        # After an interrupt, do not wait for the remaining images.
         pool.shutdown(cancel_futures=True)
     return ResidentExamples(examples, firsts, pixels, colour_tables(device) if distort else None)
 
@@ -101,7 +101,7 @@ def load(
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    # What a CPU has at all: caches of the file system make room.
+    # All memory of a CPU counts as free, because file system caches give way.
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -111,19 +111,20 @@ def resident_batches(
     *,
     workers: int,
     match: Match = unmatched,
-    on_loss: OnLoss = unsaid,
+    on_loss: OnLoss = ignore_loss,
 ) -> Iterator[Batch]:
-    """Yields the batches of lists of sample numbers, their images on the device.
+    """Yields the batches for lists of sample numbers, with their images on the device.
 
     Args:
         resident: The images.
-        numbers: The numbers of each batch.
-        workers: Processes that plan ahead; 0: this one, on demand.
-        match: Finds the matches, on the CPU, where the batch is planned.
-        on_loss: Is told why workers are replaced.
+        numbers: The sample numbers of each batch.
+        workers: The number of processes that plan ahead. With 0, this process plans each batch on
+            demand.
+        match: Matches objects to default boxes, on the CPU, where the batch is planned.
+        on_loss: Is called before a worker is replaced.
 
     Raises:
-        WorkerError: Workers were lost again and again at a batch.
+        WorkerError: Too many workers were lost at the same batch.
     """
     device, size_px = resident.pixels.device, resident.examples.image_size_px
     planned = _Planned(resident.examples, resident.firsts, match)
@@ -143,7 +144,7 @@ def resident_batches(
 
 @dataclass(frozen=True)
 class _Planned:
-    """The samples as the working processes know them: without a pixel."""
+    """Makes targets and rendering plans in the workers, without any pixels."""
 
     examples: TrainingExamples
     firsts: Int64[np.ndarray, " n"]

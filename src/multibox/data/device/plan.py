@@ -1,6 +1,6 @@
-"""How images are to be rendered, as the few numbers that a device needs for it.
+"""Rendering plans: the few numbers that a device needs to render an image.
 
-They are made by processes that never see a pixel, and copied to the device (`batched`).
+Workers make them without any pixels, and they are copied to the device (see `batches`).
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,17 @@ _RAMP = np.arange(256, dtype=np.uint8).reshape(256, 1, 1).repeat(3, axis=2)
 
 
 class Axis(NamedTuple):
-    """One axis of a crop.
+    """The pixels that are read along one axis of a crop, and their weights.
+
+    `output`, `place` and `weight` have one entry for each pair of an output pixel and a pixel that
+    it reads.
 
     Attributes:
-        start: The first pixel of the image that is seen.
-        length_px: How many are.
-        output: Output pixels, and for each
-        place: the pixel it reads, counted from `start`, and
-        weight: the weight of that one in `taps.UNIT`.
+        start: The first image pixel that is read.
+        length_px: The number of image pixels from the first to the last that is read.
+        output: The output pixel.
+        place: The image pixel that it reads, counted from `start`.
+        weight: The weight of that pixel, in units of 1 / `resampling.UNIT`.
     """
 
     start: int
@@ -37,16 +40,16 @@ class Axis(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How one image is to be rendered.
+    """The plan to render one image.
 
     Attributes:
-        first: Place of the first pixel that is seen among all stored pixels.
-        stride: The stored image's width.
-        rows: From top to bottom.
-        columns: From left to right.
-        levels: What becomes of a level in R, G and B before a trip through HSV, in H, in S, and in
-            R, G and B afterwards.
-        through_hsv: Whether there is such a trip.
+        first: Index of the first pixel that is read among all stored pixels.
+        stride: Width of the stored image.
+        rows: The vertical axis.
+        columns: The horizontal axis.
+        levels: Four lookup tables for levels: of R, G and B before the conversion to HSV, of H, of
+            S, and of R, G and B after the conversion back.
+        through_hsv: Whether the image is converted to HSV and back.
     """
 
     first: int
@@ -61,13 +64,13 @@ class Plans(NamedTuple):
     """The plans of a batch.
 
     Attributes:
-        seen_px: (height, width) of the largest part of an image that is seen.
-        frames: int64 (4, B): first, stride, height and width of what is seen.
-        rows: int64 (2, T): for each tap its place in the (B, h, height) weights of all rows, and
-            its weight.
-        columns: Likewise, (B, w, width).
-        levels: uint8 (4, B, 256).
-        through_hsv: bool (B,).
+        seen_px: The largest height and the largest width that is read of an image.
+        frames: int64 (4, B): first, stride, and the height and width that are read.
+        rows: int64 (2, T): the index of each weight in the (B, h, height) matrices of all rows,
+            and the weight.
+        columns: int64 (2, U): the same for the (B, w, width) matrices of all columns.
+        levels: uint8 (4, B, 256): the lookup tables.
+        through_hsv: bool (B,): whether each image is converted to HSV and back.
     """
 
     seen_px: tuple[int, int]
@@ -90,14 +93,14 @@ def plan(
     size_px: tuple[int, int],
     first: int,
 ) -> Plan:
-    """Returns how to render an image.
+    """Returns the plan to render an image.
 
     Args:
-        geometry: Which rectangle to show, and how.
-        colour: The distortion of the image.
+        geometry: The crop, interpolation and mirroring.
+        colour: The colour distortion.
         image_size_px: (height, width) of the image.
         size_px: (height, width) of the output.
-        first: Place of the image's first pixel among all stored pixels.
+        first: Index of the image's first pixel among all stored pixels.
     """
     x0, y0, x1, y1 = geometry.crop_px
     kind = geometry.interpolation
@@ -122,19 +125,19 @@ def plan(
 
 
 def _seen(taps: Taps, start: int, length: int) -> Axis:
-    """Returns the taps that lie in the image, of a crop that begins at `start`."""
+    """Returns the taps of a crop that begins at `start`, without those outside of the image."""
     places = taps.places + start
     output, tap = np.nonzero((places >= 0) & (places < length) & (taps.weights != 0))
     found = places[output, tap]
     if not len(found):
-        # A pixel that nothing reads stands for the image.
+        # The crop shows no part of the image. One pixel is kept, which no output pixel reads.
         return Axis(0, 1, output, found, found)
     low = int(found.min())
     return Axis(low, int(found.max()) + 1 - low, output, found - low, taps.weights[output, tap])
 
 
 def join_plans(plans: Sequence[Plan], size_px: tuple[int, int]) -> Plans:
-    """Returns the plans as tensors, for an output of (height, width)."""
+    """Combines plans into tensors, for an output of (height, width)."""
     frames = [(p.first, p.stride, p.rows.length_px, p.columns.length_px) for p in plans]
     seen_px = max(frame[2] for frame in frames), max(frame[3] for frame in frames)
     return Plans(

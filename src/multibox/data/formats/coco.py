@@ -1,11 +1,12 @@
-"""Reads folders whose annotations are in COCO's JSON, in the official layout or an export's.
+"""Reads folders with annotations in COCO's JSON, in the official layout or that of exports.
 
     annotations/instances_<split>.json    with the images in <split>/ or images/<split>/
-    <split>/_annotations.coco.json        with the images beside it
+    <split>/_annotations.coco.json        with the images in the same folder
 
-Boxes are x, y, x + width and y + height, in pixels, and crowds are difficult objects
-(`io.cpp:421-460`). Outlines, keypoints and captions are not read. A category's id, which may leave
-gaps, holds within its file; everywhere else a class is its name. Nothing is ever written.
+Boxes become x, y, x + width and y + height, in pixels, and crowds become difficult objects
+(`io.cpp:421-460`). Outlines, keypoints and captions are not read. Category ids may have gaps and
+are valid within their file only; everywhere else a class is identified by its name. Nothing is
+written.
 """
 
 import json
@@ -22,17 +23,17 @@ from multibox.errors import DataError
 _OFFICIAL, _EXPORTED = "annotations/instances_", "_annotations.coco.json"
 _LISTS = ("images", "annotations", "categories")
 _MAX_JSON_BYTES = 1 << 30
-# Far outside any image, and yet no sum of two overflows.
+# Far outside any image, but the sum of two does not overflow.
 _MAX_PX = 1e9
 _LISTED_CATEGORIES = 12
 
-_REPEATED = Note("category-twice", "categories whose name another has were read as the same class")
+_REPEATED = Note("category-twice", "categories with the name of another one were merged with it")
 
 _Record = dict[str, Any]
 
 
 class _Split(NamedTuple):
-    """A split's annotations and the folder that its images' names begin at."""
+    """A split's annotation file, and the folder that its image names are relative to."""
 
     name: str
     file: Path
@@ -47,29 +48,30 @@ def read_coco(
     on_bad: Literal["fail", "skip"] = "fail",
     images: Literal["check", "ignore"] = "check",
 ) -> Dataset:
-    """Returns the annotated images of one or more splits, in the order of their files.
+    """Reads the annotated images of one or more splits, in the order of their files.
 
-    An image's id is its file's name without the ending, as VOC's is, because the numbers in the
-    files are unique within a split only; where several images of these splits share that name, it
-    is the split and the whole name, `train/left/0001.jpg`.
+    The id of an image is its file name without the suffix, as in VOC, because COCO's numbers are
+    unique within a split only. If several images of these splits share that name, the id is the
+    split and the path, for example `train/left/0001.jpg`.
 
-    An image without annotations is kept, a box that leaves its image by up to a pixel is clipped,
-    a missing `iscrowd` is 0, missing `width` and `height` are taken from the image, and categories
-    of one name are one class.
+    Images without annotations are kept. A box that leaves its image by up to one pixel is clipped.
+    If `iscrowd` is missing, it is 0. If `width` and `height` are missing, the size of the image is
+    used. Categories with the same name are one class.
 
     Args:
-        root: The folder that holds `annotations`, or the splits' folders.
-        splits: `train2017` or `train+valid`.
-        classes: Names in the order of the labels; empty: those that an object has, by the ids of
-            their categories.
-        on_bad: Whether to raise all that cannot be used as one error, or to leave it out.
-        images: Whether to look at each image's header and end, or to be content with the
-            annotations.
+        root: The folder that holds `annotations`, or the folders of the splits.
+        splits: For example `train2017` or `train+valid`.
+        classes: Class names in label order. If empty, the names of all categories with objects,
+            sorted by category id.
+        on_bad: Whether to raise all faults as one error ("fail"), or to leave out the faulty images
+            and objects ("skip").
+        images: Whether to check each image's header and end ("check"), or to read the annotations
+            only ("ignore").
 
     Raises:
-        DataError: If a split or its images' folder is missing, its file is not JSON in COCO's
-            form, or nothing can be used; with on_bad "fail" also if something cannot be used. The
-            message then lists it all.
+        DataError: A split or its image folder is missing, a file is not JSON in COCO's form, or no
+            image can be used. If `on_bad` is "fail", also if there is any fault; the message lists
+            the faults.
     """
     reading = Reading(root, classes, on_bad, images)
     chosen = _find_splits(root, splits, reading)
@@ -77,21 +79,21 @@ def read_coco(
     found = [scene for split in chosen for scene in _read_split(split, numbers, reading)]
     used = {item.name for scene in found for item in scene.objects}
     listed = sorted(numbers, key=numbers.__getitem__)
-    # Exports list a category above all others, which no object has.
+    # Some exports list a parent category that has no objects.
     names = classes or tuple(name for name in listed if name in used)
-    idle = [] if classes else [name for name in listed if name not in used]
-    shown = ", ".join(map(repr, idle[:_LISTED_CATEGORIES]))
-    left_out = f"{len(idle)} categories without an object were left out, {shown} among them"
-    notes = [Note("category-idle", left_out)] if idle else []
+    unused = [] if classes else [name for name in listed if name not in used]
+    shown = ", ".join(map(repr, unused[:_LISTED_CATEGORIES]))
+    left_out = f"{len(unused)} categories without objects were left out, including {shown}"
+    notes = [Note("category-idle", left_out)] if unused else []
     name = "+".join(split.name for split in chosen)
     return reading.conclude(name, _shortly_named(found), names, notes)
 
 
 def annotation_files(root: Path) -> dict[str, Path]:
-    """Returns the annotations of a folder by split; none where it has no layout of COCO's.
+    """Returns the annotation files of a folder by split. Empty if it has no COCO layout.
 
     Raises:
-        DataError: If the folder, or its `annotations`, cannot be listed.
+        DataError: The folder or its `annotations` cannot be listed.
     """
     official = [
         path for path in list_folder((root / _OFFICIAL).parent) if path.match(f"{_OFFICIAL}*.json")
@@ -106,12 +108,12 @@ def _is_there(path: Path) -> bool:
     try:
         return path.exists()
     except PermissionError:
-        # In a folder that this user may not enter, such as lost+found.
+        # The user may not enter the folder, such as lost+found.
         return False
 
 
 def _find_splits(root: Path, splits: str, reading: Reading) -> list[_Split]:
-    """Returns the splits meant, in order and each once."""
+    """Returns the named splits, without repetitions."""
     files = annotation_files(root)
     found: dict[_Split, None] = {}
     for name in splits.split("+"):
@@ -130,14 +132,17 @@ def _find_splits(root: Path, splits: str, reading: Reading) -> list[_Split]:
         if reading.images == "check" and not there:
             reason = f"the images of {name!r} are neither in {folders[0]} nor in {folders[1]}"
             raise DataError(
-                reason, kind="images-folder-missing", file=root, remedy="Put them there"
+                reason,
+                kind="images-folder-missing",
+                file=root,
+                remedy="Move them to one of these folders",
             )
         found[_Split(name, file, (there or folders)[0])] = None
     return list(found)
 
 
 def _read_split(split: _Split, numbers: dict[str, int], reading: Reading) -> list[Scene]:
-    """Returns the usable images; adds the categories' ids to the numbers of their names."""
+    """Returns the usable images. Adds new category names and their ids to `numbers`."""
     content = _load(split.file)
     names = _names(content["categories"], split.file)
     for number, name in names.items():
@@ -155,12 +160,13 @@ def _read_split(split: _Split, numbers: dict[str, int], reading: Reading) -> lis
             seen.add(number)
             if image not in scenes:
                 raise DataError(
-                    f"its image_id is {image}, which no image has", kind="image-unknown"
+                    f"its image_id is {image}, but no image has this id", kind="image-unknown"
                 )
             category = _whole(record, "category_id")
             if category not in names:
                 raise DataError(
-                    f"its category_id is {category}, which no category has", kind="category-unknown"
+                    f"its category_id is {category}, but no category has this id",
+                    kind="category-unknown",
                 )
             scene = scenes[image]
             if scene is not None:
@@ -189,23 +195,27 @@ def _load(file: Path) -> dict[str, list[Any]]:
                 f"has no list {key!r}",
                 kind="json-form",
                 file=file,
-                remedy="Choose a file of instances",
+                remedy="Use a file of object instances in COCO's format",
             )
     if not lists["images"]:
         raise DataError(
-            "lists no image", kind="empty-split", file=file, remedy="Choose another split"
+            "lists no images", kind="empty-split", file=file, remedy="Choose another split"
         )
     return {key: lists[key] for key in _LISTS}
 
 
 def _without_outline(record: _Record) -> _Record:
-    """Drops at once what would fill most of the memory."""
+    """Drops the outlines while reading, because they would need most of the memory."""
     record.pop("segmentation", None)
     return record
 
 
 def _names(records: list[Any], file: Path) -> dict[int, str]:
-    """Returns the categories' names by id; no object can be understood if one is wrong."""
+    """Returns the category names by id.
+
+    Raises:
+        DataError: A category is malformed. Its objects would have no class, so nothing is read.
+    """
     names: dict[int, str] = {}
     for place, record in enumerate(records):
         try:
@@ -220,7 +230,7 @@ def _names(records: list[Any], file: Path) -> dict[int, str]:
 
 
 def _scenes(records: list[Any], split: _Split, reading: Reading) -> dict[int, Scene | None]:
-    """Returns the images by id, without their objects yet; None for those that are left out."""
+    """Returns the images by id, without their objects. None stands for an image left out."""
     scenes: dict[int, Scene | None] = {}
     for place, record in enumerate(records):
         position = _position("images", place, record)
@@ -229,7 +239,7 @@ def _scenes(records: list[Any], split: _Split, reading: Reading) -> dict[int, Sc
             known, scenes[number] = number in scenes, None
             if known:
                 raise DataError(
-                    "has the id of another image, which is left out as well", kind="duplicate-id"
+                    "has the id of another image, so both are left out", kind="duplicate-id"
                 )
             name = _file_name(record)
             path = split.images / name
@@ -244,12 +254,12 @@ def _scenes(records: list[Any], split: _Split, reading: Reading) -> dict[int, Sc
 
 def _id(record: Any) -> int:
     if type(record) is not dict:
-        raise DataError("is not an object of JSON", kind="json-form")
+        raise DataError("is not a JSON object", kind="json-form")
     return _whole(record, "id")
 
 
 def _position(key: str, place: int, record: Any) -> str:
-    """Names a record by its place, counted from 0 as JSON's tools do, and its id."""
+    """Returns a record's position as text: its index, counted from 0, and its id."""
     number = record.get("id") if type(record) is dict else None
     return f"{key}[{place}] (id {number})" if type(number) is int else f"{key}[{place}]"
 
@@ -267,34 +277,34 @@ def _text(record: _Record, key: str) -> str:
     value = record.get(key)
     if type(value) is not str or not value.strip() or not value.isprintable():
         raise DataError(
-            f"its {key} is {reprlib.repr(value)}, not a plain text", kind="text-malformed"
+            f"its {key} is {reprlib.repr(value)}, not plain text", kind="text-malformed"
         )
     return value
 
 
 def _side(record: _Record, key: str) -> int:
-    """Returns a width or height; 0 where there is none."""
+    """Returns a width or height, or 0 if it is missing."""
     side = _whole(record, key) if key in record else 0
     if side > _MAX_PX:
         raise DataError(
-            f"its {key} is {reprlib.repr(side)}, beyond any image", kind="size-too-large"
+            f"its {key} is {reprlib.repr(side)}, larger than any image", kind="size-too-large"
         )
     return side
 
 
 def _file_name(record: _Record) -> PurePosixPath:
-    """Returns an image's path below the folder of images, which it cannot leave."""
+    """Returns an image's path relative to the image folder. It must not leave the folder."""
     text = _text(record, "file_name")
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts or "\\" in text or not path.name:
         raise DataError(
-            f"its file_name {text[:80]!r} is no path below the folder of images", kind="path-unsafe"
+            f"its file_name {text[:80]!r} is not a path in the image folder", kind="path-unsafe"
         )
     return path
 
 
 def _box_px(record: _Record) -> tuple[float, float, float, float]:
-    """Returns the corners; bool, NaN and numbers beyond any image are no numbers here."""
+    """Returns the corners. bool, NaN and numbers above `_MAX_PX` are rejected."""
     bbox = record.get("bbox")
     if type(bbox) is not list or len(bbox) != 4 or not all(map(_is_plain, bbox)):
         raise DataError(
@@ -305,7 +315,7 @@ def _box_px(record: _Record) -> tuple[float, float, float, float]:
 
 
 def _area_px2(record: _Record) -> float | None:
-    """Returns the area of the object's mask; None if it is absent."""
+    """Returns the area of the object's mask, or None if it is missing."""
     area = record.get("area")
     if area is None:
         return None
@@ -319,7 +329,7 @@ def _is_crowd(record: _Record) -> bool:
     flag = record.get("iscrowd", 0)
     if type(flag) is not int or flag not in (0, 1):
         raise DataError(
-            f"its iscrowd is {reprlib.repr(flag)}, neither 0 nor 1", kind="difficult-malformed"
+            f"its iscrowd is {reprlib.repr(flag)}, not 0 or 1", kind="difficult-malformed"
         )
     return flag == 1
 
@@ -329,7 +339,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _shortly_named(scenes: list[Scene]) -> list[Scene]:
-    """Returns the images named by their files' stems, where only one has that stem."""
+    """Shortens each image's id to its file's stem if no other image has that stem."""
     stems = Counter(scene.path.stem for scene in scenes)
     return [
         scene._replace(image_id=scene.path.stem) if stems[scene.path.stem] == 1 else scene

@@ -1,4 +1,4 @@
-"""The one place that knows in which formats a dataset may lie on disk."""
+"""Detects the format of a dataset's folder and calls its reader."""
 
 from pathlib import Path
 from typing import Literal
@@ -17,19 +17,21 @@ def read_dataset(
     on_bad: Literal["fail", "skip"] = "fail",
     images: Literal["check", "ignore"] = "check",
 ) -> Dataset:
-    """Returns the annotated images of a folder in VOC or COCO layout, told by what it holds.
+    """Reads the annotated images of a folder in VOC or COCO layout.
 
-    A folder with both is read as VOC.
+    The layout is detected by the files in the folder. A folder with both is read as VOC.
 
     Args:
         root: The folder.
-        splits: As `read_voc` or `read_coco` has it, and so the other arguments.
-        classes: Names in the order of the labels; empty: those found.
-        on_bad: Whether to raise all that cannot be used as one error, or to leave it out.
-        images: Whether to look at each image's header and end.
+        splits: One or more splits, joined by `+` (see `read_voc` and `read_coco`).
+        classes: Class names in label order. If empty, the names that are found.
+        on_bad: Whether to raise all faults as one error ("fail"), or to leave out the faulty images
+            and objects ("skip").
+        images: Whether to check each image's header and end ("check"), or to read the annotations
+            only ("ignore").
 
     Raises:
-        DataError: If the folder has neither layout, or as the reader has it.
+        DataError: The folder has neither layout, or the reader rejects the dataset.
     """
     if has_layouts(root):
         return read_voc(root, splits, classes=classes, on_bad=on_bad, images=images)
@@ -39,10 +41,10 @@ def read_dataset(
 
 
 def known_splits(root: Path) -> tuple[str, ...]:
-    """Returns the splits that a folder in VOC or COCO layout has.
+    """Returns the splits of a folder in VOC or COCO layout.
 
     Raises:
-        DataError: If the folder has neither layout.
+        DataError: The folder has neither layout.
     """
     names = split_lists(root) if has_layouts(root) else sorted(annotation_files(root))
     if not names and not has_layouts(root):
@@ -55,6 +57,6 @@ def _unknown(root: Path) -> DataError:
         "is not a folder in VOC or COCO layout",
         kind="layout-unknown",
         file=root,
-        remedy="It has to hold ImageSets/Main and Annotations, or VOC<year> folders with these; or "
-        "annotations/instances_<split>.json; or <split>/_annotations.coco.json",
+        remedy="Use a folder that holds ImageSets/Main and Annotations, or VOC<year> folders with "
+        "these, or annotations/instances_<split>.json, or <split>/_annotations.coco.json",
     )

@@ -1,8 +1,8 @@
 """Reads folders in the layout of PASCAL VOC: ImageSets/Main, Annotations, JPEGImages.
 
-Of an annotation only the size is read, and of its objects the direct children name, difficult and
-bndbox: the body parts inside a VOC person have boxes of their own. An image is found by its id;
-`<filename>` is not trusted. Nothing is ever written.
+From an annotation only its size and its objects are read, and from an object only the direct
+children name, difficult and bndbox, because the body parts inside a VOC person have boxes, too. The
+image file is found by the image's id; `<filename>` is ignored. Nothing is written.
 """
 
 import re
@@ -29,7 +29,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class _Split(NamedTuple):
-    """A split of one layout folder; its name has the year where the folder has one."""
+    """A split of one layout folder. Its name contains the year if the folder has one."""
 
     folder: Path
     name: str
@@ -44,23 +44,26 @@ def read_voc(
     on_bad: Literal["fail", "skip"] = "fail",
     images: Literal["check", "ignore"] = "check",
 ) -> Dataset:
-    """Returns the annotated images of one or more splits, in the order of their lists.
+    """Reads the annotated images of one or more splits, in the order of their lists.
 
-    An image without objects is kept, a box that leaves its image by up to a pixel is clipped, a
-    missing `<difficult>` is 0, and a missing `<size>` is taken from the image.
+    Images without objects are kept. A box that leaves its image by up to one pixel is clipped. If
+    `<difficult>` is missing, the object is not difficult. If `<size>` is missing, the size of the
+    image is used.
 
     Args:
-        root: A layout folder, or one that holds VOC<year> folders, directly or in VOCdevkit.
-        splits: `trainval` or `2007:trainval+2012:trainval`. Without a year, a split of every
-            year that has it; a folder without a year in its name is taken for any.
-        classes: Names in the order of the labels; empty: those found, sorted.
-        on_bad: Whether to raise all that cannot be used as one error, or to leave it out.
-        images: Whether to look at each image's header and end, or to be content with the
-            annotations, for an evaluation of detections that were made elsewhere.
+        root: A folder with ImageSets/Main and Annotations, or a folder that holds VOC<year>
+            folders, directly or in VOCdevkit.
+        splits: For example `trainval` or `2007:trainval+2012:trainval`. Without a year, the split
+            is read from every year that has it. A folder without a year in its name matches any.
+        classes: Class names in label order. If empty, the names that are found, sorted.
+        on_bad: Whether to raise all faults as one error ("fail"), or to leave out the faulty images
+            and objects ("skip").
+        images: Whether to check each image's header and end ("check"), or to read the annotations
+            only ("ignore"), as when evaluating detections that were made elsewhere.
 
     Raises:
-        DataError: If a folder or split is missing or nothing can be used; with on_bad "fail"
-            also if something cannot be used. The message then lists it all.
+        DataError: A folder or split is missing, or no image can be used. If `on_bad` is "fail",
+            also if there is any fault; the message lists the faults.
     """
     chosen, notes = _find_splits(root, splits)
     reading = Reading(root, classes, on_bad, images)
@@ -70,7 +73,7 @@ def read_voc(
 
 
 def _find_splits(root: Path, splits: str) -> tuple[list[_Split], list[Note]]:
-    """Returns the splits meant, in order and each once, and a note where years were dropped."""
+    """Returns the named splits without repetitions, and a note if the years were ignored."""
     folders = _layout_folders(root)
     found: dict[_Split, None] = {}
     for part in splits.split("+"):
@@ -94,14 +97,14 @@ def _find_splits(root: Path, splits: str) -> tuple[list[_Split], list[Note]]:
 
 
 def _layout_folders(root: Path) -> dict[str, Path]:
-    """Returns layout folders by year; the year is empty where the folder's name has none."""
+    """Returns layout folders by year. The year is empty if the folder's name contains none."""
     name = root.resolve().name
     if _is_layout(root):
         return {name[3:] if _YEAR_FOLDER.fullmatch(name) else "": root}
     layouts = _layouts_below(root)
     years = {name[3:]: layouts[name] for name in sorted(layouts) if _YEAR_FOLDER.fullmatch(name)}
     if not years:
-        remedy = f"Give {' or '.join(map(str, layouts.values())) or _LAYOUT}"
+        remedy = f"Use {' or '.join(map(str, layouts.values())) or _LAYOUT}"
         raise DataError(
             "is not a folder that holds VOC<year> folders",
             kind="layout-unknown",
@@ -112,7 +115,7 @@ def _layout_folders(root: Path) -> dict[str, Path]:
 
 
 def has_layouts(root: Path) -> bool:
-    """Returns whether a folder is a layout folder or has some below it."""
+    """Returns whether a folder is a VOC layout folder or holds one."""
     return _is_layout(root) or bool(_layouts_below(root))
 
 
@@ -130,17 +133,18 @@ def _is_layout(folder: Path) -> bool:
     try:
         return (folder / _LISTS).is_dir() and (folder / "Annotations").is_dir()
     except PermissionError:
-        # A folder that this user may not enter, such as lost+found.
+        # The user may not enter the folder, such as lost+found.
         return False
 
 
 def split_lists(root: Path) -> dict[str, Path]:
-    """Returns the lists of a folder by split.
+    """Returns the list files of a folder by split.
 
-    VOC's lists of a class in a split, such as `cat_train`, are left out: they repeat that split.
+    Lists of one class in a split, such as VOC's `cat_train`, are left out, because they repeat the
+    images of that split.
 
     Raises:
-        DataError: If the folder holds layouts, but neither is one nor has years.
+        DataError: The folder is not a layout folder and holds no VOC<year> folders.
     """
     files = _split_lists(_layout_folders(root))
     stems = {path.stem for path in files.values()}
@@ -152,16 +156,16 @@ def split_lists(root: Path) -> dict[str, Path]:
 
 
 def all_lists(root: Path) -> list[Path]:
-    """Returns all lists of a folder, those of a class in a split last.
+    """Returns all list files of a folder. The lists of one class in a split come last.
 
     Raises:
-        DataError: As `split_lists` has it.
+        DataError: The folder is not a layout folder and holds no VOC<year> folders.
     """
     return list(_split_lists(_layout_folders(root)).values())
 
 
 def _is_flagged(file: Path) -> bool:
-    """Whether a list says of its first image if it shows something."""
+    """Whether the first line of a list ends in a flag, as in the lists of one class."""
     try:
         words = read_bytes(file, limit=MAX_LIST_BYTES).partition(b"\n")[0].split()
     except DataError:
@@ -170,7 +174,7 @@ def _is_flagged(file: Path) -> bool:
 
 
 def _split_lists(folders: dict[str, Path]) -> dict[str, Path]:
-    """Returns all lists whose split can be chosen; those with a _ in their name come last."""
+    """Returns the list files by split, if the split's name is valid. Names with a _ come last."""
     files = [
         (year, path)
         for year, folder in folders.items()
@@ -183,7 +187,7 @@ def _split_lists(folders: dict[str, Path]) -> dict[str, Path]:
 
 
 def _known_splits(folders: dict[str, Path]) -> str:
-    """Returns twelve of the splits there are."""
+    """Returns the names of up to twelve splits as text."""
     names = list(_split_lists(folders))
     return ", ".join(names[:12]) or f"none: {_LISTS} has no list"
 
@@ -204,12 +208,15 @@ def _read_split(split: _Split, reading: Reading) -> list[Scene]:
 
 
 def _read_ids(file: Path, reading: Reading) -> list[str]:
-    """Returns the ids of a list: lines of an id, or of an id and -1 (left out), 0 or 1."""
+    """Returns the ids in a list. A flag of 0 or 1 after an id is ignored; -1 leaves the id out."""
     try:
         lines = read_bytes(file, limit=MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"is not UTF-8: {error.reason}", kind="list-encoding", file=file, remedy="Convert it"
+            f"is not UTF-8: {error.reason}",
+            kind="list-encoding",
+            file=file,
+            remedy="Save it as UTF-8",
         ) from error
     ids, known_faults = list[str](), len(reading.faults)
     for number, line in enumerate(lines, start=1):
@@ -228,36 +235,39 @@ def _read_ids(file: Path, reading: Reading) -> list[str]:
         ids.append(image_id)
     if not ids and len(reading.faults) == known_faults:
         raise DataError(
-            "lists no image", kind="empty-split", file=file, remedy="Choose another split"
+            "lists no images", kind="empty-split", file=file, remedy="Choose another split"
         )
     return ids
 
 
 def parse_annotation(file: Path) -> Element:
-    """Returns an annotation's root.
+    """Returns the root element of an annotation file.
 
     Raises:
-        DataError: It is not VOC's, or has a DTD, whose entities could grow or reach elsewhere.
+        DataError: It is not an annotation of VOC, or has a DTD. The entities of a DTD could expand
+            without limit or read other files.
     """
-    # The parser's own builder of trees is pure Python and takes twice the time.
+    # The parser's default tree builder is pure Python and takes twice as long.
     parser = DefusedXMLParser(target=TreeBuilder(), forbid_dtd=True)
     try:
         parser.feed(read_bytes(file, limit=_MAX_XML_BYTES))
         tree: Element = parser.close()
     except DefusedXmlException as error:
-        raise DataError("has a DTD, which is refused", kind="xml-dtd", file=file) from error
+        raise DataError("has a DTD, which is not allowed", kind="xml-dtd", file=file) from error
     except (ParseError, ValueError, LookupError) as error:
         raise DataError(f"is not XML: {error}", kind="xml-malformed", file=file) from error
     if tree.tag != "annotation":
-        raise DataError(f"is a {tree.tag[:40]!r}, not an 'annotation'", kind="xml-root", file=file)
+        raise DataError(
+            f"its root is {tree.tag[:40]!r}, not 'annotation'", kind="xml-root", file=file
+        )
     return tree
 
 
 def declared_size(tree: Element) -> tuple[int, int]:
-    """Returns the (width, height) in an annotation; zeros where there is none.
+    """Returns the (width, height) in an annotation, or zeros if it has no size.
 
     Raises:
-        DataError: It is no size; the reason alone is given.
+        DataError: The size is malformed. The error names no file.
     """
     size = tree.find("size")
     return (0, 0) if size is None else (int(_number(size, "width")), int(_number(size, "height")))
@@ -274,22 +284,20 @@ def _objects(tree: Element, file: Path, frame: tuple[int, int], reading: Reading
 
 
 def object_position(number: int, element: Element) -> str:
-    """Names an object by its number, counted from 1, and its class."""
+    """Returns an object's position as text: its number, counted from 1, and its class."""
     return f"object {number} ({element.findtext('name')!r})"
 
 
 def parse_object(element: Element) -> Object:
-    """Returns an object as it is written.
+    """Returns an object as it is written in the annotation.
 
     Raises:
-        DataError: It has no name or box; the reason alone is given.
+        DataError: It has no valid name or box. The error names no file.
     """
     bndbox = _child(element, "bndbox")
     flag = (element.findtext("difficult") or "0").strip()
     if flag not in ("0", "1"):
-        raise DataError(
-            f"its <difficult> is {flag[:40]!r}, neither 0 nor 1", kind="difficult-malformed"
-        )
+        raise DataError(f"its <difficult> is {flag[:40]!r}, not 0 or 1", kind="difficult-malformed")
     name = (_child(element, "name").text or "").strip()
     if not name:
         raise DataError("its <name> is empty", kind="name-empty")

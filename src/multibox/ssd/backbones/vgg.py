@@ -5,12 +5,14 @@ the size, and pool3 rounds up (75 to 38). The finest map is conv4_3 after its Re
 normalisation for the heads only.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+L2NormGradient = Literal["exact", "caffe"]
 
 
 class L2Norm(nn.Module):
@@ -19,19 +21,56 @@ class L2Norm(nn.Module):
         y_c = s_c x_c / sqrt(sum_k x_k^2 + 1e-10)
 
     The epsilon is inside the root (`normalize_layer.cpp:92-132`).
+
+    Args:
+        channels: C.
+        gradient: The gradient of x in training. "exact" is the derivative. "caffe" is what Caffe
+            computes instead (see `_CaffeL2Norm`). They are equal while all scales are equal.
     """
 
     INITIAL_SCALE: ClassVar[float] = 20.0
     EPSILON: ClassVar[float] = 1e-10
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, gradient: L2NormGradient = "exact") -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((channels,), self.INITIAL_SCALE))
+        self.gradient = gradient
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns the normalised map."""
+        if self.gradient == "caffe" and torch.is_grad_enabled():
+            result: Tensor = _CaffeL2Norm.apply(x, self.weight)  # type: ignore[no-untyped-call]
+            return result
         length = x.float().square().sum(dim=1, keepdim=True).add(self.EPSILON).sqrt()
         return (x / length * self.weight.view(1, -1, 1, 1)).to(x.dtype)
+
+
+class _CaffeL2Norm(torch.autograd.Function):
+    """L2 normalisation with the backward pass of Caffe (`normalize_layer.cpp:135-231`).
+
+    With n the length of x and g the gradient of y, Caffe passes
+
+        s_c / n (g_c - x_c sum_k x_k g_k / n^2)
+
+    to x. The derivative has s_k g_k instead of g_k inside the sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        """Returns the normalised map."""
+        length = x.float().square().sum(dim=1, keepdim=True).add(L2Norm.EPSILON).sqrt()
+        ctx.save_for_backward(x, scale, length)
+        return (x / length * scale.view(1, -1, 1, 1)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns Caffe's gradients of x and of the scale."""
+        x, scale, length = ctx.saved_tensors
+        (gradient,) = gradients
+        unit, gradient = x / length, gradient.float()
+        along = unit * (unit * gradient).sum(dim=1, keepdim=True)
+        of_x = scale.view(1, -1, 1, 1) / length * (gradient - along)
+        return of_x.to(x.dtype), (unit * gradient).sum(dim=(0, 2, 3))
 
 
 class ConvReLU(nn.Sequential):
