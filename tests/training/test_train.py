@@ -456,7 +456,8 @@ def test_the_default_boxes_that_are_asked_for_are_trained_judged_and_kept(
     assert weights.traits == Traits(pixel_scale=1 / 64, scales="coco")
     network = load_network(weights, torch.device("cpu"))
     assert torch.equal(network.default_boxes, default_boxes(SMALLER, (SIDE, SIDE)))
-    examples = PlainExamples(read_voc(data, "test").annotations, (SIDE, SIDE))
+    test_set = read_voc(data, "test", classes=weights.classes)
+    examples = PlainExamples(test_set.annotations, (SIDE, SIDE))
     (batch,) = batches(examples, [[0, 1, 2, 3]], workers=0, pin_memory=False)
     matches = match(network.default_boxes, without_difficult(batch.targets), TINY.variances)
     with torch.inference_mode():
