@@ -1,4 +1,4 @@
-"""Weights files of every publisher: of the parameters in parity/fill.py, or of tiny ones."""
+"""Writes weights files of every publisher, with the parameters of parity/fill.py or tiny ones."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def load_fill(shared: Path) -> ModuleType:
 
 
 def write_h5(path: Path, parameters: Mapping[str, Tensor], *, config: str | None = None) -> None:
-    """As Keras saves weights: f[layer][layer][variable]; a whole model has them one level down."""
+    """Writes weights like Keras: f[layer][layer][variable], one level deeper for a whole model."""
     with h5py.File(path, "w") as file:
         root = file if config is None else file.create_group("model_weights")
         if config is not None:
@@ -42,7 +42,7 @@ def write_h5(path: Path, parameters: Mapping[str, Tensor], *, config: str | None
 
 
 def write_original(path: Path, original: str, parameters: Mapping[str, Tensor]) -> None:
-    """Writes what the original's own code would have saved."""
+    """Writes the file that the original code would have saved."""
     if original == "ssd_keras_ssd300":
         write_h5(path, parameters)
     elif original == "lufficc_ssd300":
@@ -52,7 +52,7 @@ def write_original(path: Path, original: str, parameters: Mapping[str, Tensor]) 
 
 
 def write_caffe(path: Path, keras: Mapping[str, Tensor], style: Style) -> None:
-    """Writes ssd_keras's parameters, which are Caffe's but for the order of axes, as Caffe."""
+    """Writes ssd_keras's parameters as a `.caffemodel`. Only the order of axes differs."""
     found: dict[str, list[np.ndarray]] = {}
     for name, value in keras.items():
         values = value.permute(3, 2, 0, 1) if value.ndim == 4 else value
@@ -61,7 +61,7 @@ def write_caffe(path: Path, keras: Mapping[str, Tensor], style: Style) -> None:
 
 
 def tiny(format: PyTorchFormat, *, levels: int = 6, classes: int = 20) -> dict[str, Tensor]:
-    """A state with all the right names, whose tensors are small."""
+    """Returns a state dict with the right names and small tensors."""
     state = {}
     for layer, name in zip(layers(levels), pytorch_names(format, levels), strict=True):
         outputs = 4 * (classes + 1) if layer.ours == "logit_heads.0" else 2
@@ -73,7 +73,7 @@ def tiny(format: PyTorchFormat, *, levels: int = 6, classes: int = 20) -> dict[s
 
 
 def tiny_caffe(*, levels: int = 6, classes: int = 20) -> dict[str, list[np.ndarray]]:
-    """All the right layers of a `.caffemodel`, whose blobs are small."""
+    """Returns the right layers of a `.caffemodel` with small blobs."""
     found = {}
     for layer in layers(levels):
         outputs = 4 * (classes + 1) if layer.ours == "logit_heads.0" else 2
@@ -83,7 +83,7 @@ def tiny_caffe(*, levels: int = 6, classes: int = 20) -> dict[str, list[np.ndarr
 
 
 def tiny_keras(*, classes: int = 20) -> dict[str, Tensor]:
-    """The same as ssd_keras's parameters."""
+    """Returns the right parameters of ssd_keras with small tensors."""
     found = {}
     for layer, blobs in tiny_caffe(classes=classes).items():
         scale = layer == "conv4_3_norm"
@@ -94,7 +94,7 @@ def tiny_keras(*, classes: int = 20) -> dict[str, Tensor]:
 
 
 def tiny_trunk(*, full: bool) -> dict[str, Tensor]:
-    """A VGG-16 by Caffe's names; the classifier's fc6 and fc7 in their real size if `full`."""
+    """Returns a VGG-16 by Caffe's names, with fc6 and fc7 in the classifier's size if `full`."""
     state: dict[str, Tensor] = {}
     for name in TRUNK:
         state[f"{name}.weight"] = torch.full((2, 3, 1, 1), 0.5)

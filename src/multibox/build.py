@@ -198,7 +198,7 @@ def read_datasets(config: Config, root: Path) -> tuple[Dataset, Dataset]:
     return train, test
 
 
-def translate(network: nn.Module) -> Callable[[Tensor], Output]:
+def compile_network(network: nn.Module) -> Callable[[Tensor], Output]:
     """Returns a network as PyTorch's compiler translates it, when it is first called.
 
     The network's own methods stay as they are.
@@ -211,7 +211,7 @@ def translate(network: nn.Module) -> Callable[[Tensor], Output]:
 
 
 @contextmanager
-def translating() -> Iterator[None]:
+def compiler_errors() -> Iterator[None]:
     """Says it in our words if the compiler fails, in the first pass forward or backward.
 
     Raises:

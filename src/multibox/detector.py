@@ -18,7 +18,7 @@ from multibox.config import Precision
 from multibox.data.geometry import whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import render
-from multibox.precision import arithmetic, in_precision, stored_in
+from multibox.precision import autocast, cast_convolutions, compute_dtype
 from multibox.processes.distributed import pick_device
 from multibox.ssd.network import SSD
 from multibox.storage.run_folder import read_config
@@ -84,8 +84,8 @@ class Detector:
         file = find_weights(Path(path), which)
         weights = read_weights(file)
         place = pick_device(device)
-        precision = arithmetic(_precision_of(file), place)
-        network = stored_in(precision, load_network(weights, place))
+        precision = compute_dtype(_precision_of(file), place)
+        network = cast_convolutions(precision, load_network(weights, place))
         return cls(network, weights.classes, precision, weights.notes)
 
     def __call__(
@@ -132,7 +132,7 @@ class Detector:
         height, width = pixels.shape[:2]
         resized = render(pixels, whole_image(width, height), None, network.image_size_px)
         images = torch.from_numpy(resized).permute(2, 0, 1).unsqueeze(0).to(device)
-        with in_precision(self._precision, device):
+        with autocast(self._precision, device):
             output = network(images)
         (found,) = network.detect(output, score_threshold=score_threshold)
         return Detections(*(field.cpu() for field in found))

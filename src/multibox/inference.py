@@ -15,8 +15,8 @@ from multibox.data.workers import OnLoss, unsaid
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import by_class_in_pixels
 from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, average, voc_curves
-from multibox.precision import in_precision
-from multibox.processes.distributed import Processes, gather, total
+from multibox.precision import autocast
+from multibox.processes.distributed import Processes, gather, sum_over_processes
 from multibox.ssd.loss import multibox_loss
 from multibox.ssd.network import SSD
 from multibox.structures import Batch, Detections, Output
@@ -25,7 +25,7 @@ CURVE_POINTS = 200
 """Points of a precision-recall curve that are kept for drawing."""
 
 
-class Setting(NamedTuple):
+class EvaluationSettings(NamedTuple):
     """How a network goes over a split.
 
     Attributes:
@@ -56,7 +56,10 @@ class ValidationLoss(NamedTuple):
 
 
 def _outputs(
-    network: SSD, annotations: Sequence[Annotation], setting: Setting, match: Match = unmatched
+    network: SSD,
+    annotations: Sequence[Annotation],
+    setting: EvaluationSettings,
+    match: Match = unmatched,
 ) -> Iterator[tuple[Batch, Output]]:
     """Yields this process's share of the images and what the network says of them."""
     processes = setting.processes
@@ -72,12 +75,12 @@ def _outputs(
         on_loss=setting.on_loss,
     )
     for batch in loaded:
-        with torch.inference_mode(), in_precision(setting.precision, processes.device):
+        with torch.inference_mode(), autocast(setting.precision, processes.device):
             output = network(batch.images.to(processes.device, non_blocking=True))
         yield batch, output
 
 
-def validation_loss(network: SSD, dataset: Dataset, setting: Setting) -> ValidationLoss:
+def validation_loss(network: SSD, dataset: Dataset, setting: EvaluationSettings) -> ValidationLoss:
     """Returns the loss over a split; the same on every process."""
     device = setting.processes.device
     sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -88,11 +91,11 @@ def validation_loss(network: SSD, dataset: Dataset, setting: Setting) -> Validat
         losses = multibox_loss(output, matches, one)
         positives = (matches.classes > 0).sum()
         sums += torch.stack([losses.confidence, losses.localization, positives]).double()
-    confidence, localization, positives = total(sums, setting.processes).tolist()
+    confidence, localization, positives = sum_over_processes(sums, setting.processes).tolist()
     return ValidationLoss(confidence / max(1, positives), localization / max(1, positives))
 
 
-def detect_all(network: SSD, dataset: Dataset, setting: Setting) -> list[Detections]:
+def detect_all(network: SSD, dataset: Dataset, setting: EvaluationSettings) -> list[Detections]:
     """Returns the detections in every image of a split; the same on every process."""
     rows = [torch.zeros(0, 7, dtype=torch.float64)]
     for batch, output in _outputs(network, dataset.annotations, setting):

@@ -7,10 +7,10 @@ from multibox.config import Precision
 from multibox.ssd.network import SSD
 
 
-def stored_in(precision: torch.dtype, network: SSD) -> SSD:
+def cast_convolutions(precision: torch.dtype, network: SSD) -> SSD:
     """Returns a network whose kernels are kept in the type that it computes in, for predictions.
 
-    The results are the same: `in_precision` would convert them anew for every image, which takes
+    The results are the same: `autocast` would convert them anew for every image, which takes
     a twentieth of SSD300's time.
     """
     for module in network.modules():
@@ -19,12 +19,12 @@ def stored_in(precision: torch.dtype, network: SSD) -> SSD:
     return network
 
 
-def in_precision(precision: torch.dtype, device: torch.device) -> torch.autocast:
+def autocast(precision: torch.dtype, device: torch.device) -> torch.autocast:
     """Returns the context in which a network computes in some arithmetic."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
-def arithmetic(precision: Precision, device: torch.device) -> torch.dtype:
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Returns the type that a network computes in.
 
     Args:

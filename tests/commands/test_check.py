@@ -12,9 +12,9 @@ from rich.console import Console
 
 from multibox.build import default_box_tables
 from multibox.cli.main import main
-from multibox.commands.check import Checkup, check
+from multibox.commands.check import CheckResult, check
 from multibox.commands.demo.dataset import draw_dataset
-from multibox.data.check.statistics import BoxTable, take_census
+from multibox.data.check.statistics import BoxTable, split_statistics
 from multibox.data.formats.layouts import read_dataset
 from multibox.errors import ConfigError, StorageError
 from multibox.ssd.default_boxes import SSD300_VOC, default_boxes
@@ -31,7 +31,7 @@ def files_of(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def kinds(checkup: Checkup) -> set[str]:
+def kinds(checkup: CheckResult) -> set[str]:
     return {finding.kind for finding in checkup.findings}
 
 
@@ -70,7 +70,7 @@ def test_status_json_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_census_counts_what_a_plain_loop_counts(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "drawn", train_images=12, test_images=4)
     dataset = read_dataset(tmp_path / "drawn", "trainval")
-    census = take_census(
+    census = split_statistics(
         dataset,
         [
             BoxTable("ssd300-vgg16", scales, (300, 300), boxes)

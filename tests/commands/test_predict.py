@@ -17,11 +17,11 @@ from multibox.config import Config, Precision, RunConfig
 from multibox.data.images import read_image
 from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.errors import ConfigError, StorageError, WeightsError
-from multibox.precision import in_precision, stored_in
+from multibox.precision import autocast, cast_convolutions
 from multibox.ssd.network import Traits
 from multibox.storage.checkpoint import Checkpoint, save
 from multibox.structures import Detections
-from multibox.weights.files import Weights, describe, find_weights, load_network, read_weights
+from multibox.weights.files import Weights, find_weights, load_network, make_header, read_weights
 
 CLASSES = ("cat", "dog")
 
@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with the checkpoints of an untrained network."""
     run = tmp_path_factory.mktemp("run")
     network = new_network(Config(network="ssd300-lite"), 2)
-    metadata = describe(network, "ssd300-lite", CLASSES, "CC0")
+    metadata = make_header(network, "ssd300-lite", CLASSES, "CC0")
     for step in (4, 8):
         state = {"best": {"step": 4, "mAP": 0.5}}
         checkpoint = Checkpoint(step, network.state_dict(), {}, state)
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_a_file_is_not_asked_for(run: Path) -> None:
     alone = find_weights(run)
     for path in (alone, alone.parent):
         assert find_weights(path) == alone
-        with pytest.raises(ConfigError, match=r"is no run\. Leave out --which best"):
+        with pytest.raises(ConfigError, match=r"is not a run\. Leave out --which best"):
             find_weights(path, "best")
 
 
@@ -176,7 +176,7 @@ def test_traits_are_kept_with_the_weights(tmp_path: Path) -> None:
     traits = Traits((1.5, 2.0, 3.0), 0.25, "voc", "sides", False, True)
     network = build_network("ssd300-lite", 2, traits)
     path = tmp_path / "traits.safetensors"
-    header = describe(network, "ssd300-lite", CLASSES, "CC0")
+    header = make_header(network, "ssd300-lite", CLASSES, "CC0")
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(tensors, path, metadata=header)
     weights = read_weights(path)
@@ -237,7 +237,7 @@ def test_classes_that_are_no_names_are_refused(run: Path, tmp_path: Path, text: 
 def test_values_that_are_no_numbers_are_refused(run: Path, tmp_path: Path) -> None:
     weights = read_weights(find_weights(run))
     weights.tensors["offset_heads.0.bias"][0] = math.nan
-    with pytest.raises(WeightsError, match=r"offset_heads\.0\.bias: holds NaN"):
+    with pytest.raises(WeightsError, match=r"offset_heads\.0\.bias: contains NaN"):
         read_weights(rewritten(tmp_path / "file", weights))
 
 
@@ -257,7 +257,7 @@ def test_a_checkpoint_that_does_not_say_what_is_best_is_refused(
     state = {"best": best} if best != [] else {}
     folder = tmp_path / "checkpoints"
     save(folder, Checkpoint(3, tensors, tensors, state), metadata={})
-    with pytest.raises(WeightsError, match="does not say which"):
+    with pytest.raises(WeightsError, match="does not record which"):
         find_weights(tmp_path, "best")
 
 
@@ -303,6 +303,6 @@ def test_kernels_kept_in_bf16_give_the_same_bits(name: str) -> None:
     network = new_network(Config(network=name), 2).eval()
     height, width = network.image_size_px
     image = torch.arange(3 * height * width).remainder(251).view(1, 3, height, width).byte()
-    kept = stored_in(torch.bfloat16, copy.deepcopy(network))
-    with torch.inference_mode(), in_precision(torch.bfloat16, torch.device("cpu")):
+    kept = cast_convolutions(torch.bfloat16, copy.deepcopy(network))
+    with torch.inference_mode(), autocast(torch.bfloat16, torch.device("cpu")):
         assert all(map(torch.equal, kept(image), network(image)))

@@ -1,4 +1,4 @@
-"""What is unpacked is what other programs unpack; what could do harm is refused beforehand."""
+"""Archives unpack as with other programs. Harmful archives are refused before unpacking."""
 
 import io
 import os
@@ -80,7 +80,7 @@ def test_a_zip_is_unpacked_as_by_zipfile(tmp_path: Path, method: int) -> None:
     assert files == {name: len(content) for name, content in FILES.items()}
 
 
-def test_permissions_and_owners_are_not_taken_over(tmp_path: Path) -> None:
+def test_permissions_and_owners_are_ignored(tmp_path: Path) -> None:
     archive = tmp_path / "a.tar"
     with tarfile.open(archive, "w") as opened:
         info = tarfile.TarInfo("folder")
@@ -114,13 +114,13 @@ def _of_type(kind: bytes, target: str = "") -> Change:
         (_named("../outside"), "outside its folder"),
         (_named("VOC/../../outside"), "outside its folder"),
         (_named("/tmp/outside"), "outside its folder"),
-        (_named("VOC\\..\\outside"), "no plain path"),
-        (_named("VOC/a\nb"), "no plain path"),
-        (_named("VOC/\udcff"), "no plain path"),
-        (_named("VOC/first"), "there twice"),
-        (_named("./VOC//first"), "there twice"),
+        (_named("VOC\\..\\outside"), "not a plain path"),
+        (_named("VOC/a\nb"), "not a plain path"),
+        (_named("VOC/\udcff"), "not a plain path"),
+        (_named("VOC/first"), "in the archive twice"),
+        (_named("./VOC//first"), "in the archive twice"),
         (_named("VOC/first/below"), "lies below a file"),
-        (_named("."), "there twice"),
+        (_named("."), "in the archive twice"),
         (_of_type(tarfile.SYMTYPE, "/etc/passwd"), "a link or special file"),
         (_of_type(tarfile.SYMTYPE, "first"), "a link or special file"),
         (_of_type(tarfile.LNKTYPE, "VOC/first"), "a link or special file"),
@@ -150,7 +150,7 @@ def test_a_harmful_tar_is_refused(tmp_path: Path, change: Change, reason: str) -
         ("/tmp/outside", 0, "outside its folder"),
         ("link", stat.S_IFLNK, "a link or special file"),
         ("device", stat.S_IFCHR, "a link or special file"),
-        ("first", 0, "there twice"),
+        ("first", 0, "in the archive twice"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -168,20 +168,20 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("zeros", bytes(5_000_000))
-    _refused(archive, "beyond what an archive of this size")
+    _refused(archive, "more than an archive of this size")
     archive.unlink()
     monkeypatch.setattr(archives, "_MAX_MEMBERS", 100)
     with tarfile.open(archive.with_suffix(".tar"), "w") as many:
         for number in range(101):
             many.addfile(tarfile.TarInfo(str(number)))
-    _refused(archive.with_suffix(".tar"), "beyond what an archive of this size")
+    _refused(archive.with_suffix(".tar"), "more than an archive of this size")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
-def test_compressions_of_their_own_memory_are_refused(tmp_path: Path, method: int) -> None:
+def test_compressions_other_than_deflate_are_refused(tmp_path: Path, method: int) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as opened:
         opened.writestr("file", bytes(100))
-    _refused(tmp_path / "a.zip", "compressed otherwise")
+    _refused(tmp_path / "a.zip", "compressed by a method other")
 
 
 def _changed(data: bytes, old: bytes, new: bytes) -> bytes:
@@ -192,7 +192,7 @@ def _changed(data: bytes, old: bytes, new: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("old", "new"), [(b"n\xc3\xa4me", b"n\xff\xffme"), (b"empty", b"")], ids=["utf-8", "empty"]
 )
-def test_zip_names_that_are_none_are_refused(tmp_path: Path, old: bytes, new: bytes) -> None:
+def test_invalid_zip_names_are_refused(tmp_path: Path, old: bytes, new: bytes) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("n\xe4me", b"abc")
@@ -203,7 +203,7 @@ def test_zip_names_that_are_none_are_refused(tmp_path: Path, old: bytes, new: by
 
 
 def _with_header(size: bytes, kind: bytes = b"0") -> bytes:
-    """A tar of one file whose header has this size."""
+    """Returns a tar of one file with this size in its header."""
     info = tarfile.TarInfo("file")
     block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
     block[124:136], block[156:157] = size, kind
@@ -217,8 +217,8 @@ def _with_header(size: bytes, kind: bytes = b"0") -> bytes:
     [b"\xff" * 10 + b"\xf8\0", b"\xff" * 12, b"\x80" + b"\x7f" * 11, b"7" * 11 + b"\0"],
     ids=["back", "-1", "huge", "8 GiB"],
 )
-def test_sizes_that_no_file_has_are_refused(tmp_path: Path, size: bytes, kind: bytes) -> None:
-    """A negative one leads back to its own header, and a huge one asks for as much memory."""
+def test_impossible_sizes_are_refused(tmp_path: Path, size: bytes, kind: bytes) -> None:
+    """A negative size leads back to its own header. A huge size claims as much memory."""
     archive = tmp_path / "a.tar"
     archive.write_bytes(_with_header(size, kind))
     with pytest.raises(DownloadError):
@@ -226,7 +226,7 @@ def test_sizes_that_no_file_has_are_refused(tmp_path: Path, size: bytes, kind: b
 
 
 @pytest.mark.parametrize("value", ["", "a/b", "0x1p3", "-5", "9" * 30])
-def test_numbers_in_pax_headers_that_are_none_are_refused(tmp_path: Path, value: str) -> None:
+def test_invalid_numbers_in_pax_headers_are_refused(tmp_path: Path, value: str) -> None:
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as opened:
         info = tarfile.TarInfo("file")
         info.pax_headers = {"GNU.sparse.map": value, "GNU.sparse.size": value}
@@ -235,8 +235,8 @@ def test_numbers_in_pax_headers_that_are_none_are_refused(tmp_path: Path, value:
         unpack(tmp_path / "a.tar", tmp_path / "new", advance=lambda _: None)
 
 
-def test_a_zip_that_lies_about_a_size_is_refused(tmp_path: Path) -> None:
-    """The directory says 10 bytes, the data are 100,000."""
+def test_a_zip_with_a_wrong_size_is_refused(tmp_path: Path) -> None:
+    """The directory states 10 bytes, but the file has 100,000."""
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("file", bytes(100_000))
@@ -253,7 +253,7 @@ def test_damage_is_an_error(tmp_path: Path, name: str) -> None:
     archive = tmp_path / name
     archive.write_bytes(b"<html>" * 1000)
     _refused(archive, "is damaged")
-    # A compressed tar: its size on disk says nothing.
+    # A compressed tar could unpack to any size.
     archive.write_bytes(zlib.compress(bytes(10_000), wbits=31))
     _refused(archive, "is damaged")
 
@@ -269,7 +269,7 @@ def test_a_tar_that_ends_early_is_an_error(tmp_path: Path) -> None:
         unpack(archive, tmp_path / "new", advance=lambda _: None)
 
 
-def test_merging_adds_and_alters_nothing(tmp_path: Path) -> None:
+def test_merging_adds_files_and_changes_none(tmp_path: Path) -> None:
     target = _fill(tmp_path / "target", {"VOC/a": b"1", "VOC/mine": b"2"})
     _fill(tmp_path / "new", {"VOC/a": b"1", "VOC/b": b"3", "other/c": b"4"})
     merge(tmp_path / "new", target)
@@ -298,7 +298,7 @@ def test_a_dangling_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_the_lists_of_splits_come_last(tmp_path: Path) -> None:
-    """A merge that is cut short must not leave a split whose images are missing."""
+    """An interrupted merge must not leave a split without its images."""
     target = _fill(tmp_path / "target", {"VOC/ImageSets/Main/trainval.txt": b"1"})
     new = {"VOC/ImageSets/Main/test.txt": b"2", "VOC/JPEGImages/2": b"", "VOC/Zuletzt/2": b""}
     _fill(tmp_path / "new", new)

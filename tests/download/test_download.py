@@ -1,4 +1,4 @@
-"""The verb download, from a server to a folder that training takes."""
+"""The verb `download`, from a server to a folder that can be used for training."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ NAMES = ("trainval.tar", "test.tar", "images.zip")
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of archives: a drawn dataset as VOC2007's two, and a zip."""
+    """Returns a folder of archives: a drawn dataset as the two of VOC2007, and a zip."""
     folder = tmp_path_factory.mktemp("published")
     drawn = folder / "VOCdevkit" / "VOC2007"
     draw_dataset(drawn, train_images=6, test_images=4)
@@ -41,7 +41,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for path in (lists / f"{split}.txt", *drawn.rglob("*.jpg"), *drawn.rglob("*.xml")):
                 if path.suffix == ".txt" or path.stem in ids:
                     archive.add(path, path.relative_to(folder))
-            # Both of VOC2007's have this one.
+            # Both archives of VOC2007 have this file.
             archive.add(__file__, "VOCdevkit/VOC2007/ImageSets/readme")
     with zipfile.ZipFile(folder / "images.zip", "w") as images:
         images.write(__file__, "val2017/1.jpg")
@@ -74,7 +74,7 @@ def _sources(published: Path, address: str) -> dict[str, Source]:
 
 
 class Download:
-    """The verb with a server's datasets."""
+    """Runs the verb with the datasets of a server."""
 
     def __init__(self, published: Path, server: Server, out: Path) -> None:
         self.sources, self.out = _sources(published, server.address), out
@@ -97,13 +97,13 @@ def _files(folder: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
-def test_what_arrives_is_identical_and_can_be_trained_on(
+def test_a_downloaded_dataset_is_identical_and_can_be_trained_on(
     run: Download, published: Path, tmp_path: Path
 ) -> None:
     assert run("voc", "coco", "voc") == [run.out / "VOCdevkit", run.out / "coco"]
     for name in NAMES:
         assert (run.out / "archives" / name).read_bytes() == (published / name).read_bytes()
-    # What tar and unzip make of them, in the same order.
+    # The same archives unpacked by tar and unzip, in the same order.
     for name in NAMES[:2]:
         with tarfile.open(published / name) as archive:
             archive.extractall(tmp_path / "theirs", filter="data")
@@ -134,7 +134,7 @@ def test_a_second_call_does_nothing(run: Download, server: Server) -> None:
     assert len(server.requests) == requests
 
 
-def test_files_that_went_missing_come_back_and_others_stay(run: Download, server: Server) -> None:
+def test_missing_files_are_restored_and_others_stay(run: Download, server: Server) -> None:
     run("voc")
     voc = run.out / "VOCdevkit" / "VOC2007"
     before, requests = _files(voc), len(server.requests)
@@ -155,7 +155,7 @@ def test_a_user_s_file_is_never_overwritten(run: Download) -> None:
     mine = run.out / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "test.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with pytest.raises(StorageError, match=r"test\.txt: is not what the archive holds"):
+    with pytest.raises(StorageError, match=r"test\.txt: differs from the file in the archive"):
         run("voc")
     assert mine.read_text() == "mine"
     assert not (run.out / ".unpacking").exists()
@@ -164,10 +164,10 @@ def test_a_user_s_file_is_never_overwritten(run: Download) -> None:
     assert len(read_voc(run.out, "2007:test").annotations) == 4
 
 
-def test_what_was_unpacked_in_part_does_not_look_complete(run: Download, published: Path) -> None:
+def test_a_partly_unpacked_archive_is_unpacked_again(run: Download, published: Path) -> None:
     (run.out / "archives").mkdir(parents=True)
     shutil.copy(published / "trainval.tar", run.out / "archives")
-    # As a process that was killed leaves it.
+    # The state that a killed process leaves.
     (run.out / ".unpacking" / "VOCdevkit").mkdir(parents=True)
     (run.out / ".unpacking" / "VOCdevkit" / "half").write_text("")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -240,14 +240,14 @@ def test_unknown_datasets_are_refused(run: Download, names: tuple[str, ...]) -> 
     assert not run.out.exists()
 
 
-def test_an_interruption_says_how_to_go_on(run: Download, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_says_how_to_resume(run: Download, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("multibox.download.download.fetch", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run("voc")
-    assert "the same line again goes on" in run.console.export_text()
+    assert "Run the same command to resume" in run.console.export_text()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl's command")
@@ -267,7 +267,7 @@ def test_the_command_line_over_https(
     with serve(answer, identity=identity) as server:
         monkeypatch.setitem(SOURCES, "voc2007", _sources(published, f"{server.address}/x")["voc"])
         assert main(line) == DownloadError.exit_code
-        assert "answers 404" in capsys.readouterr().err
+        assert "responds with 404" in capsys.readouterr().err
         monkeypatch.setitem(SOURCES, "voc2007", _sources(published, server.address)["voc"])
         assert main(line) == 0
     captured = capsys.readouterr()
@@ -277,7 +277,7 @@ def test_the_command_line_over_https(
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_all_that_is_offered_can_be_asked_for_and_checked(name: str) -> None:
+def test_every_dataset_can_be_requested_and_checked(name: str) -> None:
     assert parse(["download", name, "--out", "data"]) is not None
     for archive in SOURCES[name].archives:
         assert re.fullmatch("[0-9a-f]{64}", archive.sha256)
@@ -285,7 +285,7 @@ def test_all_that_is_offered_can_be_asked_for_and_checked(name: str) -> None:
         assert all(address.endswith(f"/{archive.name}") for address in archive.addresses)
 
 
-def test_other_verbs_do_not_load_what_opens_connections() -> None:
+def test_other_verbs_do_not_import_network_modules() -> None:
     code = (
         "import sys, multibox.__main__, multibox.cli.main, multibox.commands.demo.demo\n"
         "from multibox.commands import evaluate, predict, report, train\n"

@@ -9,7 +9,7 @@ import simplejpeg
 from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
 
-from multibox.data.check.dataset_checks import preflight
+from multibox.data.check.dataset_checks import check_dataset
 from multibox.data.dataset import Dataset
 from multibox.data.formats.coco import read_coco
 from multibox.data.formats.voc import read_voc
@@ -254,7 +254,7 @@ def check_verb(choices: Choices, folder: Path) -> None:
     if choices.one_in(3):
         data = damaged(data, choices)
     (root / "JPEGImages" / "b.jpg").write_bytes(data)
-    found = preflight(root, (), (), workers=1, progress=lambda *_: None)
+    found = check_dataset(root, (), (), workers=1, progress=lambda *_: None)
     for dataset in found.datasets.values():
         _check(dataset, root)
     for finding in found.findings:

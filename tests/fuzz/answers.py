@@ -1,4 +1,4 @@
-"""Fuzz target: what a server answers to a download, from its first byte to its last."""
+"""Fuzz target: the responses of a server to a download."""
 
 import contextlib
 import hashlib
@@ -64,7 +64,7 @@ _SIZES = (b"-1", b"ffffffffffffffff", b"1_0", b"0x10", b"", b"zz", b"1;" + b"x" 
 
 
 class _Answer(io.RawIOBase):
-    """The bytes of an answer as they arrive: some at a time, and cut off where it says so."""
+    """A response that arrives in pieces and may end with an error."""
 
     def __init__(self, data: bytes, at_a_time: int, end: Exception | None) -> None:
         self._stream, self._at_a_time, self._end = io.BytesIO(data), at_a_time, end
@@ -81,7 +81,7 @@ class _Answer(io.RawIOBase):
 
 
 class _Wire:
-    """What a connection needs of a socket; answers to what was sent."""
+    """A socket that responds to the request that was sent."""
 
     def __init__(self, choices: Choices) -> None:
         self._choices, self._request = choices, b""
@@ -106,7 +106,7 @@ class _Wire:
 
 
 def _answer(choices: Choices, request: bytes) -> bytes:
-    """Returns the right answer to a request, changed here and there."""
+    """Returns the correct response to a request with random changes."""
     begin = 512 if b"Range: bytes=512-" in request else 0
     body, status = _CONTENT[begin:], b"206 Partial Content" if begin else b"200 OK"
     fields = {"Content-Length": str(len(body)), "ETag": '"1"'}
@@ -135,7 +135,7 @@ def _answer(choices: Choices, request: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _network(choices: Choices) -> Iterator[None]:
-    """Nothing but the one host, which has no certificate, and no time that passes."""
+    """Provides one host without https, and a clock that does not wait."""
 
     def connect(address: tuple[str, int], *_: object, **__: object) -> _Wire:
         if address[0] != _HOST or choices.one_in(16):
@@ -157,7 +157,7 @@ def _network(choices: Choices) -> Iterator[None]:
 
 
 def download(choices: Choices, folder: Path) -> None:
-    """A file from a server, which arrives as published or not at all."""
+    """Downloads a file, which must equal the published file or be refused."""
     target, part = folder / _FILE.name, folder / f"{_FILE.name}.part"
     for path in (target, part):
         path.unlink(missing_ok=True)
@@ -169,8 +169,8 @@ def download(choices: Choices, folder: Path) -> None:
             damaged(text, choices) if choices.one_in(4) else text
         )
     most = max(_FILE.size, part.stat().st_size if part.exists() else 0)
-    said = io.StringIO()
-    console = Console(file=said, width=200)
+    output = io.StringIO()
+    console = Console(file=output, width=200)
     with _network(choices), Progress(console=console, disable=True) as progress:
         try:
             fetch(_FILE, target, progress=progress, task=progress.add_task(""), policy=_POLICY)
@@ -179,6 +179,6 @@ def download(choices: Choices, folder: Path) -> None:
             assert not part.exists() or part.stat().st_size <= most
             raise
         finally:
-            assert said.getvalue().replace("\n", "").isprintable()
+            assert output.getvalue().replace("\n", "").isprintable()
     assert target.read_bytes() == _CONTENT
     assert not part.exists()

@@ -1,4 +1,4 @@
-"""Fuzz targets: archives, whose headers say anything."""
+"""Fuzz target: archives with random headers."""
 
 import io
 import stat
@@ -55,7 +55,7 @@ def _tar(choices: Choices) -> bytes:
             try:
                 opened.addfile(info, io.BytesIO(content))
             except (ValueError, OSError):
-                continue  # a name that no tar of this form can hold
+                continue  # a name that this tar format cannot store
     data = bytearray(stream.getvalue())
     for _ in range(choices.below(4)):
         _change_header(data, choices)
@@ -63,7 +63,7 @@ def _tar(choices: Choices) -> bytes:
 
 
 def _change_header(data: bytearray, choices: Choices) -> None:
-    """Changes a field of a block that may be a header, and puts its checksum right."""
+    """Changes a field of a block that may be a header, and corrects its checksum."""
     start = 512 * choices.below(max(1, len(data) // 512))
     field, length = choices.pick(((0, 100), (100, 8), (124, 12), (136, 12), (156, 1), (157, 100)))
     value = choices.pick((*_NUMBERS, bytes([choices.pick(_TYPES)]), b"../out\0", b"\xff\xfe\0"))
@@ -97,7 +97,7 @@ def _zip(choices: Choices) -> bytes:
 
 
 def _change_record(data: bytearray, choices: Choices) -> None:
-    """Changes a number or a byte of a local header, of the directory, or of its end."""
+    """Changes a number in a local header, in the directory, or in its end record."""
     signature = choices.pick((b"PK\1\2", b"PK\3\4", b"PK\5\6"))
     places = [place for place in range(len(data)) if data.startswith(signature, place)]
     if not places:
@@ -111,7 +111,7 @@ def _change_record(data: bytearray, choices: Choices) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Removes a folder without opening it, which would count as the case's doing."""
+    """Removes a folder without opening it, because the guard records files that are opened."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             _clear(path)
@@ -121,14 +121,14 @@ def _clear(folder: Path) -> None:
 
 
 def archive(choices: Choices, folder: Path) -> None:
-    """An archive, unpacked: nothing is written outside, and no more than is allowed inside."""
+    """Unpacks an archive. Nothing may be written outside, and only a limited size inside."""
     inside, outside = folder / "arena" / "unpacked", folder / "arena"
     if outside.exists():
         _clear(outside)
     outside.mkdir()
     kind, build = choices.pick((("tar", _tar), ("zip", _zip)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # zipfile's, of double names
+        warnings.simplefilter("ignore")  # zipfile warns of duplicate names
         data = build(choices)
     data = damaged(data, choices) if choices.one_in(16) else data
     file = outside / f"a.{kind}"

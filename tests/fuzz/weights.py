@@ -1,4 +1,4 @@
-"""Fuzz targets: weights files of every format, value by value."""
+"""Fuzz targets: weights files of every format."""
 
 import io
 import json
@@ -28,7 +28,7 @@ from multibox.weights.keras import read_keras
 
 _JSON_KEYS = ("classes", "traits", "image_size")
 _SECRET = 1234.5
-"""Stands in a file beside those that are read."""
+"""A number in another file, which must not be read."""
 
 
 def _check(found: Foreign, *, most: int) -> None:
@@ -43,20 +43,20 @@ def _check(found: Foreign, *, most: int) -> None:
 @cache
 def _own_seed() -> bytes:
     network = tiny_network()
-    header = files.describe(network, "tiny", ("cat", "dog"), "mine")
+    header = files.make_header(network, "tiny", ("cat", "dog"), "mine")
     return safetensors.torch.save(
         {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, header
     )
 
 
 def own(choices: Choices, folder: Path) -> None:
-    """A weights file of ours, as far as a network that predicts."""
+    """Reads a multibox weights file and builds its network."""
     path = folder / "files.safetensors"
     data = _own_seed()
     if choices.one_in(4):
         data = mutated_safetensors(data, choices)
     else:
-        # What the header says of the network is text inside of JSON's text.
+        # The fields of the header are JSON texts inside the JSON text.
         end = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:end])
         about = header["__metadata__"]
@@ -90,7 +90,7 @@ _FIELDS = (1, 2, 4, 5, 6, 7, 8, 9, 100, 203, 0, 15, 1 << 28)
 
 
 def caffemodel(choices: Choices, folder: Path) -> None:
-    """A `.caffemodel` with changes of fields, lengths and numbers."""
+    """Reads a `.caffemodel` with changed fields, lengths and numbers."""
     seeds = _caffe_seeds()
     data = bytearray(seeds[-1] if choices.one_in(2) else choices.pick(seeds))
     for _ in range(choices.below(4)):
@@ -115,7 +115,7 @@ def caffemodel(choices: Choices, folder: Path) -> None:
 
 @cache
 def _states() -> tuple[bytes, ...]:
-    """Returns files of PyTorch, new and old, with tensors of several kinds."""
+    """Returns PyTorch files in the new and old format, with tensors of several kinds."""
     names = ("ssd-pytorch", "lufficc", "torchvision")
     wholes: list[object] = [tiny(name) for name in names]
     wholes[1] = {"model": wholes[1], "iteration": 3}
@@ -148,7 +148,7 @@ _ATTRIBUTES = ("get", "items", "numel", "to", "detach", "device", "layout", "_me
 
 
 def _inserted(choices: Choices) -> bytes:
-    """Returns one or more of pickle's operations."""
+    """Returns one or more pickle operations."""
     match choices.below(8):
         case 0:
             module, name = choices.pick(_GLOBALS).split()
@@ -176,7 +176,7 @@ def _inserted(choices: Choices) -> bytes:
 
 
 def mutated_pickle(data: bytes, choices: Choices) -> bytes:
-    """Returns a pickle with operations changed, left out, doubled or put in."""
+    """Returns a pickle with operations changed, removed, doubled or inserted."""
     places = [place for _, _, place in pickletools.genops(data) if place is not None]
     operations = [data[a:b] for a, b in zip(places, [*places[1:], len(data)], strict=True)]
     for _ in range(choices.below(4)):
@@ -202,12 +202,12 @@ def mutated_pickle(data: bytes, choices: Choices) -> bytes:
 
 
 def pytorch(choices: Choices, folder: Path) -> None:
-    """A `.pth` file, new or old, with changes in its pickles or its archive."""
+    """Reads a `.pth` file, new or old, with changes in its pickles or its archive."""
     data = choices.pick(_states())
     if data.startswith(b"PK"):
         data = _mutated_archive(data, choices)
     elif not choices.one_in(4):
-        # Magic number, version, system, state, keys; then the numbers.
+        # Magic number, version, system, state dict, keys; then the numbers.
         stream, pickles = io.BytesIO(data), []
         for _ in range(5):
             start = stream.tell()
@@ -250,7 +250,7 @@ def _mutated_archive(data: bytes, choices: Choices) -> bytes:
                 members[place] = name, content[: choices.below(len(content) + 1)]
     stream = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(stream, "w") as opened:
-        warnings.simplefilter("ignore")  # of double names
+        warnings.simplefilter("ignore")  # zipfile warns of duplicate names
         for name, content in members:
             opened.writestr(zipfile.ZipInfo(name), content)
     return stream.getvalue()
@@ -266,7 +266,7 @@ _SHAPES = ((0,), (1,), (64,), (), (1 << 20,), (1 << 27,), (1 << 28,), (1 << 40,)
 
 
 def keras(choices: Choices, folder: Path) -> None:
-    """An `.h5` file of Keras with links, odd data sets and bytes changed."""
+    """Reads a Keras `.h5` file with links, unusual datasets and changed bytes."""
     path, elsewhere = folder / "x.h5", folder / "elsewhere.h5"
     if not elsewhere.exists():
         with h5py.File(elsewhere, "w") as file:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from multibox.errors import NonFiniteError, StorageError, WeightsError
 from multibox.storage import checkpoint, manifest
 from multibox.storage.checkpoint import Checkpoint, load, newest, path_of, prune, save, steps
-from multibox.training.checkpointing import State
+from multibox.training.checkpointing import TrainingState
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 METADATA = {"classes": '["RBC", "größe"]', "licence": "none", "config": "{}", "size": "[300, 300]"}
@@ -343,7 +343,7 @@ def test_files_of_the_first_format_are_read_and_written_alike(tmp_path: Path) ->
     save(tmp_path, expected, metadata=header)
     assert tree(tmp_path) == tree(folder)
     # What the loop makes of it: every later field has a value for runs that had none.
-    assert State(**state).journal == 1234
+    assert TrainingState(**state).journal == 1234
 
 
 def test_names_that_are_not_checkpoints_are_passed_over(tmp_path: Path) -> None:

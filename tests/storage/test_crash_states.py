@@ -13,7 +13,7 @@ from multibox.storage.checkpoint import Checkpoint, load, newest, path_of, prune
 from multibox.storage.disk import sync_files
 from multibox.storage.jsonl import Journal
 from multibox.storage.run_folder import new_file, write_json
-from multibox.training.metrics_log import Logbook
+from multibox.training.metrics_log import MetricsLog
 
 PREPARED = 20
 """The step up to which folders are prepared; older checkpoints are every ten."""
@@ -36,7 +36,7 @@ def go_on(run: Path, last: int, *, best: int | None = None, rollback: bool = Fal
     step = found.step if found else 0
     state = found.state if found else {"journal": 0}
     assert isinstance(state, dict)
-    with Logbook(run, state["journal"], silent=False) as logbook:
+    with MetricsLog(run, state["journal"], silent=False) as logbook:
         while step < last:
             step += 10
             logbook.write("train", step - 5, loss=1 / step)

@@ -5,10 +5,11 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rig import Rig
 
 from multibox.cli.main import main
 from multibox.commands.demo.dataset import draw_dataset
@@ -29,6 +30,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "data"
     draw_dataset(folder, train_images=12, test_images=4)
     return folder
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """Starts runs of a tiny network, and leaves no process behind."""
+    with Rig(tmp_path_factory.mktemp("rig")) as rig:
+        yield rig
+        assert rig.orphans() == []
 
 
 def environment() -> dict[str, str]:

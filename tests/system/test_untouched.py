@@ -96,7 +96,7 @@ def test_every_verb_leaves_the_dataset_alone_and_the_network_too(
     open_folder: Path, layout: str
 ) -> None:
     root, mine = open_folder / "data", open_folder / "mine"
-    draw_dataset(open_folder / "drawn", train_images=4, test_images=2)
+    draw_dataset(open_folder / "drawn", train_images=6, test_images=2)
     if layout == "voc":
         shutil.move(open_folder / "drawn", root)
     else:

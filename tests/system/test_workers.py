@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from rig import LINES, Rig, digests, journal, timings
 from multibox.rng import stream
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with Rig(tmp_path_factory.mktemp("rig")) as rig:
-        yield rig
-        assert rig.orphans() == []
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ from multibox.commands.demo.dataset import draw_dataset  # noqa: E402
 
 demo.STEPS = 2
 data.SAMPLES, timing.RUNS = 32, 1
-demo.draw_dataset = lambda folder: draw_dataset(folder, train_images=4, test_images=2)
+demo.draw_dataset = lambda folder: draw_dataset(folder, train_images=6, test_images=2)
 
 if __name__ == "__main__":
     statuses = [main(line) for line in json.loads(sys.argv[2])]

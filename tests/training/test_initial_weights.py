@@ -9,7 +9,7 @@ from multibox.build import build_network
 from multibox.errors import WeightsError
 from multibox.rng import torch_generator
 from multibox.ssd.network import SSD, initialise
-from multibox.training.initial_weights import start_from
+from multibox.training.initial_weights import initialise_from
 from multibox.weights.class_names import COCO, VOC
 from multibox.weights.files import Weights
 
@@ -37,7 +37,7 @@ def test_outputs_go_by_name_and_the_rest_stays() -> None:
     ours, theirs = ("Person", "blood cell", "sofa"), COCO
     network, source = new(ours, 1), new(theirs, 2)
     before = new(ours, 1)
-    transfer = start_from(network, ours, weights_of(source, theirs))
+    transfer = initialise_from(network, ours, weights_of(source, theirs))
     assert transfer.kept == {"Person": "person", "sofa": "couch"}
     for level in range(6):
         for name, other in (*transfer.kept.items(), ("background", "background")):
@@ -55,7 +55,7 @@ def test_outputs_go_by_name_and_the_rest_stays() -> None:
 
 def test_all_of_voc_is_known_to_coco() -> None:
     network = new(VOC, 1)
-    transfer = start_from(network, VOC, weights_of(new(COCO, 2), COCO))
+    transfer = initialise_from(network, VOC, weights_of(new(COCO, 2), COCO))
     assert transfer.kept.keys() == set(VOC)
     assert transfer.random == ()
 
@@ -63,7 +63,7 @@ def test_all_of_voc_is_known_to_coco() -> None:
 def test_equal_classes_take_everything() -> None:
     classes = ("b", "a")
     network, source = new(classes, 1), new(classes, 2)
-    transfer = start_from(network, classes, weights_of(source, classes))
+    transfer = initialise_from(network, classes, weights_of(source, classes))
     assert transfer.random == ()
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, source.state_dict()[name])
@@ -71,7 +71,7 @@ def test_equal_classes_take_everything() -> None:
 
 def test_the_same_classes_in_another_order_go_by_name() -> None:
     network, source = new(("a", "b"), 1), new(("b", "a"), 2)
-    start_from(network, ("a", "b"), weights_of(source, ("b", "a")))
+    initialise_from(network, ("a", "b"), weights_of(source, ("b", "a")))
     for name in ("a", "b", "background"):
         given = outputs(network, ("a", "b"), name, 0)
         assert torch.equal(given, outputs(source, ("b", "a"), name, 0))
@@ -82,14 +82,14 @@ def test_nothing_is_kept_of_heads_of_another_shape() -> None:
     weights = weights_of(new(("a",), 2), ("a",))
     heads = {name: torch.zeros(()) for name in weights.tensors if name.startswith("logit_heads")}
     weights = weights._replace(tensors={**weights.tensors, **heads})
-    transfer = start_from(network, ("a", "b"), weights)
+    transfer = initialise_from(network, ("a", "b"), weights)
     assert transfer.kept == {}
     assert set(transfer.random) == heads.keys()
 
 
 def test_names_that_differ_in_case_only_are_told_apart_where_they_can_be() -> None:
     ours, theirs = ("cat", "CAT", "Cat"), ("Cat", "cat")
-    transfer = start_from(new(ours, 1), ours, weights_of(new(theirs, 2), theirs))
+    transfer = initialise_from(new(ours, 1), ours, weights_of(new(theirs, 2), theirs))
     assert transfer.kept == {"cat": "cat", "CAT": "Cat", "Cat": "Cat"}
 
 
@@ -97,7 +97,7 @@ def test_what_was_learnt_otherwise_is_said() -> None:
     network = new(("a",), 1)
     weights = weights_of(new(("a",), 2), ("a",))
     traits = network.traits._replace(scales="voc", clip="sides", whole_scales=False)
-    transfer = start_from(network, ("a",), weights._replace(traits=traits))
+    transfer = initialise_from(network, ("a",), weights._replace(traits=traits))
     assert [word in " ".join(transfer.notes) for word in ("voc", "sides", "whole pixels")] == [
         True,
         True,
@@ -109,4 +109,4 @@ def test_what_fits_nothing_is_refused() -> None:
     source = weights_of(new(("a",), 1), ("a",))
     strange = source._replace(tensors={"x": torch.zeros(2)})
     with pytest.raises(WeightsError, match="nothing fits"):
-        start_from(new(("a",), 1), ("a",), strange)
+        initialise_from(new(("a",), 1), ("a",), strange)

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from multibox.errors import StorageError
-from multibox.training.metrics_log import Logbook
+from multibox.training.metrics_log import MetricsLog
 
 
 def cut(folder: Path, length: int) -> None:
-    with Logbook(folder, 0, silent=False) as logbook:
+    with MetricsLog(folder, 0, silent=False) as logbook:
         logbook.write("train", 1, loss=1.0)
         logbook.cut(length)
 

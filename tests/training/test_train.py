@@ -40,7 +40,7 @@ from multibox.ssd.network import SSD, Traits
 from multibox.storage import checkpoint
 from multibox.storage.lock import RunLock
 from multibox.structures import Batch
-from multibox.training.data_loader import Feed
+from multibox.training.data_loader import BatchLoader
 from multibox.training.train_step import Learner, NonFinite, StepLosses
 from multibox.weights.files import find_weights, load_network, read_weights
 
@@ -369,7 +369,7 @@ def test_who_interrupts_while_images_are_decoded_waits_for_no_step(
 ) -> None:
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Feed, "prepare", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(BatchLoader, "prepare", lambda _: os.kill(os.getpid(), signal.SIGTERM))
         patch.setattr(Learner, "step", None)
         with pytest.raises(Interrupted) as caught:
             run(data, out)
@@ -440,7 +440,7 @@ def test_weights_alone_are_evaluated_where_one_says_on_what(
             alone, which="last", data=data, split=None, on_bad=None, device="cpu", workers=0
         )
     # By itself the arithmetic is that of the hardware.
-    monkeypatch.setattr("multibox.commands.evaluate.arithmetic", lambda *_: torch.float32)
+    monkeypatch.setattr("multibox.commands.evaluate.compute_dtype", lambda *_: torch.float32)
     metrics = evaluate_model(
         alone, which="last", data=data, split="2007:test", on_bad=None, device="cpu", workers=0
     )

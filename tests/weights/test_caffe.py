@@ -1,4 +1,4 @@
-"""Caffe's files, in every way that Caffe has written them, and damaged in every way."""
+"""Caffe's files in every encoding that Caffe has written, and damaged files."""
 
 import resource
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_default_boxes_of_a_layer_are_found() -> None:
 
 
 def test_every_cut_is_refused_or_ends_between_layers() -> None:
-    """A file that ends early ends in an error, but where what is left is a whole message."""
+    """A truncated file is an error, except where the rest is a complete message."""
     layers = small_layers()
     data = caffemodel(layers)
     ends = {len(caffemodel(dict(list(layers.items())[:count]))) for count in range(len(layers))}
@@ -71,10 +71,10 @@ def one_blob(body: bytes) -> bytes:
     ("data", "reason"),
     [
         (b"\x0b", "wire type"),
-        (b"\x00", "without a number"),
+        (b"\x00", "has no number"),
         (b"\xff" * 11, "more than 10 bytes"),
-        (b"\xa2\x06\xff\xff\xff\xff\x0f", "cut short"),
-        (oracle.number(100, 3), "in the place of a message"),
+        (b"\xa2\x06\xff\xff\xff\xff\x0f", "truncated"),
+        (oracle.number(100, 3), "where a message belongs"),
         (
             caffemodel({"x": [np.zeros(3)]}).replace(
                 b"\x3a\x03\x0a\x01\x03", b"\x3a\x03\x0a\x01\x04"
@@ -91,7 +91,7 @@ def test_damage_is_named(data: bytes, reason: str) -> None:
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """Some bytes changed, a part removed, doubled or moved, or a length made huge."""
+    """Changes bytes; removes, doubles or moves a part; or makes a length huge."""
     out = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
         start, length = int(rng.integers(len(out))), int(rng.integers(1, 40))
@@ -116,7 +116,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def check_mutations(count: int) -> int:
-    """Returns how many mutated files were refused."""
+    """Reads mutated files, and returns the number that was refused."""
     files = [caffemodel(small_layers(), style) for style in STYLES]
     files.append(files[0] + oracle.prior_box("prior", 30.0))
     rng = stream(0, "mutations", 0)
@@ -143,7 +143,7 @@ def test_mutated_files_end_in_layers_or_an_error() -> None:
 
 
 def check_mutated_detectors(count: int, folder: Path) -> None:
-    """A whole detector's file, through all that is made of its layers."""
+    """Reads mutated files of a whole detector, up to the model."""
     data = caffemodel(tiny_caffe())
     path = folder / "x"
     rng = stream(0, "mutations", 1)

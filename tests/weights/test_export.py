@@ -1,4 +1,4 @@
-"""What is written for others comes back bit by bit, and refuses what they do not have."""
+"""Files for other implementations are read back bit by bit. Networks they lack are refused."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from multibox.errors import StorageError, WeightsError
 from multibox.rng import torch_generator
 from multibox.ssd.network import initialise
 from multibox.storage.run_folder import new_file
-from multibox.weights.files import describe, read_weights
+from multibox.weights.files import make_header, read_weights
 from multibox.weights.layer_names import pytorch_names
 
 PYTORCH = ("torchvision", "ssd-pytorch", "lufficc")
@@ -28,7 +28,7 @@ def our_file(path: Path, name: str, classes: tuple[str, ...]) -> Path:
     for buffer in (*network.parameters(), *network.buffers()):
         if buffer.ndim == 1:
             buffer.data.uniform_(0.5, 1.5, generator=generator)
-    header = describe(network, name, classes, "CC0")
+    header = make_header(network, name, classes, "CC0")
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     safetensors.torch.save_file(state, path, metadata=header)
     return path
@@ -61,7 +61,7 @@ def ssd300(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return our_file(tmp_path_factory.mktemp("ours") / "ours", "ssd300-vgg16", ("cat",))
 
 
-def test_pytorch_s_files_hold_exactly_their_own_names(tmp_path: Path, ssd300: Path) -> None:
+def test_pytorch_s_files_have_exactly_their_own_names(tmp_path: Path, ssd300: Path) -> None:
     for target in PYTORCH:
         convert(ssd300, tmp_path / target, target=target)
         state = torch.load(tmp_path / target, weights_only=True)
@@ -72,7 +72,7 @@ def test_pytorch_s_files_hold_exactly_their_own_names(tmp_path: Path, ssd300: Pa
 
 
 def test_keras_finds_layers_by_the_attributes_it_reads(tmp_path: Path, ssd300: Path) -> None:
-    """`load_weights(by_name=True)` goes by these (`keras/engine/saving.py`)."""
+    """`load_weights(by_name=True)` uses these attributes (`keras/engine/saving.py`)."""
     convert(ssd300, tmp_path / "keras", target="keras")
     with h5py.File(tmp_path / "keras") as file:
         names = [name.decode() for name in file.attrs["layer_names"]]
@@ -82,7 +82,7 @@ def test_keras_finds_layers_by_the_attributes_it_reads(tmp_path: Path, ssd300: P
                 assert file[layer][variable.decode()].dtype == "float32"
 
 
-def test_differences_of_the_other_side_are_said(tmp_path: Path, ssd300: Path) -> None:
+def test_differences_of_the_other_implementation_are_printed(tmp_path: Path, ssd300: Path) -> None:
     lines = "\n".join(convert(ssd300, tmp_path / "a", target="torchvision"))
     assert "clips boxes before suppression" in lines
     assert "default boxes for voc" in lines
@@ -90,7 +90,7 @@ def test_differences_of_the_other_side_are_said(tmp_path: Path, ssd300: Path) ->
     assert "note" not in "\n".join(convert(ssd300, tmp_path / "b", target="keras"))
 
 
-def test_what_they_do_not_have_is_refused(tmp_path: Path) -> None:
+def test_networks_that_they_do_not_have_are_refused(tmp_path: Path) -> None:
     ours = our_file(tmp_path / "ours", "ssd300-lite", ("cat",))
     for target in (*PYTORCH, "keras"):
         with pytest.raises(WeightsError, match="ssd300-lite"):
@@ -98,16 +98,16 @@ def test_what_they_do_not_have_is_refused(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
 
-def test_our_own_files_say_their_classes_themselves(tmp_path: Path) -> None:
+def test_our_own_files_take_no_class_names(tmp_path: Path) -> None:
     ours = our_file(tmp_path / "ours", "ssd300-lite", ("cat",))
     for asked in ({"classes": ("dog",)}, {"scales": "voc"}):
-        with pytest.raises(WeightsError, match="says its classes"):
+        with pytest.raises(WeightsError, match="records its classes"):
             convert(ours, tmp_path / "out", target="multibox", **asked)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("no\nmore"), None])
 def test_a_full_disk_leaves_nothing(tmp_path: Path, error: Exception | None) -> None:
-    """PyTorch's and safetensors' writers have errors of their own for it."""
+    """The writers of PyTorch and safetensors raise their own errors."""
     with (
         pytest.raises(StorageError, match=r"cannot be written \(.*(No space left|no|full)\)"),
         new_file(tmp_path / "out"),

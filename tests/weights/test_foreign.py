@@ -1,4 +1,4 @@
-"""Every publisher's files, opened by the public command, against what their own code computed."""
+"""Files of every publisher, converted by the command, against results of the original code."""
 
 from pathlib import Path
 from types import ModuleType
@@ -112,8 +112,8 @@ def test_counts_decide_network_classes_and_default_boxes(
     assert found.traits.clip == "none"
 
 
-def test_what_decides_the_default_boxes_is_said_where_it_is_a_guess(tmp_path: Path) -> None:
-    """ssd.pytorch has VOC's for 21 outputs only; ssd_keras published both for VOC's classes."""
+def test_a_guess_of_the_default_boxes_is_noted(tmp_path: Path) -> None:
+    """ssd.pytorch uses VOC's for 21 outputs only; ssd_keras published both for VOC's classes."""
     found = read_foreign(state_file(tmp_path / "x", tiny("ssd-pytorch", classes=4)))
     assert found.traits.scales == "coco"
     assert not any("default boxes" in note for note in found.notes)
@@ -127,8 +127,8 @@ def test_what_decides_the_default_boxes_is_said_where_it_is_a_guess(tmp_path: Pa
         assert not any("--default-boxes" in note for note in found.notes)
 
 
-def test_a_checkpoint_with_all_that_a_training_needs_is_opened(tmp_path: Path) -> None:
-    """lufficc/SSD and torchvision store more than the model; processes put a word before names."""
+def test_a_training_checkpoint_of_another_implementation_is_read(tmp_path: Path) -> None:
+    """lufficc/SSD and torchvision store more than the model; DataParallel prefixes the names."""
     state = {f"module.{name}": x.double() for name, x in tiny("lufficc").items()}
     state["module.backbone.l2_norm.weight"] = state["module.backbone.vgg.33.weight"]
     parameters = [torch.nn.Parameter(torch.ones(2))]
@@ -151,7 +151,7 @@ def test_a_checkpoint_with_all_that_a_training_needs_is_opened(tmp_path: Path) -
 
 
 def test_torchvision_s_features_are_a_trunk_for_caffe_s_pixels(tmp_path: Path) -> None:
-    """`IMAGENET1K_FEATURES`, whose classifier is NaN, in its real sizes."""
+    """`IMAGENET1K_FEATURES` in its real sizes; the classifier is NaN."""
     shapes = dict(build_network("ssd300-vgg16", 1).state_dict())
     state = {
         f"{theirs}.{kind}": torch.full_like(shapes[f"backbone.trunk.{ours}.conv.{kind}"], 0.5)
@@ -173,7 +173,7 @@ def test_torchvision_has_coco_s_boxes_and_a_class_for_every_id(tmp_path: Path) -
     assert (found.classes, found.traits.scales) == (VOC, "coco")
 
 
-def test_default_boxes_in_the_file_decide_before_the_number_of_classes(tmp_path: Path) -> None:
+def test_default_boxes_in_the_file_override_the_number_of_classes(tmp_path: Path) -> None:
     layers = tiny_caffe(classes=2)
     boxes = prior_box("a", 21.0), prior_box("b", 45.0, clip=True)
     path = tmp_path / "caffe"
@@ -183,7 +183,7 @@ def test_default_boxes_in_the_file_decide_before_the_number_of_classes(tmp_path:
     assert found.classes == ("class 1", "class 2")
     assert any("--classes" in note for note in found.notes)
     assert read_foreign(path, classes=("cat", "dog")).classes == ("cat", "dog")
-    with pytest.raises(WeightsError, match="two classes 'cat'"):
+    with pytest.raises(WeightsError, match="two classes with the name 'cat'"):
         read_foreign(path, classes=("cat", "cat"))
     with pytest.raises(WeightsError, match="2 classes, but 3 names"):
         read_foreign(path, classes=("a", "b", "c"))
@@ -202,13 +202,13 @@ def test_a_trunk_of_ssd_pytorch_starts_a_training(tmp_path: Path) -> None:
     assert found.tensors.keys() == {
         f"backbone.trunk.{name}.conv.{kind}" for name in TRUNK for kind in ("weight", "bias")
     }
-    with pytest.raises(WeightsError, match="no detector"):
+    with pytest.raises(WeightsError, match="not a detector"):
         load_network(read_weights(path), CPU)
-    with pytest.raises(WeightsError, match="no part of a VGG-16"):
+    with pytest.raises(WeightsError, match="not belong to a VGG-16"):
         convert(path, tmp_path / "out", target="multibox")
-    with pytest.raises(WeightsError, match="no classes"):
+    with pytest.raises(WeightsError, match="takes no --classes"):
         read_foreign(path, classes=("cat",))
-    with pytest.raises(WeightsError, match="no SSD300"):
+    with pytest.raises(WeightsError, match="neither SSD300"):
         read_foreign(path, scales="coco")
 
 
@@ -232,7 +232,7 @@ def test_other_vggs_are_refused(tmp_path: Path, names: list[str], reason: str) -
 @pytest.mark.parametrize(
     ("layers", "reason"),
     [
-        ({"conv1": (96, 3), "fc6": (4096, 9216)}, "no VGG-16"),
+        ({"conv1": (96, 3), "fc6": (4096, 9216)}, "not contain a VGG-16"),
         ({"conv1_2": (2, 3), "fc6": (2, 3)}, "lacks conv1_1"),
         ({"conv1_1": (2, 3), "fc6": (4096, 1), "fc7": (4096, 1)}, "fc6 and fc7"),
     ],
@@ -250,8 +250,8 @@ def test_other_networks_of_caffe_are_refused(
         read_foreign(path)
 
 
-def test_a_full_vgg_is_sub_sampled(tmp_path: Path) -> None:
-    """Against the numbers that `tiny_trunk` put there: output + tap / 64, and output, input."""
+def test_a_full_vgg_is_subsampled(tmp_path: Path) -> None:
+    """`tiny_trunk` fills fc6 with output + tap / 64, and fc7 with output and input."""
     full = tiny_trunk(full=True)
     path = tmp_path / "VGG_ILSVRC_16_layers.caffemodel"
     layers = {
@@ -271,7 +271,7 @@ def test_a_full_vgg_is_sub_sampled(tmp_path: Path) -> None:
     assert found.tensors["backbone.trunk.fc6.conv.bias"][3] == 12
 
 
-def test_torchvision_s_classifier_sees_the_same_as_in_its_own_range(tmp_path: Path) -> None:
+def test_torchvision_s_classifier_computes_the_same_in_caffe_s_range(tmp_path: Path) -> None:
     full = tiny_trunk(full=True)
     generator = torch.Generator().manual_seed(0)
     full["conv1_1.weight"] = torch.randn(4, 3, 3, 3, generator=generator)
@@ -322,10 +322,10 @@ def broken(change: str) -> dict[str, Tensor]:
     [
         ("lacks", "lacks conv2_1.bias"),
         ("unknown", "unknown bn.weight"),
-        ("nan", "conv7_2_mbox_loc.bias: holds NaN"),
+        ("nan", "conv7_2_mbox_loc.bias: contains NaN"),
         ("five levels", "5 feature maps"),
-        ("heads", "count of outputs"),
-        ("scalar", "count of outputs"),
+        ("heads", "number of outputs"),
+        ("scalar", "number of outputs"),
         ("meta", "_rebuild_meta_tensor_no_storage"),
         ("other", r"unknown model \(layer1"),
         ("empty", "unknown model"),

@@ -1,4 +1,4 @@
-"""Keras's files: its many ways to name variables, whole models, and what is refused."""
+"""Keras's files: the names of variables, whole models, and files that are refused."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from foreign_files import tiny_keras, write_h5
 
 from multibox.errors import WeightsError
 from multibox.weights.foreign import read_foreign
+from multibox.weights.keras import read_keras
 
 KERAS_NAMES = {
     "tf.keras, built twice": "{layer}/{layer}_1/{name}:0",
@@ -48,10 +49,10 @@ def h5_of(path: Path, changed: str, values: object) -> Path:
 @pytest.mark.parametrize(
     ("changed", "values", "reason"),
     [
-        ("fc7/fc7/bias:0", np.array([1e300]), r"fc7.bias: holds NaN"),
+        ("fc7/fc7/bias:0", np.array([1e300]), r"fc7.bias: contains NaN"),
         ("fc7/fc7/bias:0", h5py.Empty("f4"), "cannot be read"),
         ("fc7/fc7/bias:0", "text", "lacks fc7.bias"),
-        ("conv1_1/conv1_1/kernel:0", np.float32(1), "no convolution"),
+        ("conv1_1/conv1_1/kernel:0", np.float32(1), "not a convolution"),
         ("conv1_1", np.float32(1), "lacks conv1_1"),
     ],
 )
@@ -77,37 +78,43 @@ def test_keras_files_of_another_layout_are_refused(tmp_path: Path, form: str, re
         read_foreign(tmp_path / "x")
 
 
-def test_a_whole_keras_model_says_which_boxes_it_has(tmp_path: Path) -> None:
-    layers: list[dict[str, object]] = [
-        {"class_name": "AnchorBoxes", "config": {"this_scale": scale, "clip_boxes": False}}
-        for scale in (0.15, 0.07, 10**400)
-    ]
-    layers.append({"class_name": "Lambda", "config": {"function": ["4wEAAAA=", None, None]}})
-    config = {"config": {"layers": layers}}
-    path = tmp_path / "model.h5"
-    write_h5(path, tiny_keras(classes=3), config=json.dumps(config))
-    found = read_foreign(path)
-    assert (found.traits.scales, found.traits.clip) == ("coco", "none")
-    assert found.tensors["logit_heads.0.weight"].shape == (16, 3, 1, 1)
-
-
 @pytest.mark.parametrize("version", ["earliest", "latest"])
 @pytest.mark.parametrize("others", [0, 20])
-def test_a_configuration_that_claims_more_than_its_file_is_not_read(
+def test_a_whole_keras_model_says_which_boxes_it_has(
     tmp_path: Path, version: str, others: int
 ) -> None:
-    """HDF5 would make room for it first. Many attributes, or one: they lie in other places."""
-    path, text = tmp_path / "model.h5", "a" * 70_001
+    """HDF5 stores one attribute and many attributes, short texts and long texts differently."""
+    layers: list[dict[str, object]] = [
+        {"class_name": "AnchorBoxes", "config": {"this_scale": scale, "clip_boxes": others == 0}}
+        for scale in (0.15, 0.07, 10**400)
+    ]
+    layers.append({"class_name": "Lambda", "config": {"function": ["4wEAAAA=" * 9_000, None]}})
+    config = {"config": {"layers": layers}}
+    path = tmp_path / "model.h5"
     with h5py.File(path, "w", libver=version) as file:
         for number in range(others):
             file.attrs[f"other {number}"] = number
+        file.attrs["model_config"] = json.dumps(config)
+        for name, value in tiny_keras(classes=3).items():
+            file[f"model_weights/{name.split('/')[0]}/{name}"] = value.numpy()
+    found = read_foreign(path)
+    assert (found.traits.scales, found.traits.clip) == ("coco", "none" if others else "corners")
+    assert found.tensors["logit_heads.0.weight"].shape == (16, 3, 1, 1)
+
+
+def test_a_configuration_that_claims_more_than_its_file_takes_no_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """HDF5 allocates as much as the text claims to be long before it reads the text."""
+    path, text = tmp_path / "model.h5", "a" * 70_001
+    with h5py.File(path, "w") as file:
         file.attrs["model_config"] = text
-    with pytest.raises(WeightsError, match="holds no layers"):
-        read_foreign(path)
+        file["conv1_1/conv1_1/bias:0"] = np.ones(64, np.float32)
     content, length = path.read_bytes(), len(text).to_bytes(4, "little")
-    # The length in front of the place of the text; another stands where the text is.
+    # The length before the position of the text; another length is where the text is.
     place = content.index(length, content.index(b"model_config\0"))
     path.write_bytes(content[:place] + (1 << 31).to_bytes(4, "little") + content[place + 4 :])
-    reason = {"earliest": "model_config: is longer than its file", "latest": "metadata checksum"}
-    with pytest.raises(WeightsError, match=reason[version]):
-        read_foreign(path)
+    monkeypatch.setattr(h5py.AttributeManager, "__getitem__", None)
+    found = read_keras(path)
+    assert torch.equal(found.tensors["conv1_1.bias"], torch.ones(64))
+    assert (found.first_scale, found.clip) == (None, False)

@@ -1,4 +1,4 @@
-"""What ONNX Runtime computes from the file is what PyTorch computes from the weights."""
+"""ONNX Runtime computes the same from the file as PyTorch from the weights."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,11 @@ from oracles import detection
 from tiny import TINY, batch, tiny_network
 
 from multibox import build
-from multibox.commands.bench.bench import bench
 from multibox.commands.convert import convert
-from multibox.config import Config
 from multibox.errors import ConfigError, StorageError
 from multibox.storage.run_folder import new_file
 from multibox.weights import onnx
-from multibox.weights.files import describe
+from multibox.weights.files import make_header
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +26,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(build.NETWORKS, "tiny", TINY)
         network = tiny_network()
-        header = describe(network, "tiny", ("cat", "dog"), "CC0")
+        header = make_header(network, "tiny", ("cat", "dog"), "CC0")
         safetensors.torch.save_file(network.state_dict(), folder / "a.safetensors", header)
-        # To check shapes is to compare sizes, which the exporter then takes for constants.
+        # Shape checks compare sizes, and the exporter would then treat the sizes as constants.
         patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         convert(folder / "a.safetensors", folder / "a.onnx", target="onnx")
         with pytest.raises(StorageError, match="exists"):
@@ -40,7 +38,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("size", [1, 5])
-def test_the_runtime_finds_what_the_network_finds(exported: Path, size: int) -> None:
+def test_the_runtime_detects_the_same_as_the_network(exported: Path, size: int) -> None:
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     images, network = batch(size).images, tiny_network().eval()
     found = session.run(["boxes", "scores"], {"images": images.permute(0, 2, 3, 1).numpy()})
@@ -65,15 +63,6 @@ def test_the_runtime_finds_what_the_network_finds(exported: Path, size: int) -> 
         np.testing.assert_allclose(boxes[places], expected.boxes.numpy(), atol=1e-5)
         np.testing.assert_allclose([f.score for f in kept], expected.scores.numpy(), atol=1e-6)
         assert [found.label for found in kept] == expected.labels.tolist()
-
-
-def test_the_runtime_is_timed_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(build.NETWORKS, "tiny", TINY)
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    monkeypatch.setattr("multibox.commands.bench.timing.RUNS", 1)
-    figures = bench("predict", Config(network="tiny"), data=None, device="cpu")
-    assert figures[-1].name == "ONNX Runtime on the CPU, fp32"
-    assert figures[-1].ratio is not None
 
 
 def test_without_its_packages_the_remedy_is_named(

@@ -171,7 +171,7 @@ class BenchArguments:
     recipe: tyro.conf.Positional[str] = "ssd300-lite"
     """Whose network, augmentation and batch size."""
     data: Path | None = None
-    """Annotated photographs to prepare; by default drawn ones."""
+    """Dataset with pictures to prepare; by default a drawn one."""
     batch_size: int | None = None
     """Images of the training step; by default the recipe's."""
     compile: bool = False

@@ -23,7 +23,7 @@ from multibox.cli.arguments import (
     parse,
 )
 from multibox.commands.bench.bench import bench
-from multibox.commands.check import check, print_checkup
+from multibox.commands.check import check, print_check
 from multibox.commands.convert import convert
 from multibox.commands.demo.demo import demo
 from multibox.commands.evaluate import evaluate_model, evaluate_results
@@ -133,7 +133,7 @@ def _check(verb: CheckArguments, console: Console) -> int:
         _print(json.dumps(found.as_json()))
     else:
         with _printing():
-            print_checkup(found, Console(), examples=max(1, verb.examples))
+            print_check(found, Console(), examples=max(1, verb.examples))
         if verb.fix is not None:
             console.print(f"{found.changes} changes are in {verb.fix / RECORD}", highlight=False)
     counting = found.count("fault") + verb.strict * found.count("warning")
@@ -209,12 +209,11 @@ def _bench(verb: BenchArguments) -> None:
         rows = [figure._asdict() | {"images_per_second": figure.per_second} for figure in figures]
         _print(json.dumps({"part": verb.part, "recipe": verb.recipe, "figures": rows}))
         return
-    table = Table("work", "ms", "images/s", "rate beside", "MiB a worker")
+    table = Table("work", "ms", "images/s", "rate beside")
     for figure in figures:
         beside = "" if figure.ratio is None else f"{figure.ratio:.2f} of {figure.beside}"
         ms, rate = f"{1000 * figure.seconds:.1f}", f"{figure.per_second:.1f}"
-        memory = "" if figure.worker_mib is None else f"{figure.worker_mib:.0f}"
-        table.add_row(figure.name, ms, rate, beside, memory)
+        table.add_row(figure.name, ms, rate, beside)
     with _printing():
         Console().print(table)
 

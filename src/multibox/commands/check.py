@@ -14,10 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from multibox.build import NETWORKS, default_box_tables
-from multibox.data.check.dataset_checks import preflight
+from multibox.data.check.dataset_checks import check_dataset
 from multibox.data.check.findings import Finding, Severity
 from multibox.data.check.fixed_copy import write_fixed
-from multibox.data.check.statistics import SIZE_EDGES_PX, BoxTable, Census, take_census
+from multibox.data.check.statistics import (
+    SIZE_EDGES_PX,
+    BoxTable,
+    SplitStatistics,
+    split_statistics,
+)
 from multibox.errors import ConfigError, one_line
 from multibox.hardware import usable_cores
 
@@ -30,7 +35,7 @@ _SPLITS_BESIDE = 4
 
 
 @dataclass(frozen=True)
-class Checkup:
+class CheckResult:
     """What a check has found.
 
     Attributes:
@@ -42,7 +47,7 @@ class Checkup:
 
     root: Path
     findings: tuple[Finding, ...]
-    census: dict[str, Census]
+    census: dict[str, SplitStatistics]
     changes: int | None
 
     def count(self, severity: Severity) -> int:
@@ -79,7 +84,7 @@ def check(
     classes: tuple[str, ...] = (),
     network: str | None = None,
     fix: Path | None = None,
-) -> Checkup:
+) -> CheckResult:
     """Returns what is wrong with a dataset, and its counts; it is read whole and never written.
 
     Args:
@@ -108,15 +113,15 @@ def check(
         root = fix
     with _progress(console) as bar:
         task = bar.add_task("decoding")
-        read = preflight(
+        read = check_dataset(
             root,
             splits,
             classes,
             workers=usable_cores(),
             progress=lambda done, of: bar.update(task, completed=done, total=of),
         )
-    census = {name: take_census(dataset, tables) for name, dataset in read.datasets.items()}
-    return Checkup(root, read.findings, census, changes)
+    census = {name: split_statistics(dataset, tables) for name, dataset in read.datasets.items()}
+    return CheckResult(root, read.findings, census, changes)
 
 
 @contextmanager
@@ -127,7 +132,7 @@ def _progress(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def print_checkup(checkup: Checkup, console: Console, *, examples: int) -> None:
+def print_check(checkup: CheckResult, console: Console, *, examples: int) -> None:
     """Prints a check as tables of at most 80 columns.
 
     Args:
@@ -153,7 +158,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _split_tables(checkup: Checkup) -> Iterator[Table]:
+def _split_tables(checkup: CheckResult) -> Iterator[Table]:
     columns = ("split", "images", "empty", "objects", "difficult", "classes", "imbalance")
     table = _table("Splits", *columns)
     for name, census in checkup.census.items():
@@ -163,7 +168,7 @@ def _split_tables(checkup: Checkup) -> Iterator[Table]:
     yield table
 
 
-def _class_tables(checkup: Checkup) -> Iterator[Table]:
+def _class_tables(checkup: CheckResult) -> Iterator[Table]:
     for start in range(0, len(checkup.census), _SPLITS_BESIDE):
         splits = list(checkup.census)[start : start + _SPLITS_BESIDE]
         counts = [checkup.census[name].classes for name in splits]
@@ -175,7 +180,7 @@ def _class_tables(checkup: Checkup) -> Iterator[Table]:
         yield table
 
 
-def _size_tables(checkup: Checkup) -> Iterator[Table]:
+def _size_tables(checkup: CheckResult) -> Iterator[Table]:
     edges = (*(f"<{edge}" for edge in SIZE_EDGES_PX), "more")
     sizes = _table("Percent of objects by size in the input, pixels", "split", "input", *edges)
     title = "Percent of objects that no default box overlaps by half, by size likewise"
@@ -192,7 +197,7 @@ def _size_tables(checkup: Checkup) -> Iterator[Table]:
     yield from (sizes, reach)
 
 
-def _findings_table(checkup: Checkup, examples: int) -> Table:
+def _findings_table(checkup: CheckResult, examples: int) -> Table:
     table = Table("kind", "count", "what", title="Findings", title_justify="left", show_lines=True)
     kinds = Counter(finding.kind for finding in checkup.findings)
     order = {severity: place for place, severity in enumerate(_SEVERITIES)}

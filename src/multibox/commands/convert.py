@@ -10,7 +10,7 @@ from multibox.errors import WeightsError
 from multibox.ssd.network import Scales
 from multibox.storage.run_folder import new_file
 from multibox.weights.export import LEVELS, write_keras, write_pytorch
-from multibox.weights.files import Weights, find_weights, header_of, load_network, read_weights
+from multibox.weights.files import Weights, checked_header, find_weights, load_network, read_weights
 from multibox.weights.foreign import TRUNK_ONLY, usual_scales
 from multibox.weights.onnx import write_onnx
 from multibox.weights.publishers import LUFFICC, SSD_KERAS, SSD_PYTORCH, TORCHVISION, Origin
@@ -58,12 +58,12 @@ def convert(
         weights = weights._replace(licence=licence)
     lines = [*introduction(weights), *(f"note: {note}" for note in weights.notes)]
     if target == "multibox":
-        header = header_of(weights)
+        header = checked_header(weights)
         with new_file(out) as temporary:
             safetensors.torch.save_file(weights.tensors, temporary, metadata=header)
         return lines
     if target == "onnx":
-        network, header = load_network(weights, torch.device("cpu")), header_of(weights)
+        network, header = load_network(weights, torch.device("cpu")), checked_header(weights)
         with new_file(out) as temporary:
             write_onnx(temporary, network, header)
         return lines

@@ -10,8 +10,14 @@ from multibox.data.formats.layouts import read_dataset
 from multibox.data.workers import OnLoss, unsaid
 from multibox.errors import ConfigError
 from multibox.evaluation.results import file_split, read_results
-from multibox.inference import Setting, detect_all, detections_by_class, objects_by_class, score
-from multibox.precision import arithmetic
+from multibox.inference import (
+    EvaluationSettings,
+    detect_all,
+    detections_by_class,
+    objects_by_class,
+    score,
+)
+from multibox.precision import compute_dtype
 from multibox.processes.distributed import join
 from multibox.storage.run_folder import read_run
 from multibox.training.data_loader import worker_count
@@ -72,9 +78,9 @@ def evaluate_model(
     )
     with join(device) as processes:
         network = load_network(weights, processes.device)
-        precision = arithmetic(run.precision, processes.device)
+        precision = compute_dtype(run.precision, processes.device)
         count = worker_count(run.workers, processes)
-        setting = Setting(run.batch_size, count, precision, processes, on_loss)
+        setting = EvaluationSettings(run.batch_size, count, precision, processes, on_loss)
         found = detect_all(network, dataset, setting)
     return score(detections_by_class(dataset, found), objects_by_class(dataset))
 

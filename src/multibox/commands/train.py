@@ -16,7 +16,7 @@ from multibox.config import Config, OptimizerConfig, flatten
 from multibox.data.dataset import Dataset
 from multibox.data.decoded import remove_decoded
 from multibox.errors import ConfigError, WeightsError
-from multibox.precision import arithmetic
+from multibox.precision import compute_dtype
 from multibox.processes.distributed import Processes, join, require_same, wait_for_all
 from multibox.rng import STREAM_VERSION
 from multibox.ssd.network import SSD
@@ -30,12 +30,12 @@ from multibox.storage.run_folder import (
     refuse_foreign,
     write_json,
 )
-from multibox.training.data_loader import Feed
-from multibox.training.initial_weights import start_from
-from multibox.training.loop import Loop, Surroundings
+from multibox.training.data_loader import BatchLoader
+from multibox.training.initial_weights import initialise_from
+from multibox.training.loop import Loop, RunContext
 from multibox.training.periodic_evaluation import SAMPLE_PICTURES
 from multibox.training.train_step import Learner
-from multibox.weights.files import Weights, describe, find_weights, read_weights
+from multibox.weights.files import Weights, find_weights, make_header, read_weights
 
 RESULTS_BYTES = 200 * 40
 """Of an image in a milestone's results files: `keep_top_k` lines."""
@@ -93,7 +93,7 @@ def train(request: Request, console: Console) -> None:
         network = new_network(config, len(train_set.classes))
         if weights:
             _start_from(weights, network, train_set.classes, console)
-        precision = arithmetic(config.run.precision, processes.device)
+        precision = compute_dtype(config.run.precision, processes.device)
         facts = {
             "multibox": version("multibox"),
             "recipe": request.recipe,
@@ -109,13 +109,13 @@ def train(request: Request, console: Console) -> None:
             claim(request.out, config, facts)
             _describe_machine(request.out, processes, precision, console)
         wait_for_all(processes)
-        surroundings = Surroundings(
+        surroundings = RunContext(
             folder=request.out,
             train_set=train_set,
             test_set=test_set,
             processes=processes,
             console=console,
-            feed=Feed(
+            feed=BatchLoader(
                 config,
                 train_set,
                 network.image_size_px,
@@ -125,7 +125,7 @@ def train(request: Request, console: Console) -> None:
                 console=console,
                 decoded_cache_gib=request.decoded_cache_gib,
             ),
-            metadata=describe(network, config.network, train_set.classes, request.licence),
+            metadata=make_header(network, config.network, train_set.classes, request.licence),
         )
         try:
             Loop(config, Learner(network, config, processes), surroundings).run()
@@ -298,7 +298,7 @@ def _digest(path: Path) -> str:
 
 def _start_from(weights: Weights, network: SSD, classes: tuple[str, ...], console: Console) -> None:
     """Fills the network from `--init`, and says what it took."""
-    transfer = start_from(network, classes, weights)
+    transfer = initialise_from(network, classes, weights)
     path = weights.path
     lines = [f"Weights from {path} ({weights.origin}, {weights.network})", *weights.notes]
     if weights.classes and classes != weights.classes:

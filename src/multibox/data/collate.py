@@ -1,4 +1,4 @@
-"""From examples, one image each, to a batch."""
+"""Makes a batch from examples, which have one image each."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias

@@ -146,6 +146,22 @@ def find_images(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in ranked if path.suffix.lower() in SUFFIXES}
 
 
+def list_folder(folder: Path) -> list[Path]:
+    """Returns what is in a folder, sorted; nothing if there is no such folder.
+
+    `Path.glob` would take a folder that cannot be listed for an empty one.
+
+    Raises:
+        DataError: If it cannot be listed.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
 def read_bytes(path: Path, *, limit: int) -> bytes:
     """Returns the content of a regular file of at most `limit` bytes.
 

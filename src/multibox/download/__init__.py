@@ -1,1 +1,1 @@
-"""Fetches published datasets. The only package that opens connections to the network."""
+"""Downloads published datasets. No other package opens network connections."""

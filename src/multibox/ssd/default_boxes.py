@@ -1,10 +1,9 @@
 """The default boxes (SSD section 2.2), also known as priors or anchors, as one table.
 
-A level is a feature map. Each of its cells has a box (m sqrt(r), m / sqrt(r)) of scale m for every
-ratio r of width to height, and beside that of ratio 1 a square of scale sqrt(m * M). Cells are
-listed row by row, and the boxes of one in the order of its level's ratios: that is Caffe's and
-ssd_keras's order, so that published weights fit. Caffe clips nothing: boxes may reach beyond the
-image (`ssd_pascal.py:328`).
+A level is a feature map. Each of its cells has a box (m sqrt(r), m / sqrt(r)) for every aspect
+ratio r, and after that of ratio 1 a square of side sqrt(m * M). Cells are sorted by row, and the
+boxes of a cell by the ratios of the level. This is the order of Caffe and ssd_keras, which
+published weights need. Caffe does not clip: boxes may reach beyond the image (`ssd_pascal.py:328`).
 
 Every number is rounded to float32 where Caffe stores one, so that its tables are Caffe's bit for
 bit, and equal overlaps stay equal. Unqualified `sqrt` is the double one, as with the compilers of
@@ -20,22 +19,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 Clip = Literal["none", "corners", "centre", "sides"]
-"""What of the default boxes is clamped to the image: nothing; the corners, which Caffe can but does
-not do in its published models (`prior_box_layer.cpp:222-227`); centre, width and height
-each by itself, as in ssd.pytorch (`prior_box.py:53-54`) and lufficc/SSD (`prior_box.py:51-53`);
-width and height only, as in torchvision (`DBoxGenerator`)."""
+"""What is clipped to the image. `none`: nothing. `corners`: the corners, an option that published
+Caffe models do not use (`prior_box_layer.cpp:222-227`). `centre`: centre, width and height, as
+in ssd.pytorch (`prior_box.py:53-54`) and lufficc/SSD (`prior_box.py:51-53`). `sides`: width and
+height, as in torchvision (`DBoxGenerator`)."""
 
 
 class Level(NamedTuple):
-    """One feature map and the default boxes of its cells; lengths are pixels of the input.
+    """A feature map and the default boxes of its cells. Lengths are in pixels of the input.
 
     Attributes:
         cells: (rows, columns) of the map.
-        step_px: (vertical, horizontal) distance of neighbouring centres. It need not be the
-            image's size over `cells`.
+        step_px: (vertical, horizontal) distance of neighbouring centres. It may differ from the
+            image size divided by `cells`.
         min_size_px: The scale m.
-        max_size_px: The scale M, which is the next level's m.
-        ratios: Of width to height, 1 among them, which stands for both squares.
+        max_size_px: The scale M, which is m of the next level.
+        ratios: Ratios of width to height. 1 is among them and adds both squares.
     """
 
     cells: tuple[int, int]
@@ -46,7 +45,7 @@ class Level(NamedTuple):
 
     @property
     def boxes_per_cell(self) -> int:
-        """How many default boxes a cell has."""
+        """Number of default boxes of a cell."""
         return len(self.ratios) + 1
 
     def shapes_px(self, *, whole_scales: bool) -> list[tuple[float, float]]:
@@ -55,9 +54,9 @@ class Level(NamedTuple):
         The lengths and the square roots are of double precision; ratios are float32, as in Caffe.
 
         Args:
-            whole_scales: The scales are cut to whole pixels as in Caffe
-                (`prior_box_layer.cpp:149,163`), and not as in the ports. That alters nothing for
-                SSD300, whose scales are whole, and every box of SSD512.
+            whole_scales: Whether scales are truncated to whole pixels, as in Caffe
+                (`prior_box_layer.cpp:149,163`) and unlike the ports. This changes every box of
+                SSD512, and none of SSD300, which has whole scales.
         """
         m, maximum = self.min_size_px, self.max_size_px
         if whole_scales:
@@ -76,7 +75,7 @@ class Level(NamedTuple):
 def _levels(
     cells: Sequence[int], steps: Sequence[float], sizes: Sequence[float], long: Sequence[bool]
 ) -> tuple[Level, ...]:
-    """Returns the levels of a square input; where `long`, there are boxes of ratio 3, too."""
+    """Returns the levels of a square input. Levels in `long` also have boxes of ratio 3 and 1/3."""
     short = (1, 2, 1 / 2)
     return tuple(
         Level((n, n), (step, step), low, high, (*short, 3, 1 / 3) if both else short)
@@ -142,7 +141,7 @@ def default_boxes(
     Args:
         levels: The feature maps, finest first.
         image_size_px: (height, width) of the network input.
-        clip: What is clamped to the image.
+        clip: What is clipped to the image.
         whole_scales: As in `Level.shapes_px`.
     """
     size = torch.tensor(image_size_px[::-1], dtype=torch.float64)

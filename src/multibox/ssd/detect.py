@@ -1,7 +1,8 @@
-"""From a network's output to detections (`detection_output_layer.cpp`, `bbox_util.cpp:1743-1969`).
+"""Turns the output of a network into detections.
 
-Softmax; per class: scores above 0.01, the 400 best, greedy non-maximum suppression at IoU 0.45;
-then the 200 best of the image. Caffe's boxes are not clipped, neither before suppression nor after.
+The steps are those of `detection_output_layer.cpp` and `bbox_util.cpp:1743-1969`. After a softmax,
+each class keeps its 400 best scores above 0.01 and undergoes greedy non-maximum suppression at an
+IoU of 0.45. Then the 200 best detections of the image remain. Caffe never clips the boxes.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from multibox import boxes as bx
 from multibox.ssd.coding import CAFFE_VARIANCES, Variances, decode
 from multibox.structures import Detections, Output
 
-# Of each class, for a first attempt: a sixth of the pairs' work is 1/36.
+# Candidates of each class in the first attempt. Fewer candidates have far fewer pairs.
 _FIRST_PER_CLASS = 64
 
 
@@ -22,11 +23,11 @@ class DetectionSettings(NamedTuple):
     """The thresholds of `ssd_pascal.py:392-408`.
 
     Attributes:
-        score_threshold: Scores must be above it.
-        per_class: How many candidates a class has at the most, before suppression.
-        iou_threshold: A box that overlaps a better one by more than this is suppressed.
-        per_image: How many detections an image has at the most.
-        clip: Boxes are clipped to the image before suppression, as torchvision does
+        score_threshold: Only higher scores become detections.
+        per_class: Maximum number of candidates of a class before suppression.
+        iou_threshold: A box is suppressed if its IoU with a better one is larger.
+        per_image: Maximum number of detections of an image.
+        clip: Whether boxes are clipped to the image before suppression, as in torchvision
             (`SSD.postprocess_detections`).
     """
 
@@ -43,13 +44,13 @@ def detect(
     settings: DetectionSettings = DetectionSettings(),  # noqa: B008  # immutable
     variances: Variances = CAFFE_VARIANCES,
 ) -> list[Detections]:
-    """Returns the detections of each image, by descending score; ties in order of class and box.
+    """Returns the detections of each image by descending score, then by class and default box.
 
     Args:
-        output: The network's, of B images.
+        output: The output of a network for B images.
         default_boxes: xyxy in the unit frame.
         settings: The thresholds.
-        variances: The network's.
+        variances: The variances of the network.
     """
     scores = output.logits.float().softmax(dim=2)[..., 1:]
     batch, _, num_classes = scores.shape
@@ -72,9 +73,9 @@ def detect(
 def _candidates(
     scores: Float[Tensor, "B K C"], settings: DetectionSettings
 ) -> Bool[Tensor, "B K C"]:
-    """Returns which scores may be among their class's best: all that are, and equal ones."""
+    """Returns a mask of the best scores of each class, including ties with the last of them."""
     above = scores > settings.score_threshold
-    # The classes' counts take five times as long as that of all.
+    # Counting all candidates is five times as fast as counting those of each class.
     most = settings.per_class
     if int(above.count_nonzero()) <= most or int(above.sum(dim=1).max()) <= most:
         return above
@@ -91,17 +92,17 @@ def _survivors(
     batch: int,
     settings: DetectionSettings,
 ) -> Bool[Tensor, " N"]:
-    """Returns which candidates remain after suppression, as far as an image's best go.
+    """Returns a mask of candidates that remain after suppression, at least the best of each image.
 
-    Whether one remains depends on better ones alone. So a few of each class are worked on first,
-    and that is all where enough of them remain that beat every candidate left aside.
+    Only better candidates can suppress a candidate. So it first considers the few best of each
+    class. If enough of these remain that are better than all other candidates, it is done.
 
     Args:
         boxes: xyxy.
-        score: Descending in each group.
-        group: Image and class, ascending.
-        image: The image alone.
-        batch: How many images there are.
+        score: Scores, descending in each group.
+        group: Index of image and class, ascending.
+        image: Index of the image.
+        batch: Number of images.
         settings: The thresholds.
     """
     rank = _rank_in_group(group)
@@ -119,7 +120,7 @@ def _survivors(
 def _best_of_groups(
     group: Int64[Tensor, " N"], score: Float[Tensor, " N"], count: int
 ) -> Int64[Tensor, " n"]:
-    """Returns the places of each group's best, groups ascending, scores descending, ties stable."""
+    """Returns the indices of the best of each group, sorted by group, then by descending score."""
     order = score.argsort(descending=True, stable=True)
     order = order[group[order].argsort(stable=True)]
     best: Tensor = order[_rank_in_group(group[order]) < count]
@@ -127,7 +128,7 @@ def _best_of_groups(
 
 
 def _rank_in_group(group: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:
-    """Returns the place of each element within its run of equal numbers; `group` ascends."""
+    """Returns the position of each element within its group. `group` must ascend."""
     if group.numel() == 0:
         return group
     sizes = torch.unique_consecutive(group, return_counts=True)[1]
@@ -138,16 +139,16 @@ def _rank_in_group(group: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:
 def non_maximum_suppression(
     boxes: Float[Tensor, "N 4"], group: Int64[Tensor, " N"], iou_threshold: float
 ) -> Bool[Tensor, " N"]:
-    """Returns which boxes remain when, in each group, better ones suppress those they overlap.
+    """Returns a mask of the boxes that remain after non-maximum suppression within each group.
 
-    All groups are worked on at once, as rows of a padded table. Within a group a box is suppressed
-    by any *remaining* better box; repeating that rule from "all remain" until nothing changes
-    gives the greedy result, because after n rounds the n best of each group are settled.
+    It works on all groups at once, as rows of a padded table. A box is suppressed by any better box
+    that remains. It starts with all boxes and applies this rule until nothing changes. The result
+    is that of greedy suppression, because after n rounds the n best of each group are final.
 
     Args:
         boxes: xyxy, each group in order of descending score.
         group: The group of each box, ascending.
-        iou_threshold: Overlap beyond which the lesser box goes.
+        iou_threshold: A box is suppressed if its IoU with a better one is larger.
     """
     if boxes.shape[0] == 0:
         return torch.zeros(0, dtype=torch.bool, device=boxes.device)

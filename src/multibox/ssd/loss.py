@@ -2,9 +2,10 @@
 
     loss = (confidence + localization) / N
 
-over the N matched default boxes (positives) of the whole batch (`multibox_loss_layer.cpp:146-253`):
-the cross-entropy of positives and of the hardest negatives, three per positive within each image,
-and the smooth L1 distance of the positives' offsets. An image without objects contributes nothing.
+N is the number of matched default boxes (positives) in the batch
+(`multibox_loss_layer.cpp:146-253`). The confidence loss is the cross-entropy of the positives and
+of the hardest negatives, three per positive in each image. The localization loss is the smooth L1
+distance of the offsets of the positives. An image without objects contributes nothing.
 """
 
 import torch
@@ -20,24 +21,25 @@ NEGATIVES_PER_POSITIVE = 3
 def hard_negatives(
     losses: Float[Tensor, "B K"], matches: Matches
 ) -> tuple[Int64[Tensor, "B n"], Bool[Tensor, "B n"]]:
-    """Returns the unmatched default boxes that count: the least background-like of each image.
+    """Returns the hard negatives: the unmatched default boxes with the largest losses.
 
-    Ties go to the default box that comes first. Caffe also asks that a negative overlaps every
-    object by less than 0.5. After matching that holds for all unmatched boxes
+    Each image has its own. Ties go to the first default box. Caffe also requires that a negative
+    overlaps every object by less than 0.5, which holds for all unmatched default boxes
     (`bbox_util.cpp:928-960`).
 
     Args:
-        losses: -ln of the background's probability; NaN counts as the largest.
+        losses: -ln of the probability of the background. NaN counts as the largest.
         matches: The matched default boxes.
 
     Returns:
-        The places of default boxes, and which of them count. The others pad the rows.
+        Indices of default boxes, and a mask of those that are hard negatives. The others are
+        padding.
     """
     num_boxes, positive = losses.shape[1], matches.classes > 0
-    # Numbers that are not negative are in the order of their bits; the later box has less below.
+    # The bits of non-negative floats sort like the floats. The low bits prefer earlier boxes.
     later = torch.arange(num_boxes - 1, -1, -1, device=losses.device)
     keys = (losses.abs().view(torch.int32).long() << 32) | later
-    # Padding repeats the first match.
+    # Padded places repeat the first match.
     keys.scatter_(1, torch.where(positive, matches.boxes, matches.boxes[:, :1]), -1)
     most = min(NEGATIVES_PER_POSITIVE * positive.shape[1], num_boxes)
     largest, places = keys.topk(most, dim=1)
@@ -49,15 +51,15 @@ def multibox_loss(output: Output, matches: Matches, num_positives: Float[Tensor,
     """Returns both parts of the loss, divided by the number of positives.
 
     Args:
-        output: What the network says of a batch, or of a part of it.
-        matches: What it should have said.
-        num_positives: N of the whole batch, over all its parts and processes; at least 1.
+        output: The output of the network for a batch or a part of it.
+        matches: The matches of the same images.
+        num_positives: N of the whole batch, over all parts and processes; at least 1.
     """
     positive = matches.classes > 0
     with torch.no_grad():
         background = -output.logits.float().log_softmax(dim=2)[..., 0]
         negatives, hard = hard_negatives(background, matches)
-    # The gradient has few rows that are not 0.
+    # Only these rows of the output have a gradient.
     logits = _rows(output.logits, torch.cat([matches.boxes, negatives], dim=1))
     classes = torch.cat([matches.classes, torch.zeros_like(negatives)], dim=1)
     losses = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none")
@@ -69,5 +71,5 @@ def multibox_loss(output: Output, matches: Matches, num_positives: Float[Tensor,
 
 
 def _rows(table: Float[Tensor, "B K n"], boxes: Int64[Tensor, "B N"]) -> Float[Tensor, "B N n"]:
-    """Returns what the network says of some default boxes of each image, as float32."""
+    """Returns the rows of some default boxes of each image, as float32."""
     return table.gather(1, boxes.unsqueeze(2).expand(-1, -1, table.shape[2])).float()

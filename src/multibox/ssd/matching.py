@@ -1,12 +1,13 @@
-"""Matching: which default box answers for which object (SSD section 2.2, `bbox_util.cpp:584-720`).
+"""Matches default boxes to objects (SSD section 2.2, `bbox_util.cpp:584-720`).
 
-1. Bipartite: again and again the pair of a free object and a free default box with the largest
-   IoU is matched, until the objects or the overlapping pairs run out.
-2. Per prediction: every default box still free is matched to its best object if their IoU is at
+1. Bipartite matching: among all unmatched objects and default boxes, match the pair with the
+   largest IoU. Repeat until every object is matched or no unmatched pair overlaps.
+2. Per-prediction matching: match every other default box to its best object if their IoU is at
    least 0.5.
 
-Ties go to the default box, then to the object, that comes first. Ports which let each object seize
-its best default box lose one object where two want the same; here it gets its next best.
+Ties go to the first default box, then to the first object. In ports that simply give each object
+its best default box, two objects with the same best default box lose one match. Here the second
+object gets its next best.
 """
 
 import torch
@@ -19,10 +20,10 @@ from multibox.structures import Matches, Targets
 
 OVERLAP_THRESHOLD = 0.5
 MIN_OVERLAP = 1e-6
-"""Pairs must overlap by more than this to be matched at all (`bbox_util.cpp:617`)."""
+"""Only pairs with a larger overlap are matched (`bbox_util.cpp:617`)."""
 
 _PAIRS_AT_A_TIME = 2**18
-"""Larger tables do not fit into the cache of a core."""
+"""Larger tables of overlaps would not fit into a core's cache."""
 
 
 def match(
@@ -30,15 +31,15 @@ def match(
     targets: Targets,
     variances: Variances = CAFFE_VARIANCES,
 ) -> Matches:
-    """Returns what the matched default boxes of each image of a batch are to predict.
+    """Returns the matched default boxes of each image of a batch, with their classes and offsets.
 
-    Difficult objects are matched like any other (`ssd_pascal.py:269`); a caller who wants them
-    left out clears their `valid`. The matches of an image do not depend on the other images.
+    Difficult objects are matched like any other (`ssd_pascal.py:269`). To leave them out, clear
+    their `valid`. The matches of an image do not depend on the other images.
 
     Args:
         default_boxes: xyxy in the unit frame.
         targets: The objects, padded to M per image.
-        variances: The network's.
+        variances: The variances of the network.
     """
     batch = targets.valid.shape[0]
     image, column = targets.valid.nonzero(as_tuple=True)
@@ -62,22 +63,22 @@ def match(
 def match_boxes(
     default_boxes: Float[Tensor, "K 4"], boxes: Float[Tensor, "M 4"], image: Int64[Tensor, " M"]
 ) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]:
-    """Returns the matched default boxes and the object of each, in order of image and box.
+    """Returns the matched default boxes and their objects, sorted by image and default box.
 
     Args:
         default_boxes: xyxy in the unit frame.
-        boxes: The objects of all images of a batch, likewise.
-        image: The image that each object is in, ascending.
+        boxes: The objects of all images of a batch, xyxy in the unit frame.
+        image: The image of each object, ascending.
     """
     size = max(1, _PAIRS_AT_A_TIME // default_boxes.shape[0])
     best: list[tuple[float, int]] = []
     pairs, overlap = [], []
     for start in range(0, len(boxes), size):
         overlaps = bx.pairwise_iou(boxes[start : start + size], default_boxes)
-        # `max` returns the first of equal ones.
+        # `max` returns the first of several equal values.
         largest, first = overlaps.max(dim=1)
         best += zip(largest.tolist(), first.tolist(), strict=True)
-        # Few default boxes overlap any object by so much.
+        # Only few default boxes overlap an object by so much.
         near = (overlaps.amax(dim=0) >= OVERLAP_THRESHOLD).nonzero().squeeze(1)
         overlaps = overlaps[:, near]
         item, column = (overlaps >= OVERLAP_THRESHOLD).nonzero(as_tuple=True)
@@ -86,7 +87,7 @@ def match_boxes(
     own = _bipartite(default_boxes, boxes, image.tolist(), best)
     forced = torch.tensor(own, dtype=torch.int64).reshape(-1, 2)
     item, box = torch.cat([forced, *pairs]).unbind(1)
-    # What is an object's own comes before any overlap.
+    # Bipartite matches win over all others.
     value = torch.cat([torch.full((len(own),), 2.0), *overlap])
     order = value.argsort(descending=True, stable=True)
     place = image[item] * default_boxes.shape[0] + box
@@ -102,18 +103,17 @@ def _bipartite(
     image: list[int],
     best: list[tuple[float, int]],
 ) -> list[tuple[int, int]]:
-    """Returns pairs of an object and the default box that is its own.
+    """Returns the pairs (object, default box) of the bipartite matching.
 
-    Each object asks for its best default box. Of two that ask for the same, the one with the larger
-    overlap keeps it, and the other asks for its next best. So every pair that is left is the best
-    of those which are still free: the result is the same as when the pairs are chosen one by one,
-    the largest first.
+    Each object proposes to its best default box. If two objects propose to the same one, the larger
+    overlap wins, and the other object proposes to its next best. The result is the same as that of
+    choosing the pairs one by one in order of overlap.
 
     Args:
         default_boxes: xyxy in the unit frame.
-        boxes: The objects, likewise.
-        image: The image that each object is in.
-        best: The largest overlap of each object, and the first default box that has it.
+        boxes: The objects, xyxy in the unit frame.
+        image: The image of each object.
+        best: The largest overlap of each object, and the first default box with that overlap.
     """
     owners: dict[tuple[int, int], tuple[float, int]] = {}
     rows: dict[int, Tensor] = {}

@@ -1,7 +1,7 @@
-"""SSD: a backbone that yields feature maps, and two convolutional heads on each of them.
+"""SSD: a backbone that returns feature maps, and two convolutional heads for each of them.
 
-The network takes RGB pixels as they are decoded, 0..255, and normalises them itself, so that a
-weights file carries all that a prediction needs. It returns raw offsets and logits, always.
+The network takes decoded RGB pixels, 0..255, and normalises them itself, so that a weights file
+contains everything a prediction needs. It always returns raw offsets and logits.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,15 @@ Scales = Literal["voc", "coco"]
 
 
 class Traits(NamedTuple):
-    """Where published implementations of one architecture differ; by default Caffe's for VOC.
+    """Differences between published implementations of an architecture. Defaults: Caffe, VOC.
 
     Attributes:
-        mean_rgb: Subtracted from the pixels, which are 0..255.
-        pixel_scale: What the rest is multiplied by.
-        scales: Which of the architecture's tables of default boxes; that of an architecture which
-            has only one is `voc`.
-        clip: What of these boxes is clamped to the image.
-        whole_scales: Their scales are cut to whole pixels.
-        clip_detections: Detected boxes are clipped to the image before suppression.
+        mean_rgb: Subtracted from the pixels, 0..255.
+        pixel_scale: Multiplies the pixels after the subtraction.
+        scales: The table of default boxes. An architecture with a single table calls it `voc`.
+        clip: Which parts of the default boxes are clipped to the image.
+        whole_scales: Whether their scales are truncated to whole pixels.
+        clip_detections: Whether detected boxes are clipped to the image before suppression.
     """
 
     mean_rgb: tuple[float, float, float] = MEAN_RGB
@@ -45,16 +44,16 @@ CAFFE = Traits()
 
 
 class Backbone(Protocol):
-    """What the heads need to know of a backbone.
+    """The interface of a backbone.
 
     Attributes:
-        channels: Channels of each feature map, finest first.
+        channels: Number of channels of each feature map, finest first.
     """
 
     channels: tuple[int, ...]
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Returns the feature maps, (B, channels[i], rows, columns) of the levels."""
+        """Returns the feature maps of the levels, (B, channels[i], rows, columns)."""
         ...
 
 
@@ -63,12 +62,12 @@ class SSD(nn.Module):
 
     Args:
         backbone: A module that is a `Backbone`.
-        levels: The default boxes of each of its feature maps, of the table `traits.scales`.
+        levels: The default boxes of each feature map, from the table `traits.scales`.
         image_size_px: (height, width) of the input.
-        num_classes: C, not counting the background.
-        traits: How pixels are normalised and default boxes and detections clipped.
-        variances: Of the offsets.
-        head_kernel: Side of the heads' convolutions.
+        num_classes: C, without the background.
+        traits: Normalisation of pixels, clipping of default boxes and detections.
+        variances: The variances of the offsets.
+        head_kernel: Kernel size of the heads.
 
     Attributes:
         default_boxes: float32 (K, 4), xyxy in the unit frame.
@@ -119,12 +118,12 @@ class SSD(nn.Module):
         return Output(_by_box(offsets, 4), _by_box(logits, self.num_classes + 1))
 
     def detect(self, output: Output, *, score_threshold: float = 0.0) -> list[Detections]:
-        """Returns the detections of each image in an output of this network (see `detect`).
+        """Returns the detections of each image from an output of this network (see `detect`).
 
         Args:
-            output: This network's.
-            score_threshold: Detections of a lower score are left out; others are as without it,
-                because only better ones decide about them.
+            output: An output of this network.
+            score_threshold: Removes detections with a lower score. It does not change the others,
+                because only better detections can suppress a detection.
         """
         settings = DetectionSettings(clip=self.traits.clip_detections)
         below = torch.nextafter(torch.tensor(score_threshold), torch.tensor(-1.0)).item()
@@ -139,15 +138,15 @@ def _by_box(maps: Sequence[Tensor], width: int) -> Float[Tensor, "B K width"]:
 
 @torch.no_grad()
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Fills all parameters and running statistics.
+    """Initialises all parameters and running statistics.
 
-    Convolutions: uniform within sqrt(3 / fan_in) and zero biases, which is Caffe's `xavier`
-    (`filler.hpp:144-166`; PyTorch's function of that name also counts the outputs). Batch
-    normalisation: identity. L2 normalisation: 20.
+    Weights of convolutions are uniform in ±sqrt(3 / fan_in) and biases zero. This is Caffe's
+    `xavier` (`filler.hpp:144-166`); PyTorch's function of that name also uses the fan-out. Batch
+    normalisation is the identity. The scale of the L2 normalisation is 20.
 
     Args:
-        network: Any module made of the layers of this package.
-        generator: Draws all values, in order of the modules.
+        network: A module made of the layers of this package.
+        generator: Draws all values in the order of the modules.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -163,11 +162,11 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
 def parameter_groups(
     network: nn.Module, *, lr: float, weight_decay: float
 ) -> list[dict[str, object]]:
-    """Returns Caffe's groups for an optimizer (`model_libs.py:84-90`).
+    """Returns Caffe's parameter groups for an optimizer (`model_libs.py:84-90`).
 
-    Weights and the scale of the L2 normalisation decay; biases learn twice as fast and do not
-    decay; batch normalisation learns at the common rate and does not decay. Each group has a
-    `lr_multiplier`, for schedules.
+    Weights and the scale of the L2 normalisation have weight decay. Biases have twice the learning
+    rate and no decay. Batch normalisation has no decay. Each group has an `lr_multiplier` for
+    schedules.
     """
     weights, biases, norms = [], [], []
     for module in network.modules():

@@ -1,14 +1,13 @@
-"""Append-only files of one JSON object per line, cut back on resume to what a checkpoint covers.
+"""Append-only files with one JSON object per line. A resume cuts them to a checkpoint's length.
 
-`metrics.jsonl` is a pure function of the run's configuration and data, as the weights are: no
-times go into it. What depends on the clock has a second journal, `timings.jsonl`.
+`metrics.jsonl` is a pure function of the run's configuration and data, as the weights are. It has
+no times. These are in a second journal, `timings.jsonl`.
 """
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeAlias
 
 from multibox.errors import StorageError
@@ -17,12 +16,12 @@ JSON: TypeAlias = dict[str, Any] | list[Any] | str | int | float | bool | None
 
 
 class Journal:
-    """Appends records to a file. A context manager that closes it.
+    """Appends records to a file. As a context manager, it closes the file.
 
     Args:
-        path: The file; made where it is missing.
-        length: What the file is cut to first, in bytes: the length stored in the checkpoint that
-            the run resumes from, or 0 for a new run. None keeps every whole line.
+        path: The file. It is made if it does not exist.
+        length: Bytes that the file is cut to first: the length in the checkpoint that the run
+            resumes from, or 0 for a new run. None keeps every whole line.
 
     Raises:
         StorageError: The file cannot be written, is shorter than `length`, or has no end of a
@@ -48,20 +47,20 @@ class Journal:
 
     @property
     def length(self) -> int:
-        """The bytes written so far: what a checkpoint stores."""
+        """Bytes written so far. A checkpoint stores this number."""
         return self._length
 
     def write(self, record: Mapping[str, JSON]) -> None:
-        """Appends a record as one line, its keys in the order given.
+        """Appends a record as one line, with its keys in the given order.
 
         Raises:
-            StorageError: The disk is full or fails; no part of the line remains.
+            StorageError: The disk is full or fails. No part of the line remains.
             ValueError: A number is NaN or infinite.
         """
         text = json.dumps(dict(record), separators=(",", ":"), allow_nan=False)
         line = text.encode() + b"\n"
         try:
-            # A disk that is nearly full takes part of a line without an error.
+            # A disk that is nearly full writes part of a line without an error.
             if os.write(self._descriptor, line) < len(line):
                 os.ftruncate(self._descriptor, self._length)
                 raise StorageError("the disk is full", file=self._path, remedy="Make room")
@@ -70,7 +69,7 @@ class Journal:
         self._length += len(line)
 
     def sync(self) -> None:
-        """Waits until the lines are on the disk; a checkpoint that stores `length` comes after.
+        """Waits until the lines are on the disk. A checkpoint with this `length` is written later.
 
         Raises:
             StorageError: The disk is full or fails.
@@ -81,22 +80,17 @@ class Journal:
             raise self._failure(error) from None
 
     def close(self) -> None:
-        """Closes the file; nothing can be written afterwards."""
+        """Closes the file. Nothing can be written afterwards."""
         os.close(self._descriptor)
 
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _checked(self, length: int) -> int:
-        """The length, if the file has that many bytes and the last of them ends a line."""
+        """Returns the length if the file has that many bytes and the last of them ends a line."""
         size = os.fstat(self._descriptor).st_size
         if size < length:
             raise StorageError(
@@ -114,7 +108,7 @@ class Journal:
         return length
 
     def _whole_lines(self) -> int:
-        """The length without a last line that a kill tore, or the zeros of a power cut."""
+        """Returns the length without an incomplete last line and the zeros of a power cut."""
         return self._path.read_bytes().partition(b"\0")[0].rfind(b"\n") + 1
 
     def _failure(self, error: OSError) -> StorageError:

@@ -1,4 +1,4 @@
-"""One run per folder, by a lock of the kernel's that ends with the process that holds it."""
+"""Only one run uses a folder: the kernel holds a lock and releases it when the process ends."""
 
 import fcntl
 import json
@@ -8,29 +8,28 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 
 from multibox.errors import StorageError
 from multibox.storage.disk import make_folder
 
 _PATIENCE = 0.5
-"""Seconds in which whoever has just got the lock has surely said who it is."""
+"""Seconds after which a process that has taken the lock has surely written its name."""
 
 
 class RunLock:
-    """Holds a run's folder for this process, as a context manager.
+    """A context manager that reserves a run's folder for this process.
 
-    The file `.lock` stays: only the lock on it counts, and its text merely tells the loser who
-    the winner is. A folder that was made for it goes again where nothing else came into it.
-    Processes forked meanwhile let go of it at once, so that a loader worker that outlives a killed
-    run does not keep the folder from the next one.
+    The file `.lock` stays. Only the lock on it counts; its text tells other processes who holds it.
+    If the folder was made for the lock and nothing else was written, it is removed again. Forked
+    processes release the lock at once, so that a worker that survives a killed run does not block
+    the next run.
 
     Args:
-        folder: The run's folder; made where it is missing.
+        folder: The run's folder. It is made if it does not exist.
 
     Raises:
-        StorageError: On entering: another process holds the folder (the message names its
-            number, its machine and its start), or the folder cannot be written or locked.
+        StorageError: On entering: another process holds the folder, or the folder cannot be written
+            or locked. The message names the process, its machine and its start.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +39,7 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         self._is_new = not self._folder.exists()
         descriptor = self._lock()
-        # Its last holder may have removed it meanwhile, and with it the folder.
+        # The last holder may have removed the file and its folder in the meantime.
         while os.fstat(descriptor).st_nlink == 0:
             os.close(descriptor)
             descriptor = self._lock()
@@ -48,12 +47,7 @@ class RunLock:
         os.register_at_fork(after_in_child=self._close)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._descriptor is None:
             return
         with suppress(OSError):

@@ -15,7 +15,7 @@ from multibox.training.train_step import Learner
 
 
 @dataclass
-class State:
+class TrainingState:
     """The plain numbers of a checkpoint.
 
     Attributes:
@@ -35,7 +35,7 @@ class State:
     journal: int = 0
 
 
-class Keeper:
+class Checkpointer:
     """Saves a run and finds its newest state. The first process saves; all resume.
 
     Args:
@@ -60,7 +60,7 @@ class Keeper:
         self._folder, self._keep, self._learner = folder, keep, learner
         self._processes, self._console, self._metadata = processes, console, metadata
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: int, state: TrainingState) -> None:
         """Saves the state after a step, and removes the checkpoints that need not stay.
 
         Raises:
@@ -71,7 +71,7 @@ class Keeper:
         checkpoints.save(self._folder, found, metadata=self._metadata)
         self._prune(state)
 
-    def resume(self) -> tuple[int, State] | None:
+    def resume(self) -> tuple[int, TrainingState] | None:
         """Restores the learner from the newest sound checkpoint, and returns its step and state.
 
         None without any. All processes call it.
@@ -89,13 +89,13 @@ class Keeper:
             return None
         if found is None:
             found = checkpoints.load(checkpoints.path_of(self._folder, step))
-        state = State(**cast(dict[str, Any], found.state))
+        state = TrainingState(**cast(dict[str, Any], found.state))
         self._learner.restore(found.model, found.optimizer, state.lr)
         if self._processes.is_first:
             # A run that was killed in between has not come to it.
             self._prune(state)
         return step, state
 
-    def _prune(self, state: State) -> None:
+    def _prune(self, state: TrainingState) -> None:
         best = state.best["step"] if state.best else None
         checkpoints.prune(self._folder, keep=self._keep, best=best)

@@ -19,7 +19,7 @@ from multibox.structures import Batch
 MAX_GPU_WORKERS = 8
 
 
-class Feed:
+class BatchLoader:
     """Makes the training batches from any step on.
 
     Args:

@@ -28,7 +28,7 @@ class Transfer(NamedTuple):
     notes: tuple[str, ...]
 
 
-def start_from(network: SSD, classes: tuple[str, ...], weights: Weights) -> Transfer:
+def initialise_from(network: SSD, classes: tuple[str, ...], weights: Weights) -> Transfer:
     """Fills a network with what fits of other weights.
 
     Tensors of equal name and shape are taken. Of the heads of the scores, the background's outputs

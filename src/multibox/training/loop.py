@@ -1,7 +1,7 @@
 """The training loop: steps, journal, validation, milestones, checkpoints, and the way back.
 
 What a run computes is a function of its configuration, data and step. All that the loop remembers
-between two steps is in `keeping.State` and in the learner, and both are in every checkpoint.
+between two steps is in `TrainingState` and in the learner, and both are in every checkpoint.
 """
 
 import copy
@@ -17,15 +17,15 @@ from rich.console import Console
 from multibox.config import Config
 from multibox.data.dataset import Dataset
 from multibox.errors import NonFiniteError
-from multibox.inference import Setting, validation_loss
+from multibox.inference import EvaluationSettings, validation_loss
 from multibox.processes.distributed import Processes, agree, from_first, gather, wait_for_all
 from multibox.processes.signals import Interrupted, Signals
 from multibox.ssd.network import SSD
-from multibox.training.checkpointing import Keeper, State
-from multibox.training.data_loader import Feed
-from multibox.training.metrics_log import Logbook
-from multibox.training.periodic_evaluation import evaluate_milestone
-from multibox.training.progress import Display
+from multibox.training.checkpointing import Checkpointer, TrainingState
+from multibox.training.data_loader import BatchLoader
+from multibox.training.metrics_log import MetricsLog
+from multibox.training.periodic_evaluation import evaluate_periodically
+from multibox.training.progress import ProgressDisplay
 from multibox.training.schedule import learning_rate, plateau_drops
 from multibox.training.train_step import Learner, NonFinite
 
@@ -33,7 +33,7 @@ MAX_ROLLBACKS = 10
 """How often a run goes back to one checkpoint before it gives up."""
 
 
-class Surroundings(NamedTuple):
+class RunContext(NamedTuple):
     """What a run is given besides its configuration.
 
     Attributes:
@@ -51,7 +51,7 @@ class Surroundings(NamedTuple):
     test_set: Dataset
     processes: Processes
     console: Console
-    feed: Feed
+    feed: BatchLoader
     metadata: dict[str, str]
 
 
@@ -78,10 +78,10 @@ class Loop:
         around: The run's surroundings.
     """
 
-    def __init__(self, config: Config, learner: Learner, around: Surroundings) -> None:
+    def __init__(self, config: Config, learner: Learner, around: RunContext) -> None:
         self._config, self._learner, self._around = config, learner, around
         self._processes = around.processes
-        self._keeper = Keeper(
+        self._keeper = Checkpointer(
             around.folder / "checkpoints",
             keep=config.run.keep_checkpoints,
             learner=learner,
@@ -89,9 +89,9 @@ class Loop:
             console=around.console,
             metadata=around.metadata,
         )
-        self._judged = copy.deepcopy(learner.network)
+        self._network_to_evaluate = copy.deepcopy(learner.network)
         self._step = 0
-        self._state = State(lr=config.optimizer.lr)
+        self._state = TrainingState(lr=config.optimizer.lr)
         self._rollbacks: list[dict[str, Any]] = []
 
     def run(self) -> None:
@@ -107,12 +107,12 @@ class Loop:
         first = self._processes.is_first
         with ExitStack() as stack:
             self._signals = stack.enter_context(Signals(repeated=self._processes.world_size > 1))
-            logbook = Logbook(self._around.folder, self._state.journal, silent=not first)
+            logbook = MetricsLog(self._around.folder, self._state.journal, silent=not first)
             self._logbook = stack.enter_context(logbook)
             if self._step == 0:
                 self._save()
             self._display = stack.enter_context(
-                Display(
+                ProgressDisplay(
                     self._around.console,
                     total=steps,
                     done=self._step,
@@ -220,7 +220,9 @@ class Loop:
 
     def _validate(self) -> None:
         with self._display.busy("validation loss") as clock:
-            loss = validation_loss(self._judge(), self._around.test_set, self._setting())
+            loss = validation_loss(
+                self._evaluated_network(), self._around.test_set, self._setting()
+            )
         self._logbook.write(
             "validation",
             self._step,
@@ -238,8 +240,12 @@ class Loop:
     def _evaluate(self) -> None:
         around, step = self._around, self._step
         with self._display.busy("average precision") as clock:
-            means = evaluate_milestone(
-                self._judge(), around.test_set, self._setting(), folder=around.folder, step=step
+            means = evaluate_periodically(
+                self._evaluated_network(),
+                around.test_set,
+                self._setting(),
+                folder=around.folder,
+                step=step,
             )
         self._logbook.write("evaluation", step, **means)
         self._logbook.time("evaluation", step, seconds=clock())
@@ -249,17 +255,19 @@ class Loop:
         shown = ", ".join(f"{n} {'none' if v is None else f'{v:.4f}'}" for n, v in means.items())
         around.console.print(f"step {step}: mAP {shown}", highlight=False)
 
-    def _judge(self) -> SSD:
+    def _evaluated_network(self) -> SSD:
         """Returns the network that is judged, with the moving average where there is one.
 
         Processes differ in the statistics of their batch normalisation: the first's are saved.
         """
-        self._judged.load_state_dict(from_first(self._learner.model(), self._processes))
-        return self._judged
+        self._network_to_evaluate.load_state_dict(
+            from_first(self._learner.model(), self._processes)
+        )
+        return self._network_to_evaluate
 
-    def _setting(self) -> Setting:
+    def _setting(self) -> EvaluationSettings:
         size = max(1, self._config.run.batch_size // self._processes.world_size)
-        return Setting(
+        return EvaluationSettings(
             size,
             self._around.feed.workers,
             self._learner.precision,

@@ -7,7 +7,7 @@ from typing import Any
 from multibox.storage.jsonl import Journal
 
 
-class Logbook:
+class MetricsLog:
     """Writes `metrics.jsonl`, which repeats exactly, and `timings.jsonl`, which does not.
 
     Args:
@@ -25,7 +25,7 @@ class Logbook:
         self._timings: Journal | None = None
         self.cut(length)
 
-    def __enter__(self) -> "Logbook":
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,13 @@ from multibox.data.dataset import Dataset
 from multibox.data.images import read_image
 from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.evaluation.results import file_split, write_results
-from multibox.inference import Setting, detect_all, detections_by_class, objects_by_class, score
+from multibox.inference import (
+    EvaluationSettings,
+    detect_all,
+    detections_by_class,
+    objects_by_class,
+    score,
+)
 from multibox.ssd.network import SSD
 from multibox.storage.disk import sync_files
 from multibox.storage.run_folder import write_json
@@ -22,8 +28,8 @@ SHOWN_SCORE = 0.5
 """Detections of a lower score are not drawn."""
 
 
-def evaluate_milestone(
-    network: SSD, dataset: Dataset, setting: Setting, *, folder: Path, step: int
+def evaluate_periodically(
+    network: SSD, dataset: Dataset, setting: EvaluationSettings, *, folder: Path, step: int
 ) -> dict[str, float | None]:
     """Evaluates a run's network on a split and returns its `voc07`, `voc12` and `coco` averages.
 

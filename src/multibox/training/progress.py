@@ -24,7 +24,7 @@ class Interval(NamedTuple):
     data_wait: float
 
 
-class Display:
+class ProgressDisplay:
     """Shows how far a run is.
 
     Args:
@@ -53,7 +53,7 @@ class Display:
         )
         self._task: TaskID = self._progress.add_task("starting", total=total, completed=done)
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "ProgressDisplay":
         self._progress.start()
         return self
 

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from multibox.build import build_optimizer, translate, translating
+from multibox.build import build_optimizer, compile_network, compiler_errors
 from multibox.config import Config
-from multibox.precision import arithmetic, in_precision
-from multibox.processes.distributed import Processes, replicate, summing, total
+from multibox.precision import autocast, compute_dtype
+from multibox.processes.distributed import Processes, replicate, sum_over_processes, summing
 from multibox.ssd.loss import multibox_loss
 from multibox.ssd.network import SSD
 from multibox.structures import Batch, Matches
@@ -63,7 +63,7 @@ class Learner:
 
     def __init__(self, network: SSD, config: Config, processes: Processes) -> None:
         self.network = network.to(processes.device)
-        self.precision = arithmetic(config.run.precision, processes.device)
+        self.precision = compute_dtype(config.run.precision, processes.device)
         self._config = config.optimizer
         self._processes = processes
         self._optimizer = build_optimizer(self.network, config.optimizer)
@@ -71,7 +71,7 @@ class Learner:
         # It would choose what is fastest, and with that the order in which gradients are added.
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         self._replica = replicate(self.network, blank.to(processes.device), processes)
-        self._forward = translate(self._replica) if config.run.compile else self._replica
+        self._forward = compile_network(self._replica) if config.run.compile else self._replica
         self._parameters = list(self.network.parameters())
         # The weights and running statistics that are real numbers, and their average.
         state: dict[str, Tensor] = self.network.state_dict()
@@ -98,22 +98,23 @@ class Learner:
         images = batch.images.to(processes.device, non_blocking=True)
         matches = batch.matches.to(processes.device)
         shares = [slice(part, None, parts) for part in range(parts)]
-        positives = total(
-            torch.stack([(matches.classes[share] > 0).sum() for share in shares]).float(), processes
-        )
+        matched = torch.stack([(matches.classes[share] > 0).sum() for share in shares])
+        positives = sum_over_processes(matched.to(torch.float32), processes)
         normalisers = self._normalisers(positives)
         sums = torch.zeros(2, device=processes.device)
         for part, share in enumerate(shares):
             wanted = Matches(*(field[share] for field in matches))
-            with summing(self._replica, last=part == parts - 1), translating():
-                with in_precision(self.precision, processes.device):
+            with summing(self._replica, last=part == parts - 1), compiler_errors():
+                with autocast(self.precision, processes.device):
                     output = self._forward(images[share])
                 losses = multibox_loss(output, wanted, normalisers[part])
                 torch.autograd.backward(losses.confidence + losses.localization)
             sums += torch.stack([losses.confidence, losses.localization]).detach()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
-        confidence, localization = (total(sums, processes) / processes.world_size).tolist()
+        confidence, localization = (
+            sum_over_processes(sums, processes) / processes.world_size
+        ).tolist()
         if not torch.isfinite(norm + confidence + localization):
             self._optimizer.zero_grad()
             raise NonFinite(

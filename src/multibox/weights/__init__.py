@@ -1,1 +1,1 @@
-"""Files of weights: our own and those of other implementations."""
+"""Reads and writes weights files: multibox's own and other implementations'."""

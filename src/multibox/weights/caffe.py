@@ -1,13 +1,14 @@
-"""Reads a `.caffemodel`: the layers' blobs and default boxes, straight from the wire format.
+"""Reads the parameters and the default boxes of each layer from a `.caffemodel` file.
 
-A `.caffemodel` is a `NetParameter` of `caffe.proto` in Protocol Buffers' encoding: records of a
-key, which is a field's number and a wire type, and a value. Only the fields named here are looked
-at; all others are skipped by their wire type. Both layer messages (`layers` of old files, `layer`)
-and both ways to write repeated numbers (packed, one record each) are read. Nothing is copied:
-blobs are views of the file, so memory does not grow with what a damaged file claims to hold.
+A `.caffemodel` is a `NetParameter` message of `caffe.proto` in the encoding of Protocol Buffers: a
+sequence of records. A record has a key (field number and wire type) and a value. This module reads
+only the fields that it names, and skips all others by their wire type. It reads both layer messages
+(`layer`, and `layers` of old files) and both encodings of repeated numbers (packed, and one record
+for each number). Packed blobs are views of the file, so a damaged file cannot claim memory.
 """
 
 import math
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,22 +37,20 @@ _MAX_DIMS = 8
 _MAX_SIDE = 1 << 31
 _MAX_PARTS = 10_000
 
-# Keys of numbers that are not packed: the field, and the bytes of a number.
+# Keys of numbers that are not packed: the field, and the size of a number in bytes.
 _SINGLE_NUMBERS = {
     **{number << 3 | _FIXED32: (number, 4) for number in (_DATA, _DIFF)},
     **{number << 3 | _FIXED64: (number, 8) for number in (_DOUBLES, _DOUBLE_DIFF)},
 }
-# So many keys are compared in one go, lest each short run costs a look at all that follows.
-_RUN_ROWS = 4096
 
 
 class CaffeLayer(NamedTuple):
-    """What is kept of a layer.
+    """Parameters and default boxes of one layer.
 
     Attributes:
-        blobs: Its parameters, views of the file.
-        min_size_px: The scale of its default boxes; none if it makes none.
-        clip: Whether its default boxes are clipped.
+        blobs: Parameters, as views of the file where possible.
+        min_size_px: Scale of the default boxes in pixels; None if the layer makes no boxes.
+        clip: Whether the default boxes are clipped.
     """
 
     blobs: list[Float32[np.ndarray, "..."]]
@@ -60,18 +59,18 @@ class CaffeLayer(NamedTuple):
 
 
 class _DamageError(ValueError):
-    """The bytes are no message of the kind."""
+    """The bytes are not a valid message."""
 
 
 def parse_caffemodel(data: memoryview, *, file: Path) -> dict[str, CaffeLayer]:
     """Returns the layers that have parameters or default boxes, by name.
 
     Args:
-        data: The whole file.
-        file: Its name, for the error.
+        data: The content of the file.
+        file: Path of the file, for error messages.
 
     Raises:
-        WeightsError: It is no `.caffemodel`, or is damaged or cut short.
+        WeightsError: The file is not a `.caffemodel`, or it is damaged or truncated.
     """
     found: dict[str, CaffeLayer] = {}
     name = ""
@@ -82,22 +81,23 @@ def parse_caffemodel(data: memoryview, *, file: Path) -> dict[str, CaffeLayer]:
             name, layer = _layer(_message(value), v1=number == _NET_LAYERS_V1)
             if not layer.blobs and layer.min_size_px is None:
                 continue
-            # Caffe's training and test phases may both have a layer of one name; blobs are shared.
+            # Caffe's training and test phases may both have a layer with this name. They share
+            # the blobs.
             if name in found and found[name].blobs:
                 continue
             found[name] = layer
             if len(found) > _MAX_LAYERS:
-                raise _DamageError(f"more than {_MAX_LAYERS} layers")
+                raise _DamageError(f"it has more than {_MAX_LAYERS} layers")
     except _DamageError as error:
         known = name or file.suffix == ".caffemodel"
+        damage = "is damaged" if known else "has an unknown format; as a .caffemodel, it is damaged"
         raise WeightsError(
-            f"is {'no sound' if known else 'of no known format; it would be a damaged'} "
-            f".caffemodel: {error}",
+            f"{damage} ({error})",
             file=file,
             position=f"after layer {name!r}" if name else None,
             remedy="Download it again, and compare its size with the publisher's"
             if known
-            else "Give weights of this program, or a .caffemodel, .h5, .pth or .pt",
+            else "Use a multibox weights file, or a .caffemodel, .h5, .pth or .pt file",
         ) from None
     return found
 
@@ -112,7 +112,7 @@ def _layer(message: memoryview, *, v1: bool) -> tuple[str, CaffeLayer]:
             name = bytes(_message(value)[:200]).decode("utf-8", errors="replace")
         elif number == blobs_number:
             if len(blobs) == _MAX_BLOBS:
-                raise _DamageError(f"a layer with more than {_MAX_BLOBS} blobs")
+                raise _DamageError(f"a layer has more than {_MAX_BLOBS} blobs")
             blobs.append(_blob(_message(value)))
         elif number == _PRIOR_BOX and not v1:
             min_size_px, clip = _prior_box(_message(value))
@@ -124,7 +124,7 @@ def _prior_box(message: memoryview) -> tuple[float | None, bool]:
     min_size_px, clip = None, False
     for number, value in _records(message):
         if number == _MIN_SIZE and min_size_px is None:
-            # Packed, or one record each.
+            # Packed numbers are bytes; a single number is an integer of its bits.
             data = value.to_bytes(8, "little")[:4] if isinstance(value, int) else value[:4]
             min_size_px = struct.unpack("<f", data)[0] if len(data) == 4 else None
         elif number == _CLIP:
@@ -133,8 +133,8 @@ def _prior_box(message: memoryview) -> tuple[float | None, bool]:
 
 
 def _blob(message: memoryview) -> Float32[np.ndarray, "..."]:
-    """Returns a blob's values in its shape (`BlobProto`)."""
-    # A snapshot may hold gradients, too: they are passed over as fast as the values.
+    """Returns the values of a blob (`BlobProto`) in its shape."""
+    # A snapshot may contain gradients too. Collecting them skips them as fast as the values.
     parts: dict[int, list[memoryview]] = {_DATA: [], _DIFF: [], _DOUBLES: [], _DOUBLE_DIFF: []}
     legacy = dict.fromkeys(_LEGACY_SHAPE, 0)
     shape: list[int] | None = None
@@ -153,35 +153,30 @@ def _blob(message: memoryview) -> Float32[np.ndarray, "..."]:
             elif number in legacy and isinstance(value, int):
                 legacy[number] = value
         if sum(map(len, parts.values())) > _MAX_PARTS:
-            raise _DamageError(f"a blob in more than {_MAX_PARTS} parts")
+            raise _DamageError(f"a blob has more than {_MAX_PARTS} parts")
     values = _numbers(parts[_DATA], "<f4")
     if not len(values):
-        with np.errstate(all="ignore"):  # NaN and infinity are refused later, by name
+        with np.errstate(
+            all="ignore"
+        ):  # NaN and infinity are refused later, with the tensor's name
             values = _numbers(parts[_DOUBLES], "<f8").astype(np.float32)
     sides = list(legacy.values()) if shape is None else shape
     if math.prod(sides) != len(values) or max(sides, default=0) > _MAX_SIDE:
-        raise _DamageError(f"a blob of {len(values)} numbers in the shape {sides}")
+        raise _DamageError(f"a blob of shape {sides} has {len(values)} numbers")
     return values.reshape(sides)
 
 
 def _run(message: memoryview, start: int, size: int) -> tuple[memoryview, int]:
-    """Returns the numbers of all records like the one at `start`, and where they end.
+    """Returns the numbers of all records with the key at `start`, and the end of these records.
 
-    There may be millions, a record each; they are taken as a table of a key and `size` bytes a row.
+    There may be millions of records. Each has a key of 1 byte and a number of `size` bytes.
     """
-    width = 1 + size
-    table = np.frombuffer(message, np.uint8, (len(message) - start) // width * width, start)
-    count = 0
-    while count * width < len(table):
-        others = table[count * width :: width][:_RUN_ROWS] != message[start]
-        if others.any():
-            count += int(others.argmax())
-            break
-        count += len(others)
-    if count == 0:
-        raise _DamageError("it is cut short")
-    numbers = table[: count * width].reshape(count, width)[:, 1:]
-    return memoryview(numbers.tobytes()), start + count * width
+    key = re.escape(bytes(message[start : start + 1]))
+    records = re.compile(b"(?:%b.{%d})++" % (key, size), re.DOTALL).match(message, start)
+    if records is None:
+        raise _DamageError("it is truncated")
+    numbers = np.frombuffer(records[0], np.uint8).reshape(-1, 1 + size)[:, 1:]
+    return memoryview(numbers.tobytes()), records.end()
 
 
 def _dims(message: memoryview) -> list[int]:
@@ -197,14 +192,14 @@ def _dims(message: memoryview) -> list[int]:
                 dim, position = _varint(value, position)
                 dims.append(dim)
         if len(dims) > _MAX_DIMS:
-            raise _DamageError(f"a blob of more than {_MAX_DIMS} dimensions")
+            raise _DamageError(f"a blob has more than {_MAX_DIMS} dimensions")
     return dims
 
 
 def _numbers(parts: list[memoryview], kind: str) -> np.ndarray:
-    """Returns the numbers of some records, without a copy where there is one record."""
+    """Returns the numbers of some records. One record alone is not copied."""
     if any(len(part) % np.dtype(kind).itemsize for part in parts):
-        raise _DamageError("a list of numbers is cut short")
+        raise _DamageError("a list of numbers is truncated")
     arrays = [np.frombuffer(part, kind) for part in parts]
     if len(arrays) == 1:
         return arrays[0]
@@ -213,12 +208,12 @@ def _numbers(parts: list[memoryview], kind: str) -> np.ndarray:
 
 def _message(value: memoryview | int) -> memoryview:
     if isinstance(value, int):
-        raise _DamageError("a number in the place of a message")
+        raise _DamageError("a number stands where a message belongs")
     return value
 
 
 def _records(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """Yields the number and the value of each field: bytes, or an integer of the value's bits."""
+    """Yields the number of each field and its value: bytes, or an integer of the value's bits."""
     position = 0
     while position < len(message):
         number, value, position = _record(message, position)
@@ -226,11 +221,11 @@ def _records(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
 
 
 def _record(message: memoryview, position: int) -> tuple[int, memoryview | int, int]:
-    """Returns a field's number and value, and where the next one begins."""
+    """Returns the number of a field, its value, and the position of the next field."""
     key, position = _varint(message, position)
     number, kind = key >> 3, key & 7
     if number == 0:
-        raise _DamageError("a field without a number")
+        raise _DamageError("a field has no number")
     if kind == _VARINT:
         value, position = _varint(message, position)
         return number, value, position
@@ -240,9 +235,9 @@ def _record(message: memoryview, position: int) -> tuple[int, memoryview | int, 
     elif kind in (_FIXED32, _FIXED64):
         end = position + (4 if kind == _FIXED32 else 8)
     else:
-        raise _DamageError(f"a field of the unknown wire type {kind}")
+        raise _DamageError(f"a field has the unknown wire type {kind}")
     if end > len(message):
-        raise _DamageError("it is cut short")
+        raise _DamageError("it is truncated")
     if kind == _BYTES:
         return number, message[position:end], end
     form = "<I" if kind == _FIXED32 else "<Q"
@@ -250,14 +245,14 @@ def _record(message: memoryview, position: int) -> tuple[int, memoryview | int, 
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Returns an integer of up to 64 bits in groups of 7, least first, and where it ends."""
+    """Returns an integer of up to 64 bits (groups of 7 bits, least first) and its end."""
     value = 0
     for shift in range(0, 70, 7):
         if position == len(message):
-            raise _DamageError("it is cut short")
+            raise _DamageError("it is truncated")
         byte = message[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value & (1 << 64) - 1, position
-    raise _DamageError("a number of more than 10 bytes")
+    raise _DamageError("a number has more than 10 bytes")

@@ -1,11 +1,11 @@
-"""The class lists that published weights were trained on, in the order of their outputs."""
+"""Class names of the datasets that published weights were trained on, in output order."""
 
 VOC = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
-"""`labelmap_voc.prototxt`."""
+"""The 20 classes of VOC (`labelmap_voc.prototxt`)."""
 
 COCO = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
@@ -20,9 +20,9 @@ COCO = (
     *("refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier"),
     "toothbrush",
 )
-"""The 80 categories of COCO's boxes, by ascending id."""
+"""The 80 categories of COCO that have boxes, by ascending id."""
 
-# COCO's ids go to 90; these were given to categories that have no boxes.
+# COCO's ids go up to 90. The categories with these ids have no boxes.
 _UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 
 
@@ -34,7 +34,7 @@ def _by_id() -> tuple[str, ...]:
 
 
 COCO_BY_ID = _by_id()
-"""One output for every id from 1 to 90, as torchvision has it."""
+"""One name for each COCO id from 1 to 90, as torchvision's outputs are ordered."""
 
 BY_COUNT = {len(names): names for names in (VOC, COCO, COCO_BY_ID)}
 
@@ -46,4 +46,4 @@ COCO_OF_VOC = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
-"""VOC's names where COCO has others for the same (`coco_voc_map.txt`)."""
+"""COCO's names of the VOC classes that it calls differently (`coco_voc_map.txt`)."""

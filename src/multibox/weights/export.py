@@ -1,4 +1,4 @@
-"""Writes a detector as other implementations read it."""
+"""Writes a detector in the formats of Keras and of PyTorch implementations."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 from multibox.weights.layer_names import SCALE, PyTorchFormat, layers, pytorch_names, ssd7_layers
 
 LEVELS = {"ssd300-vgg16": 6, "ssd512-vgg16": 7}
-"""Feature maps of the architectures that PyTorch's implementations have, too."""
+"""Number of feature maps of the architectures that other implementations also have."""
 
 _CONVOLUTION = {"weight": "kernel", "bias": "bias"}
 _NORM = {
@@ -25,13 +25,13 @@ _NORM = {
 def write_pytorch(
     path: Path, network: str, tensors: Mapping[str, Tensor], target: PyTorchFormat
 ) -> None:
-    """Writes a state dict; `read_foreign` returns the same tensors from it, bit by bit.
+    """Writes a state dict. `read_foreign` reads the same tensors from it, bit by bit.
 
     Args:
         path: The new file.
-        network: One of `LEVELS`.
-        tensors: The state of our network.
-        target: Whose names.
+        network: Name of the architecture, a key of `LEVELS`.
+        tensors: The state dict of our network.
+        target: The implementation that the file is for.
     """
     levels = LEVELS[network]
     theirs = pytorch_names(target, levels)
@@ -39,19 +39,21 @@ def write_pytorch(
     state = {}
     for name, tensor in tensors.items():
         layer, _, kind = name.rpartition(".")
-        # Torchvision's scale is a parameter of the backbone itself.
+        # In torchvision, the scale is a parameter of the backbone.
         renamed = f"{names[layer]}.{kind}".replace("scale.weight", "scale_weight")
         state[renamed] = tensor.detach().cpu().contiguous()
     torch.save({"model": state} if target == "lufficc" else state, path)
 
 
 def write_keras(path: Path, network: str, tensors: Mapping[str, Tensor]) -> None:
-    """Writes weights for `model.load_weights(path, by_name=True)` of ssd_keras; likewise.
+    """Writes weights for `model.load_weights(path, by_name=True)` of ssd_keras.
+
+    `read_foreign` reads the same tensors from the file, bit by bit.
 
     Args:
         path: The new file.
-        network: One of `LEVELS`, or ssd7.
-        tensors: The state of our network.
+        network: Name of the architecture: a key of `LEVELS`, or `ssd7`.
+        tensors: The state dict of our network.
     """
     known = ssd7_layers() if network == "ssd7" else layers(LEVELS[network])
     with h5py.File(path, "w") as file:
@@ -68,7 +70,7 @@ def write_keras(path: Path, network: str, tensors: Mapping[str, Tensor]) -> None
 
 
 def _variables(layer: str, ours: str, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Returns a layer's variables in Keras's names and order of axes."""
+    """Returns the variables of a layer with Keras's names and order of axes."""
     kinds = _NORM if f"{ours}.running_mean" in tensors else _CONVOLUTION
     if layer == SCALE:
         kinds = {"weight": f"{SCALE}_gamma"}

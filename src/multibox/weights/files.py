@@ -1,4 +1,4 @@
-"""Weights with all that a prediction needs: of a run, a checkpoint or a file."""
+"""Reads weights from a run, a checkpoint or a file, and builds the network that they belong to."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from multibox.errors import ConfigError, WeightsError
 from multibox.ssd.default_boxes import Clip
 from multibox.ssd.network import SSD, Scales, Traits
 from multibox.storage import checkpoint as checkpoints
-from multibox.weights.foreign import TRUNK_ONLY, is_ours, read_foreign
+from multibox.weights.foreign import TRUNK_ONLY, is_safetensors, read_foreign
 
 FORMAT = "multibox-1"
 
@@ -28,17 +28,17 @@ NO_LICENCE = "not stated by whoever trained them"
 
 
 class Weights(NamedTuple):
-    """What a file of weights holds.
+    """The content of a weights file.
 
     Attributes:
-        network: The architecture's name.
-        classes: Names in the order of the labels.
+        network: Name of the architecture.
+        classes: Class names in the order of the labels.
         tensors: Parameters and running statistics by name.
-        path: Where they come from.
-        traits: How the network that learnt them sees pixels, and what its default boxes are.
-        licence: What they may be used for.
-        origin: Whose format they were in.
-        notes: What was altered or guessed in reading them, a clause each.
+        path: The weights file.
+        traits: Normalisation of the pixels, and properties of the default boxes.
+        licence: Terms of use.
+        origin: Name of the implementation that wrote the file.
+        notes: Changes and guesses made while reading, one clause each.
     """
 
     network: str
@@ -51,8 +51,8 @@ class Weights(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def describe(network: SSD, name: str, classes: tuple[str, ...], licence: str) -> dict[str, str]:
-    """Returns the header of a weights file, which makes it complete without its run."""
+def make_header(network: SSD, name: str, classes: tuple[str, ...], licence: str) -> dict[str, str]:
+    """Returns the header for a weights file, with which the file can be used without its run."""
     return {
         "format": FORMAT,
         "network": name,
@@ -63,46 +63,47 @@ def describe(network: SSD, name: str, classes: tuple[str, ...], licence: str) ->
     }
 
 
-def header_of(weights: Weights) -> dict[str, str]:
-    """Returns the header for a file of some weights, after a look whether they fit their network.
+def checked_header(weights: Weights) -> dict[str, str]:
+    """Checks that weights fit their network, and returns the header for a file of them.
 
     Raises:
-        WeightsError: A tensor is missing, unknown or of another shape.
+        WeightsError: A tensor is missing, unknown or has an unexpected shape.
     """
     if weights.network == TRUNK_ONLY:
         whole = build_network("ssd300-vgg16", 1).state_dict()
         for name, tensor in weights.tensors.items():
             if name not in whole or tensor.shape != whole[name].shape:
-                raise WeightsError("is no part of a VGG-16", file=weights.path, position=name)
+                raise WeightsError("does not belong to a VGG-16", file=weights.path, position=name)
         header = {"format": FORMAT, "network": TRUNK_ONLY, "classes": "[]"}
         return {**header, "licence": weights.licence}
     network = load_network(weights, torch.device("cpu"))
-    return describe(network, weights.network, weights.classes, weights.licence)
+    return make_header(network, weights.network, weights.classes, weights.licence)
 
 
 def find_weights(path: Path, which: str = "last") -> Path:
-    """Returns the weights file meant by a run, a checkpoint's folder or a file.
+    """Returns the weights file of a run or of a checkpoint, or the file itself.
 
     Args:
-        path: Any of the three.
-        which: For a run: `last`, `best` (by the average precision of its milestones) or a step.
+        path: The folder of a run, the folder of a checkpoint, or a weights file.
+        which: The checkpoint of a run: `last`, `best` (highest average precision in the periodic
+            evaluations) or a step.
 
     Raises:
-        WeightsError: There is no such checkpoint.
-        ConfigError: One of several is asked for where there is but one.
+        WeightsError: The checkpoint does not exist.
+        ConfigError: `which` is not `last`, but `path` is not a run.
     """
     alone = path if path.is_file() else path / "model.safetensors"
     if alone.is_file():
         if which != "last":
-            raise ConfigError("is no run", file=path, remedy=f"Leave out --which {which}")
+            raise ConfigError("is not a run", file=path, remedy=f"Leave out --which {which}")
         return alone
     folder = path / "checkpoints"
     steps = checkpoints.steps(folder)
     if not steps:
         raise WeightsError(
-            "holds no checkpoint" if path.is_dir() else "does not exist",
+            "contains no checkpoint" if path.is_dir() else "does not exist",
             file=path,
-            remedy="Give a run's folder, a checkpoint's, or a weights file",
+            remedy="Use the folder of a run, the folder of a checkpoint, or a weights file",
         )
     step = steps[-1]
     if which == "best":
@@ -112,45 +113,52 @@ def find_weights(path: Path, which: str = "last") -> Path:
     if step not in steps:
         known = ", ".join(str(known) for known in steps)
         raise WeightsError(
-            f"has no checkpoint {which!r}", file=path, remedy=f"Say last, best or one of {known}"
+            f"has no checkpoint {which!r}", file=path, remedy=f"Use last, best or one of {known}"
         )
     return checkpoints.path_of(folder, step) / "model.safetensors"
 
 
 def _best_step(folder: Path, step: int) -> int:
-    """Returns the step of the best checkpoint by the newest one; that one's own where none is."""
+    """Returns the step of the best checkpoint as recorded in the newest; without one, `step`."""
     newest = checkpoints.path_of(folder, step)
     state = checkpoints.load(newest).state
     best = state.get("best") or {"step": step}
     found = best.get("step") if isinstance(best, dict) else None
     if "best" not in state or type(found) is not int:
-        raise WeightsError("does not say which checkpoint is the best", file=newest / "state.json")
+        raise WeightsError(
+            "does not record which checkpoint is the best", file=newest / "state.json"
+        )
     return found
 
 
 def read_weights(
     path: Path, *, classes: tuple[str, ...] = (), scales: Scales | None = None
 ) -> Weights:
-    """Returns what a weights file of ours, or of another implementation, holds.
+    """Returns the content of a weights file of multibox or of another implementation.
 
     Args:
-        path: The file, told apart by its content.
-        classes: Names in the order of the outputs, for a foreign file of classes of its own.
-        scales: Whose default boxes, for a foreign file that does not say so itself.
+        path: The weights file. Its content decides the format.
+        classes: Class names in the order of the outputs, for a foreign file that was not trained on
+            the classes of VOC or COCO.
+        scales: Default boxes of a foreign file that does not record them.
 
     Raises:
-        WeightsError: It is of no known format, is damaged, is of a newer format, or says itself
-            what is given here.
+        WeightsError: The file has an unknown or newer format, or is damaged; or `classes` or
+            `scales` are given for a multibox file.
     """
     try:
         with path.open("rb") as file:
-            ours = is_ours(file.read(16))
+            ours = is_safetensors(file.read(16))
     except OSError as error:
         raise WeightsError(f"cannot be read as weights ({error.strerror})", file=path) from None
     if not ours:
         return _read_foreign(path, classes, scales)
     if classes or scales:
-        raise WeightsError("is multibox's own, and says its classes and boxes itself", file=path)
+        raise WeightsError(
+            "is a multibox file, which records its classes and default boxes",
+            file=path,
+            remedy="Leave out --classes and --default-boxes",
+        )
     return _read_own(path)
 
 
@@ -180,28 +188,28 @@ def _read_own(path: Path) -> Weights:
         raise WeightsError(
             f"has the format {header.get('format')!r}, not {FORMAT!r}",
             file=path,
-            remedy="Give a file that multibox wrote, of this version or an older one",
+            remedy="Use a file that this version of multibox, or an older one, wrote",
         )
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-            raise WeightsError("holds NaN or infinity", file=path, position=name)
+            raise WeightsError("contains NaN or infinity", file=path, position=name)
     try:
         classes, network = json.loads(header["classes"]), header["network"]
     except (KeyError, ValueError, RecursionError) as error:
         raise WeightsError(f"has a damaged header ({error})", file=path) from None
     if not isinstance(classes, list) or not all(isinstance(x, str) and x for x in classes):
-        raise WeightsError("its classes are no list of names", file=path)
+        raise WeightsError("has classes that are not a list of names", file=path)
     if len(set(classes)) < len(classes):
-        raise WeightsError("has two classes of one name", file=path)
+        raise WeightsError("has two classes with the same name", file=path)
     if network not in (*NETWORKS, TRUNK_ONLY):
-        raise WeightsError(f"is of an unknown network, {network!r}", file=path)
+        raise WeightsError(f"has the unknown network {network!r}", file=path)
     traits = Traits() if network == TRUNK_ONLY else _traits(header, network, path)
     licence = header.get("licence", NO_LICENCE)
     return Weights(network, tuple(classes), tensors, path, traits, licence=licence)
 
 
 def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
-    """Returns the traits in a header, or the architecture's own: the first files have none."""
+    """Returns the traits in a header. The oldest files have none; they get the architecture's."""
     architecture = NETWORKS[network]
     if "traits" not in header:
         return architecture.traits
@@ -222,23 +230,24 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
         sound = False
     if not sound:
         raise WeightsError(
-            f"has traits that {network} cannot have ({header['traits'][:200]})", file=path
+            f"has invalid traits for {network} ({header['traits'][:200]})", file=path
         )
     red, green, blue, scale = map(float, numbers)
     return Traits(**value | {"mean_rgb": (red, green, blue), "pixel_scale": scale})
 
 
 def load_network(weights: Weights, device: torch.device) -> SSD:
-    """Returns the network of some weights, ready to predict.
+    """Returns a network with the weights, in evaluation mode.
 
     Raises:
-        WeightsError: A tensor is missing, unknown or of another shape, or it is a trunk only.
+        WeightsError: A tensor is missing, unknown or has an unexpected shape, or the weights are
+            only a trunk.
     """
     if weights.network == TRUNK_ONLY:
         raise WeightsError(
-            "holds no detector, but a trunk that a training starts from",
+            "contains only a trunk, not a detector",
             file=weights.path,
-            remedy="Give it to train: --init",
+            remedy="Use it with train --init",
         )
     if len(weights.classes) > _MANY_CLASSES:
         _require_outputs(weights)
@@ -252,10 +261,10 @@ def load_network(weights: Weights, device: torch.device) -> SSD:
 
 
 def _require_outputs(weights: Weights) -> None:
-    """Refuses more classes than there are outputs, before a network of so many fills the memory.
+    """Refuses weights with more classes than outputs, before a huge network is allocated.
 
     Raises:
-        WeightsError: A head is missing or has another shape.
+        WeightsError: A head is missing or has an unexpected shape.
     """
     outputs = len(weights.classes) + 1
     for name, one in build_network(weights.network, 1, weights.traits).state_dict().items():

@@ -1,4 +1,4 @@
-"""Opens the weights of other implementations, whatever their files are called."""
+"""Reads weights files of other implementations. The content decides the format, not the name."""
 
 import itertools
 from pathlib import Path
@@ -16,16 +16,16 @@ from multibox.weights.layer_names import SCALE, TRUNK, layers, ssd7_layers
 from multibox.weights.publishers import CAFFE, LUFFICC, SSD_PYTORCH, TORCHVISION, Found, Origin
 from multibox.weights.pytorch import read_state
 from multibox.weights.state_dicts import count_levels, from_caffe, from_keras, from_pytorch
-from multibox.weights.vgg_reduction import is_full, reduced
+from multibox.weights.vgg_reduction import is_full, reduce_classifier
 
 TRUNK_ONLY = "vgg16-trunk"
-"""The "network" of a file that holds no detector, only what one starts from."""
+"""Network name of a file that contains only a VGG-16 trunk, from which a training can start."""
 
 _LEVELS_300 = 6
-_NETWORKS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
-# All of these networks have 4 default boxes in a cell of the finest level.
+_NETWORK_BY_LEVELS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
+# All of these networks have 4 default boxes in each cell of the finest feature map.
 _FIRST_BOXES = 4
-# COCO's finest default boxes are 0.07 of the image's side (0.04 for 512), VOC's 0.1 (0.07).
+# Scale of the finest default boxes: COCO's is 0.07 (SSD512: 0.04), VOC's is 0.1 (SSD512: 0.07).
 _LARGEST_COCO_SCALE = {6: 0.085, 7: 0.055}
 _NUM_VOC = 20
 _NUM_COCO = (80, 90)
@@ -33,15 +33,15 @@ _CONVOLUTIONS = TRUNK[:-2]
 
 
 class Foreign(NamedTuple):
-    """What a foreign file holds, in the terms of our network.
+    """The content of a foreign weights file, converted to our network.
 
     Attributes:
-        origin: Whose it is.
-        network: One of our architectures, or `TRUNK_ONLY`.
-        classes: Names in the order of the outputs; none for a trunk.
-        tensors: float32, by our names.
-        traits: How its network sees pixels and what its default boxes are.
-        notes: What was altered or guessed, a clause each.
+        origin: The publisher.
+        network: Name of our architecture, or `TRUNK_ONLY`.
+        classes: Class names in the order of the outputs; empty for a trunk.
+        tensors: Parameters and running statistics by our names, float32.
+        traits: Normalisation of the pixels, and properties of the default boxes.
+        notes: Changes and guesses made while reading, one clause each.
     """
 
     origin: Origin
@@ -52,8 +52,8 @@ class Foreign(NamedTuple):
     notes: tuple[str, ...]
 
 
-def is_ours(head: bytes) -> bool:
-    """Returns whether a file that begins so is in safetensors' format: a length, then JSON."""
+def is_safetensors(head: bytes) -> bool:
+    """Returns whether a file with these first bytes is a safetensors file: a length, then JSON."""
     return head[8:9] == b"{"
 
 
@@ -63,14 +63,14 @@ def read_foreign(
     """Returns the weights in a file of Caffe, ssd_keras, ssd.pytorch, lufficc/SSD or torchvision.
 
     Args:
-        path: The file.
-        classes: Names in the order of the outputs, for a file that was trained on other classes
-            than VOC's or COCO's.
-        scales: Whose default boxes it was trained with, for a file that does not say so itself.
+        path: The weights file.
+        classes: Class names in the order of the outputs, for a detector that was not trained on the
+            classes of VOC or COCO.
+        scales: Default boxes of a file that does not record them.
 
     Raises:
-        WeightsError: It is none of these, is damaged, holds anything but parameters, or `classes`
-            are not as many as it has or one of them is there twice.
+        WeightsError: The file has an unknown format, is damaged or contains something other than
+            parameters; or `classes` has the wrong length or contains a name twice.
     """
     try:
         with path.open("rb") as stream:
@@ -79,72 +79,74 @@ def read_foreign(
         raise WeightsError(f"cannot be read ({error.strerror})", file=path) from None
     if head == b"\x89HDF\r\n\x1a\n":
         found = from_keras(read_keras(path))
-    # A zip archive, or the pickles of PyTorch before 1.6.
+    # A zip archive, or pickles of PyTorch before 1.6.
     elif head.startswith((b"PK\x03\x04", b"\x80")):
         found = from_pytorch(read_state(path), path)
     else:
         found = from_caffe(path)
     for name, tensor in found.tensors.items():
         if not torch.isfinite(tensor).all():
-            raise WeightsError("holds NaN or infinity", file=path, position=name)
+            raise WeightsError("contains NaN or infinity", file=path, position=name)
     if count_levels(found.tensors):
         return _detector(found, path, classes, scales)
     if scales is not None:
-        raise WeightsError("is no SSD300 or SSD512, which alone have a choice of boxes", file=path)
+        raise WeightsError(
+            "is neither SSD300 nor SSD512; only these take --default-boxes", file=path
+        )
     if "boxes4.weight" in found.tensors:
         return _ssd7(found, path, classes)
     if classes:
-        raise WeightsError("is no detector, so that it has no classes to name", file=path)
+        raise WeightsError("is not a detector, so it takes no --classes", file=path)
     return _trunk(found, path)
 
 
 def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales | None) -> Foreign:
     levels = count_levels(found.tensors)
-    if levels not in _NETWORKS:
-        raise WeightsError(
-            f"is a detector with {levels} feature maps; SSD300 has 6 and SSD512 has 7", file=path
-        )
+    if levels not in _NETWORK_BY_LEVELS:
+        raise WeightsError(f"has {levels} feature maps; SSD300 has 6 and SSD512 has 7", file=path)
     tensors = _ours(found, dict(layers(levels)), path)
     num_classes = _outputs(tensors, path) - 1
-    names, notes = _named(num_classes, classes, path)
+    names, notes = _class_names(num_classes, classes, path)
     scales, guesses = (asked, ()) if asked else _scales(found, levels, num_classes)
     traits = Traits(
         mean_rgb=found.origin.mean_rgb,
         scales=scales,
         clip="corners" if found.clipped else found.origin.clip,
-        # Caffe alone cuts them, which SSD300 does not feel.
+        # Only Caffe truncates scales to whole pixels. It makes no difference for SSD300.
         whole_scales=found.origin is CAFFE or levels == _LEVELS_300,
         clip_detections=found.origin.clip_detections,
     )
     notes = (*found.notes, *notes, *guesses)
-    return Foreign(found.origin, _NETWORKS[levels], names, tensors, traits, notes)
+    return Foreign(found.origin, _NETWORK_BY_LEVELS[levels], names, tensors, traits, notes)
 
 
 def _ssd7(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:
     tensors = _ours(found._replace(bgr=False), dict(ssd7_layers()), path)
     for name in list(tensors):
         if name.endswith("running_mean"):
-            # PyTorch counts batches, which matters to nothing here.
+            # PyTorch's batch normalisation counts batches; the count has no effect here.
             tensors[name.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
-    names, notes = _named(_outputs(tensors, path) - 1, classes, path)
+    names, notes = _class_names(_outputs(tensors, path) - 1, classes, path)
     traits = NETWORKS["ssd7"].traits
     return Foreign(found.origin, "ssd7", names, tensors, traits, (*found.notes, *notes))
 
 
 def _outputs(tensors: dict[str, Tensor], path: Path) -> int:
-    """Returns how many classes a detector has, with the background."""
+    """Returns the number of classes of a detector, with the background."""
     head = tensors["logit_heads.0.weight"]
     outputs, rest = divmod(head.shape[0] if head.ndim else 0, _FIRST_BOXES)
     if rest or outputs < 2:
-        raise WeightsError("has no SSD's count of outputs", file=path, position="logit_heads.0")
+        raise WeightsError(
+            "does not have the number of outputs of an SSD", file=path, position="logit_heads.0"
+        )
     return outputs
 
 
 def usual_scales(origin: Origin, num_classes: int) -> Scales:
-    """Returns the table of default boxes that a publisher's own code has for so many classes.
+    """Returns the default boxes that a publisher's code uses for a number of classes.
 
-    Torchvision's is COCO's whatever it is trained on, and ssd.pytorch's for all but VOC's 20
-    (`ssd.py:32`). The others' is set by whoever trains; COCO's for COCO.
+    Torchvision always uses COCO's default boxes. So does ssd.pytorch, except for VOC's 20 classes
+    (`ssd.py:32`). In the other implementations, the user chooses; COCO's are usual for COCO.
     """
     if origin is TORCHVISION or (origin is SSD_PYTORCH and num_classes != _NUM_VOC):
         return "coco"
@@ -152,42 +154,42 @@ def usual_scales(origin: Origin, num_classes: int) -> Scales:
 
 
 def _scales(found: Found, levels: int, num_classes: int) -> tuple[Scales, tuple[str, ...]]:
-    """Returns which table of default boxes the weights were trained with, and whether by guess."""
+    """Returns the default boxes of the training, and a note if they are a guess."""
     if found.first_scale is not None:
         return "coco" if found.first_scale < _LARGEST_COCO_SCALE[levels] else "voc", ()
     scales = usual_scales(found.origin, num_classes)
-    # Of ssd_keras's weights for VOC, those that had learnt from COCO before have COCO's boxes.
+    # ssd_keras's weights for VOC that were pretrained on COCO have COCO's default boxes.
     known = found.origin in (TORCHVISION, SSD_PYTORCH) or num_classes in _NUM_COCO
     if known or (found.origin is LUFFICC and num_classes == _NUM_VOC):
         return scales, ()
     return scales, (
-        f"the file does not say whether its default boxes are VOC's or COCO's; {scales}'s are "
-        "taken, others are given by multibox convert --default-boxes (coco, if its training "
-        "began with COCO)",
+        f"the file does not record whether its default boxes are VOC's or COCO's; {scales} is "
+        "assumed. To change it, use multibox convert --default-boxes (coco, if the detector was "
+        "pretrained on COCO)",
     )
 
 
-def _named(
+def _class_names(
     count: int, classes: tuple[str, ...], path: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the names of the outputs, and what is to be said of them."""
+    """Returns the class names in the order of the outputs, and a note if they are made up."""
     if classes and len(classes) != count:
         raise WeightsError(
             f"has {count} classes, but {len(classes)} names were given",
             file=path,
-            remedy="Give --classes as many names, without the background, in the outputs' order",
+            remedy="Give --classes one name for each class, in output order, without background",
         )
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
-        raise WeightsError(f"cannot have two classes {twice!r}", file=path)
+        raise WeightsError(f"cannot have two classes with the name {twice!r}", file=path)
     if classes:
         return classes, ()
     if count in BY_COUNT:
         return BY_COUNT[count], ()
     numbered = tuple(f"class {number}" for number in range(1, count + 1))
     return numbered, (
-        f"the file does not say what its {count} classes are; name them: multibox convert "
-        "--classes",
+        f"the file does not record the names of its {count} classes; name them with multibox "
+        "convert --classes",
     )
 
 
@@ -195,13 +197,16 @@ def _trunk(found: Found, path: Path) -> Foreign:
     notes = found.notes
     if not any(f"{name}.weight" in found.tensors for name in _CONVOLUTIONS):
         some = ", ".join(itertools.islice(found.tensors, 3))
-        raise WeightsError(f"holds no VGG-16 (but {some[:150]})", file=path)
-    # What classifies is left behind; other convolutions are another network's.
+        raise WeightsError(f"does not contain a VGG-16 (it contains {some[:150]})", file=path)
+    # The classifier's last layer is dropped. Other convolutions are kept and then refused.
     kept = ("conv", "features.", "fc6.", "fc7.")
     trunk = {name: x for name, x in found.tensors.items() if name.startswith(kept)}
     if is_full(trunk):
-        trunk = reduced(trunk, path)
-        notes = (*notes, "fc6 and fc7 are every fourth output and third tap of the classifier's")
+        trunk = reduce_classifier(trunk, path)
+        notes = (
+            *notes,
+            "fc6 and fc7 were subsampled: every fourth output and every third tap",
+        )
     classifier = [name for name in TRUNK[-2:] if f"{name}.weight" in trunk]
     names = {name: f"backbone.trunk.{name}.conv" for name in (*_CONVOLUTIONS, *classifier)}
     tensors = _ours(found._replace(tensors=trunk), names, path)
@@ -210,10 +215,10 @@ def _trunk(found: Found, path: Path) -> Foreign:
 
 
 def _ours(found: Found, names: dict[str, str], path: Path) -> dict[str, Tensor]:
-    """Returns the tensors by our names, conv1_1 taking red first.
+    """Returns the tensors by our names, with RGB input channels of conv1_1.
 
     Raises:
-        WeightsError: One is missing, or there are others.
+        WeightsError: A tensor is missing, or there are unknown tensors.
     """
     left = dict(found.tensors)
     ours: dict[str, Tensor] = {}
@@ -228,14 +233,14 @@ def _ours(found: Found, names: dict[str, str], path: Path) -> dict[str, Tensor]:
     if missing or left:
         words = (("lacks", missing), ("has unknown", sorted(left)))
         raise WeightsError(
-            "; ".join(f"{verb} {_some(these)}" for verb, these in words if these),
+            "; ".join(f"{verb} {_first_names(these)}" for verb, these in words if these),
             file=path,
-            remedy="Only the published SSD300, SSD512 and VGG-16 are known",
+            remedy="Use the published architectures: SSD300, SSD512, SSD7 or VGG-16",
         )
     if found.bgr:
         first = "backbone.trunk.conv1_1.conv.weight"
         if ours[first].ndim != 4:
-            raise WeightsError("is no convolution", file=path, position="conv1_1.weight")
+            raise WeightsError("is not a convolution", file=path, position="conv1_1.weight")
         ours[first] = ours[first].flip(1)
     return ours
 
@@ -248,5 +253,5 @@ def _kinds(layer: str) -> tuple[str, ...]:
     return ("weight", "bias")
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,7 +1,7 @@
-"""What one layer of the VGG-16 detectors is called in every format.
+"""Layer names of the VGG-16 detectors and SSD7 in each format.
 
-The published files hold the same layers under other names: trunk, extra layers, heads, and the
-scale of the L2 normalisation (SSD reference: Caffe `model_libs.py:308-448`; ssd.pytorch
+The published files contain the same layers under different names: trunk, extra layers, heads, and
+the scale of the L2 normalisation (SSD reference: Caffe `model_libs.py:308-448`; ssd.pytorch
 `ssd.py:126-195`; lufficc `backbone/vgg.py:68-87`; torchvision `detection/ssd.py`).
 """
 
@@ -17,16 +17,16 @@ TRUNK = (
 )
 SCALE = "conv4_3_norm"
 
-# Places of the trunk's convolutions among the modules of a VGG-16 that counts ReLUs and pools.
-_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)
+# Indices of the trunk's convolutions among all modules of VGG-16, with ReLUs and pooling.
+_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)
 
 
 class Layer(NamedTuple):
     """A layer with parameters.
 
     Attributes:
-        caffe: Its name in Caffe and in ssd_keras.
-        ours: Its name in the state of our network.
+        caffe: Name in Caffe and in ssd_keras.
+        ours: Name in the state dict of our network.
     """
 
     caffe: str
@@ -37,7 +37,7 @@ def layers(levels: int) -> list[Layer]:
     """Returns all layers of a detector: trunk, extra, offset heads, logit heads, scale.
 
     Args:
-        levels: How many feature maps it has.
+        levels: Number of feature maps.
     """
     extra = [f"conv{block}_{place}" for block in range(6, levels + 4) for place in (1, 2)]
     sources = [SCALE, "fc7", *extra[1::2]]
@@ -66,11 +66,11 @@ def ssd7_layers() -> list[Layer]:
 
 
 def pytorch_names(format: PyTorchFormat, levels: int) -> list[str]:
-    """Returns the names that a PyTorch implementation has for `layers(levels)`, in their order."""
+    """Returns a PyTorch implementation's names of `layers(levels)`, in the same order."""
     extra = 2 * (levels - 2)
     if format == "ssd-pytorch":
         names = [
-            _numbered("vgg", _PLACES),
+            _numbered("vgg", _INDICES),
             _numbered("extras", range(extra)),
             _numbered("loc", range(levels)),
             _numbered("conf", range(levels)),
@@ -78,7 +78,7 @@ def pytorch_names(format: PyTorchFormat, levels: int) -> list[str]:
         ]
     elif format == "lufficc":
         names = [
-            _numbered("backbone.vgg", _PLACES),
+            _numbered("backbone.vgg", _INDICES),
             _numbered("backbone.extras", range(extra)),
             _numbered("box_head.predictor.reg_headers", range(levels)),
             _numbered("box_head.predictor.cls_headers", range(levels)),
@@ -87,7 +87,7 @@ def pytorch_names(format: PyTorchFormat, levels: int) -> list[str]:
     else:
         pairs = itertools.product(range(1, levels - 1), (0, 2))
         names = [
-            _numbered("backbone.features", _PLACES[:10]),
+            _numbered("backbone.features", _INDICES[:10]),
             _numbered("backbone.extra.0", ("1", "3", "5", "7.1", "7.3")),
             _numbered("backbone.extra", (f"{block}.{place}" for block, place in pairs)),
             _numbered("head.regression_head.module_list", range(levels)),
@@ -98,8 +98,8 @@ def pytorch_names(format: PyTorchFormat, levels: int) -> list[str]:
 
 
 def trunk_names(prefix: str) -> list[str]:
-    """Returns the names of the trunk's layers where modules are counted, e.g. `vgg.0`."""
-    return [f"{prefix}{place}" for place in _PLACES]
+    """Returns the names of the trunk's layers by module index, e.g. `vgg.0`."""
+    return [f"{prefix}{index}" for index in _INDICES]
 
 
 def _numbered(prefix: str, numbers: Iterable[object]) -> list[str]:

@@ -1,10 +1,11 @@
-"""Writes a detector for runtimes that know no PyTorch: one ONNX file, complete in itself.
+"""Writes a detector as one ONNX file, for runtimes other than PyTorch.
 
     images (B, H, W, 3) uint8 RGB  ->  boxes (B, K, 4), scores (B, K, C)
 
-Pixels are normalised and boxes decoded inside: xyxy in the unit frame of the input, beside the
-softmax scores of the classes without the background. Suppression is left to the user; its
-thresholds are in the metadata, beside names, licence and the rest of what weights carry.
+The ONNX network normalises the pixels and decodes the boxes. Boxes are xyxy in the unit frame of
+the input. Scores are the softmax over the classes, without the background. The user applies
+non-maximum suppression. Its thresholds are in the metadata, with the class names, the licence and
+the other fields of a weights file's header.
 """
 
 import importlib.util
@@ -25,7 +26,7 @@ from multibox.ssd.detect import DetectionSettings
 from multibox.ssd.network import SSD
 
 PACKAGES = ("onnx", "onnxscript")
-"""What writing takes: `pip install 'multibox[onnx]'`."""
+"""Packages needed to write ONNX: `pip install 'multibox[onnx]'`."""
 
 
 class _Exported(nn.Module):
@@ -46,7 +47,7 @@ class _Exported(nn.Module):
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps back what the exporter says of itself, e.g. that torchvision is not there."""
+    """Hides the exporter's own warnings, e.g. that torchvision is not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -59,24 +60,24 @@ def _silence() -> Iterator[None]:
 
 
 def write_onnx(path: Path, network: SSD, header: Mapping[str, str]) -> None:
-    """Writes a network with its default boxes; the number of images is the user's.
+    """Writes a network with its default boxes, for any batch size.
 
     Args:
         path: The new file.
-        network: Ready to predict, on the CPU.
-        header: Of its weights file; goes into the metadata.
+        network: A network in evaluation mode, on the CPU.
+        header: Header of the weights file, which becomes the metadata.
 
     Raises:
-        ConfigError: The packages that this takes are not installed, or do not fit PyTorch.
+        ConfigError: `PACKAGES` are not installed, or do not work with this version of PyTorch.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"writing ONNX takes {' and '.join(missing)}, not installed here",
-            remedy="pip install 'multibox[onnx]'",
+            f"writing ONNX needs {' and '.join(missing)}, which are not installed",
+            remedy="Run pip install 'multibox[onnx]'",
         )
     height, width = network.image_size_px
-    # Two images, because the exporter takes a single one for a constant.
+    # Two images, because the exporter treats a batch size of 1 as a constant.
     images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     try:
         with _silence():
@@ -95,7 +96,7 @@ def write_onnx(path: Path, network: SSD, header: Mapping[str, str]) -> None:
             f"PyTorch's exporter fails ({reason})",
             remedy="Install the versions of torch, onnx and onnxscript in constraints.txt",
         ) from error
-    assert program is not None  # as `dynamo` has it
+    assert program is not None  # with dynamo=True
     model = program.model_proto
     settings = DetectionSettings(clip=network.traits.clip_detections)
     for key, value in {**header, "suppression": json.dumps(settings._asdict())}.items():

@@ -1,4 +1,4 @@
-"""The publishers of weights: what is the same for all their files."""
+"""The publishers of weights, and the properties that all files of a publisher share."""
 
 from typing import NamedTuple
 
@@ -7,24 +7,24 @@ from torch import Tensor
 from multibox.ssd.default_boxes import Clip
 from multibox.structures import MEAN_RGB
 
-# Torchvision's SSD300 subtracts this from pixels in 0..1 (`detection/ssd.py`).
+# Torchvision's SSD300 subtracts the mean from pixels in 0..1 (`detection/ssd.py`).
 TORCHVISION_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
 
 _LICENCE = (
-    "published with {} (its code: {}); no terms stated for the weights, which learnt from ImageNet "
-    "and, if a detector, from VOC or COCO"
+    "published with {} (its code: {}); no terms are stated for the weights, which were trained on "
+    "ImageNet and, for a detector, on VOC or COCO"
 )
 
 
 class Origin(NamedTuple):
-    """What is the same for all files of one publisher.
+    """Properties that all files of one publisher share.
 
     Attributes:
-        title: Its name, for people.
-        licence: What is known of the terms of use.
-        mean_rgb: What its loader subtracts from the pixels.
-        clip: How it clips default boxes.
-        clip_detections: Whether it clips boxes before suppression.
+        title: Name for messages.
+        licence: Known terms of use.
+        mean_rgb: Mean colour that is subtracted from the pixels, in 0..255.
+        clip: How default boxes are clipped.
+        clip_detections: Whether detected boxes are clipped before suppression.
     """
 
     title: str
@@ -48,15 +48,15 @@ TORCHVISION = Origin(
 
 
 class Found(NamedTuple):
-    """What a reader took from a file.
+    """The content of a foreign weights file, before it is converted to our network.
 
     Attributes:
-        origin: Whose it is.
-        tensors: By Caffe's names, `conv1_1.weight`.
-        bgr: Whether conv1_1 takes blue first.
-        first_scale: The finest default boxes' as a fraction of the image's side, if known.
-        clipped: Whether the file says that corners of default boxes are clipped.
-        notes: What was altered, a clause each.
+        origin: The publisher.
+        tensors: Parameters by Caffe's names, e.g. `conv1_1.weight`.
+        bgr: Whether the input channels of conv1_1 are BGR.
+        first_scale: Scale of the finest default boxes as a fraction of the image side, if known.
+        clipped: Whether the file says that the corners of default boxes are clipped.
+        notes: Changes made while reading, one clause each.
     """
 
     origin: Origin

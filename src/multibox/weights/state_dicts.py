@@ -1,4 +1,4 @@
-"""Takes the parameters from a file, by Caffe's names, whoever wrote it."""
+"""Converts the content of foreign weights files to parameters by Caffe's layer names."""
 
 import itertools
 import mmap
@@ -36,7 +36,7 @@ _MOST_LEVELS = 7
 
 
 def from_caffe(path: Path) -> Found:
-    """Returns what a `.caffemodel` holds."""
+    """Returns the content of a `.caffemodel` file."""
     with path.open("rb") as stream:
         try:
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -50,13 +50,13 @@ def from_caffe(path: Path) -> Found:
     }
     if not tensors:
         raise WeightsError(
-            "is in none of the known formats, or holds no weights",
+            "has an unknown format or no weights",
             file=path,
-            remedy="Known are .caffemodel, Keras's .h5, PyTorch's .pth and multibox's own",
+            remedy="Use a multibox weights file, a .caffemodel, Keras's .h5 or PyTorch's .pth",
         )
     side = 300 if count_levels(tensors) == 6 else 512
     scale, clipped = _prior_boxes(found.values(), side)
-    # Old files give every blob four sides.
+    # In old files, every blob has four dimensions.
     flat = {name: x.flatten() if _is_vector(name) else x for name, x in tensors.items()}
     return Found(CAFFE, flat, bgr=True, first_scale=scale, clipped=clipped)
 
@@ -66,22 +66,22 @@ def _is_vector(name: str) -> bool:
 
 
 def _prior_boxes(found: Iterable[CaffeLayer], side: int) -> tuple[float | None, bool]:
-    """Returns the smallest scale of the default boxes, and whether any are clipped."""
+    """Returns the smallest scale of the default boxes, and whether any of them are clipped."""
     priors = [(layer.min_size_px, layer.clip) for layer in found if layer.min_size_px is not None]
     scale = min((size for size, _ in priors), default=None)
     return (None if scale is None else scale / side), any(clip for _, clip in priors)
 
 
 def from_keras(file: KerasFile) -> Found:
-    """Returns what an `.h5` file of Keras holds."""
+    """Returns the content of a Keras `.h5` file."""
     return Found(SSD_KERAS, file.tensors, bgr=True, first_scale=file.first_scale, clipped=file.clip)
 
 
 def from_pytorch(state: dict[str, Tensor], path: Path) -> Found:
-    """Returns what a state dict holds.
+    """Returns the content of a PyTorch state dict.
 
     Raises:
-        WeightsError: It is of none of the known models.
+        WeightsError: The state dict does not belong to a known model.
     """
     detectors: dict[str, tuple[Origin, PyTorchFormat, str]] = {
         "vgg.0.weight": (SSD_PYTORCH, "ssd-pytorch", "loc.{}.weight"),
@@ -112,15 +112,15 @@ def from_pytorch(state: dict[str, Tensor], path: Path) -> Found:
     raise WeightsError(
         f"is a state dict of an unknown model ({some[:150]})",
         file=path,
-        remedy="Known are ssd.pytorch, lufficc/SSD, and torchvision's ssd300_vgg16 and vgg16",
+        remedy="Use weights of ssd.pytorch, lufficc/SSD, or torchvision's ssd300_vgg16 or vgg16",
     )
 
 
 def _torchvision_classifier(state: dict[str, Tensor], path: Path) -> Found:
-    """Returns the trunk of a VGG-16 that classifies, or of one whose classifier is missing.
+    """Returns the trunk of torchvision's VGG-16, with or without a classifier.
 
-    The second is what torchvision itself starts SSD from (`VGG16_Weights.IMAGENET1K_FEATURES`):
-    Caffe's weights for Caffe's pixels, its classifier not there or filled with NaN.
+    Torchvision starts SSD from a file without a classifier (`VGG16_Weights.IMAGENET1K_FEATURES`).
+    It contains Caffe's weights, for Caffe's range of pixels. The classifier is missing or NaN.
     """
     names = dict(zip(trunk_names("features."), TRUNK[:-2], strict=False))
     classifier = state.get("classifier.0.weight")
@@ -131,13 +131,13 @@ def _torchvision_classifier(state: dict[str, Tensor], path: Path) -> Found:
     try:
         trunk = in_caffe_range(_renamed(state, names), MEAN_RGB)
     except (KeyError, RuntimeError):
-        raise WeightsError("holds no VGG-16's conv1_1", file=path) from None
-    note = "conv1_1 was scaled from torchvision's range of pixels to 0..255"
+        raise WeightsError("lacks conv1_1 of a VGG-16", file=path) from None
+    note = "conv1_1 was rescaled from torchvision's range of pixels to 0..255"
     return Found(TORCHVISION, trunk, notes=(note,))
 
 
 def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """Returns a state whose layers have other names; those that are not listed keep theirs."""
+    """Returns a state dict with renamed layers. Layers that are not in `names` keep their names."""
     renamed = {}
     for name, tensor in state.items():
         layer, _, kind = name.rpartition(".")
@@ -146,5 +146,5 @@ def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tenso
 
 
 def count_levels(tensors: Iterable[str]) -> int:
-    """Returns how many feature maps have heads."""
+    """Returns the number of feature maps that have heads."""
     return sum(name.endswith("_mbox_loc.weight") for name in tensors)

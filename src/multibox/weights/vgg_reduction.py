@@ -1,8 +1,8 @@
-"""From a VGG-16 that classifies to the trunk that SSD starts from.
+"""Converts a VGG-16 classifier to the trunk that SSD starts from.
 
-The original's fc6 and fc7 are sub-sampled from the classifier's: every fourth output, and of
-fc6's 7 x 7 taps every third (SSD section 3, "subsample parameters from fc6 and fc7"; the exact
-places were not published, these are those that the ports agree on).
+SSD's fc6 and fc7 are subsampled from the classifier's: every fourth output, and every third of the
+7 x 7 taps of fc6 (SSD section 3, "subsample parameters from fc6 and fc7"). The exact positions were
+not published. The ones used here are the ones that the ports agree on.
 """
 
 from collections.abc import Mapping
@@ -18,26 +18,27 @@ _KEPT_TAPS = 3
 _FULL_OUTPUTS = 4096
 _POOLED_SIDE = 7
 
-# What torchvision's classifiers are fed: pixels in 0..1, minus this, over that.
+# Torchvision's classifiers take pixels in 0..1, minus this mean, divided by this deviation.
 _TORCHVISION_MEAN = (0.485, 0.456, 0.406)
 _TORCHVISION_STD = (0.229, 0.224, 0.225)
 
 
 def is_full(trunk: Mapping[str, Tensor]) -> bool:
-    """Returns whether the trunk's fc6 is still the classifier's."""
+    """Returns whether fc6 has all outputs of the classifier."""
     bias = trunk.get("fc6.bias")
     return bias is not None and bias.numel() == _FULL_OUTPUTS
 
 
-def reduced(trunk: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Returns the trunk with fc6 and fc7 sub-sampled to convolutions of 1,024 outputs.
+def reduce_classifier(trunk: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Returns the trunk with fc6 and fc7 subsampled to convolutions of 1,024 outputs.
 
     Args:
-        trunk: By Caffe's names, of a full VGG-16, fc6 in any shape of its 4,096 x 25,088 numbers.
-        path: Their file, for the error.
+        trunk: Parameters of a full VGG-16 by Caffe's names. fc6 has 4,096 x 25,088 numbers in any
+            shape.
+        path: The weights file, for error messages.
 
     Raises:
-        WeightsError: A part of fc6 or fc7 is missing, or has another count of numbers.
+        WeightsError: A part of fc6 or fc7 is missing or has an unexpected size.
     """
     side = _POOLED_SIDE
     try:
@@ -50,20 +51,23 @@ def reduced(trunk: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             "fc7.bias": trunk["fc7.bias"].flatten()[::_KEPT_OUTPUTS],
         }
     except (KeyError, RuntimeError) as error:
-        raise WeightsError(f"holds no VGG-16's fc6 and fc7 ({error})", file=path) from None
+        raise WeightsError(f"lacks fc6 and fc7 of a VGG-16 ({error})", file=path) from None
     return {**trunk, **{name: value.contiguous() for name, value in small.items()}}
 
 
 def in_caffe_range(
     trunk: Mapping[str, Tensor], mean_rgb: tuple[float, float, float]
 ) -> dict[str, Tensor]:
-    """Returns torchvision's trunk for pixels in 0..255 minus a mean, instead of its own range.
+    """Rescales torchvision's conv1_1 for pixels in 0..255 minus a mean.
 
-    The same outputs come from the other input, but at the image's rim, where both pad with zeros.
+    The outputs stay the same, except at the border of the image, where both networks pad with 0.
 
     Args:
-        trunk: By Caffe's names.
-        mean_rgb: What will be subtracted from the pixels.
+        trunk: Parameters by Caffe's names.
+        mean_rgb: Mean colour that will be subtracted from the pixels, in 0..255.
+
+    Returns:
+        The trunk with new parameters of conv1_1.
     """
     scale = 1 / (255 * torch.tensor(_TORCHVISION_STD))
     shift = torch.tensor(mean_rgb) - 255 * torch.tensor(_TORCHVISION_MEAN)

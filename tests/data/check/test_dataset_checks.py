@@ -2,10 +2,15 @@
 
 import ast
 import copy
+import errno
 import hashlib
 import json
+import os
+import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import planted_faults as planted
@@ -15,11 +20,12 @@ from PIL import Image
 from multibox.build import read_datasets
 from multibox.commands.demo.dataset import draw_dataset
 from multibox.config import Config
-from multibox.data.check.dataset_checks import preflight
+from multibox.data.check.dataset_checks import check_dataset
 from multibox.data.check.findings import FAULTS, KINDS, Finding
 from multibox.data.check.image_metadata import find_orientation, without_orientation
 from multibox.data.check.split_checks import roles
 from multibox.data.formats.coco import read_coco
+from multibox.data.formats.layouts import known_splits
 from multibox.data.images import read_image
 from multibox.errors import DataError
 from multibox.recipes import RECIPES
@@ -31,7 +37,7 @@ RAISED = ("DataError", "NoImagesError", "Note", "Finding")
 def look(
     root: Path, splits: tuple[str, ...] = (), classes: tuple[str, ...] = ()
 ) -> tuple[Finding, ...]:
-    return preflight(root, splits, classes, workers=2, progress=lambda *_: None).findings
+    return check_dataset(root, splits, classes, workers=2, progress=lambda *_: None).findings
 
 
 def kinds(findings: tuple[Finding, ...]) -> Counter[str]:
@@ -368,3 +374,48 @@ def test_no_false_alarm_on_many_drawn_images(tmp_path: Path) -> None:
 def test_kinds_are_named_alike() -> None:
     assert all(name == name.lower() and " " not in name for name in KINDS)
     assert len(FAULTS) >= 40
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("voc", "voc/VOC2007/ImageSets/Main", "voc/VOC2007/Annotations"),
+        *("voc/VOC2007/JPEGImages", "coco", "coco/annotations"),
+    ],
+)
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    root = tmp_path / Path(name).parts[0]
+    planted.write_voc(tmp_path / "voc" / "VOC2007", {"trainval": ["1"], "test": ["2"]})
+    planted.write_coco(tmp_path / "coco", planted.coco_content(2))
+    assert look(root)
+
+    def refuse(path: object, real: Callable[[object], object]) -> object:
+        if path == tmp_path / name or path == str(tmp_path / name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    for call in ("listdir", "scandir"):
+        monkeypatch.setattr(os, call, partial(refuse, real=getattr(os, call)))
+    try:
+        found = [(finding.kind, finding.file, finding.reason) for finding in look(root)]
+    except DataError as error:
+        found = [(error.kind, error.file, error.reason)]
+    assert ("unreadable", tmp_path / name, "cannot be read: Input/output error") in found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_folder_that_only_others_may_enter_is_no_layout() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        voc = planted.write_voc(Path(place) / "voc" / "VOC2007", {"trainval": ["1"]}).parent
+        coco = planted.write_coco(Path(place) / "coco", planted.coco_content(1))
+        for root in (voc, coco):
+            (root / "lost+found").mkdir(mode=0o700)
+        os.seteuid(65_534)
+        try:
+            assert known_splits(voc) == ("2007:trainval",)
+            assert known_splits(coco) == ("train",)
+        finally:
+            os.seteuid(0)

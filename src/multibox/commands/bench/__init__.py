@@ -1,1 +1,1 @@
-"""Measures what each part costs on this machine."""
+"""Measures the time that each part takes on this machine."""

@@ -1,6 +1,5 @@
-"""The verb `bench`: what each part costs on this machine, beside what bounds it from below."""
+"""The verb `bench`: the time that each part takes here, beside a lower bound."""
 
-import importlib.util
 import math
 import tempfile
 from pathlib import Path
@@ -11,31 +10,34 @@ import torch
 from torch import Tensor
 
 from multibox.build import matcher, new_network
-from multibox.commands.bench.data import find_photographs, prepare_images
+from multibox.commands.bench.data import prepare_images
 from multibox.commands.bench.timing import Figure, Work, timed
+from multibox.commands.demo.dataset import draw_dataset
 from multibox.commands.train import check_shares
 from multibox.config import Config
 from multibox.data.dataset import Dataset
+from multibox.data.formats.layouts import read_dataset
 from multibox.data.images import read_image
 from multibox.detector import Detector
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import read_results, write_results
 from multibox.evaluation.voc import ClassDetections, ClassObjects, evaluate_voc
 from multibox.inference import score
-from multibox.precision import arithmetic, in_precision, stored_in
+from multibox.precision import autocast, cast_convolutions, compute_dtype
 from multibox.processes.distributed import Processes, pick_device
 from multibox.rng import stream
 from multibox.ssd.loss import multibox_loss
 from multibox.ssd.network import SSD
 from multibox.structures import Batch, Output, Targets
 from multibox.training.train_step import Learner
-from multibox.weights.onnx import PACKAGES, write_onnx
 
 Part = Literal["data", "step", "detect", "evaluate", "predict"]
 
 _OBJECTS = 20
 _CLASSES = 20
 _CANDIDATES = 160
+# Pictures to prepare, unless others are given.
+_DRAWN = 48
 # For works of milliseconds.
 _TIMES = 5
 # VOC2007's test split, with the detections that SSD300 makes of it.
@@ -46,9 +48,9 @@ def bench(part: Part, config: Config, *, data: Path | None, device: str) -> list
     """Returns the figures of a part.
 
     Args:
-        part: Which one.
-        config: Of the recipe: network, augmentation, batch size, precision.
-        data: Photographs to prepare; by default drawn ones. For `data` and `predict` alone.
+        part: The part.
+        config: The recipe: network, augmentation, batch size and precision.
+        data: Dataset of pictures to prepare, by default a drawn one; for `data` and `predict`.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
@@ -62,15 +64,19 @@ def bench(part: Part, config: Config, *, data: Path | None, device: str) -> list
     if part == "step":
         return timed(_step(config, place), place)
     with tempfile.TemporaryDirectory(prefix="multibox-") as folder:
-        photographs = find_photographs(config, data, Path(folder))
+        split = config.data.train_split
+        if data is None:
+            data, split = Path(folder) / "drawn", "trainval"
+            draw_dataset(data, train_images=_DRAWN, test_images=1)
+        dataset = read_dataset(data, split, on_bad=config.data.on_bad)
         if part == "predict":
-            return timed(_predict(config, photographs, place), place, times=_TIMES)
+            return timed(_predict(config, dataset, place), place, times=_TIMES)
         network = new_network(config, _CLASSES)
-        return timed(prepare_images(config, photographs, network, Path(folder), place), place)
+        return timed(prepare_images(config, dataset, network, Path(folder), place), place)
 
 
 def random_batch(size: int, network: SSD) -> Batch:
-    """Returns noise with 20 objects an image, matched to a network's default boxes."""
+    """Returns noise with 20 objects in each image, matched to a network's default boxes."""
     rng = stream(0, "benchmark")
     low = rng.uniform(0, 0.7, (size, _OBJECTS, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.03, 0.3, (size, _OBJECTS, 2))], axis=2)
@@ -93,9 +99,9 @@ def random_batch(size: int, network: SSD) -> Batch:
 
 
 def _step(config: Config, device: torch.device) -> list[Work]:
-    """A training step beside the network's bare forward and backward pass, and parts of the rest.
+    """A training step beside the network's forward and backward pass, and parts of the rest.
 
-    Matching is not in the step: it is done where batches are made.
+    The step does not include matching, which is done where batches are made.
     """
     alone, fresh = Processes(0, 1, device), new_network(config, _CLASSES)
     check_shares(config, fresh, alone)
@@ -111,7 +117,7 @@ def _step(config: Config, device: torch.device) -> list[Work]:
     )
 
     def bare() -> None:
-        with in_precision(learner.precision, device):
+        with autocast(learner.precision, device):
             output = network(images)
         torch.autograd.backward(output.offsets.float().sum() + output.logits.float().sum())
         network.zero_grad()
@@ -131,13 +137,13 @@ def _step(config: Config, device: torch.device) -> list[Work]:
 
 
 def _detect(config: Config, device: torch.device) -> list[Work]:
-    """Decoding and suppression of 4 images: some 160 candidates an image, and nearly all boxes."""
+    """Decoding and suppression of 4 images, with about 160 candidates each and with nearly all."""
     network = new_network(config, _CLASSES).to(device)
     boxes, images = network.default_boxes.shape[0], 4
     rng = stream(0, "outputs")
     offsets = rng.standard_normal((images, boxes, 4), np.float32)
     logits = rng.standard_normal((images, boxes, _CLASSES + 1), np.float32)
-    # A background that leaves a candidate of one class in 8,732 * 20 / 160 outputs.
+    # This background leaves 160 candidates among 8,732 * 20 outputs.
     sparse, dense = logits.copy(), logits.copy()
     sparse[..., 0] += 10.3
     dense[..., 0] -= 4
@@ -183,15 +189,15 @@ def _evaluate() -> list[Figure]:
         return timed(works, torch.device("cpu"))
 
 
-def _predict(config: Config, photographs: Dataset, device: torch.device) -> list[Work]:
-    """One photograph at a time, from its pixels to detections, beside the bare network."""
-    precision = arithmetic(config.run.precision, device)
-    network = stored_in(precision, new_network(config, _CLASSES).to(device).eval())
-    pixels = read_image(photographs.annotations[0].image_path)
+def _predict(config: Config, dataset: Dataset, device: torch.device) -> list[Work]:
+    """One picture at a time, from its pixels to detections, beside the bare network."""
+    precision = compute_dtype(config.run.precision, device)
+    network = cast_convolutions(precision, new_network(config, _CLASSES).to(device).eval())
+    pixels = read_image(dataset.annotations[0].image_path)
     image = random_batch(1, network).images.to(device)
 
     def bare() -> Output:
-        with torch.inference_mode(), in_precision(precision, device):
+        with torch.inference_mode(), autocast(precision, device):
             return cast(Output, network(image))
 
     _leave_candidates(network, bare().logits)
@@ -201,34 +207,11 @@ def _predict(config: Config, photographs: Dataset, device: torch.device) -> list
         Work("network alone", bare, 1),
         Work("predict", lambda: detector(pixels), 1, "network alone"),
         Work("all detections", lambda: detector.detect(pixels), 1, "network alone"),
-        *_exported(config, image),
     ]
 
 
-def _exported(config: Config, image: Tensor) -> list[Work]:
-    """The network and its decoding in ONNX Runtime, which has no bf16 on a CPU; if installed."""
-    if any(importlib.util.find_spec(name) is None for name in (*PACKAGES, "onnxruntime")):
-        return []
-    import onnxruntime
-
-    with tempfile.TemporaryDirectory(prefix="multibox-") as folder:
-        path = Path(folder) / "network.onnx"
-        write_onnx(path, new_network(config, _CLASSES).eval(), {})
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        # Else its threads keep the cores busy while the next work is timed.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-    pixels = image.permute(0, 2, 3, 1).cpu().numpy()
-    name = "ONNX Runtime on the CPU, fp32"
-    return [Work(name, lambda: session.run(None, {"images": pixels}), 1, "network alone")]
-
-
 def _leave_candidates(network: SSD, logits: Tensor) -> None:
-    """Makes an untrained network as sure of the background as a trained one.
-
-    Some 160 scores of an image are above 0.01.
-    """
+    """Shifts the background of an untrained network so that 160 scores exceed 0.01, as usual."""
     margins = (logits[..., 1:] - logits[..., :1]).float().flatten()
     shift = margins.topk(_CANDIDATES).values[-1].item() - math.log(0.01)
     for head in network.logit_heads:

@@ -1,6 +1,7 @@
-"""Times works in turn, again and again.
+"""Times works in turn, several times each.
 
-All figures are medians of interleaved runs in one process, after one run that is not counted.
+Each figure is the median of runs in one process. The runs of all works are interleaved, so that a
+disturbance meets all of them, and one run before does not count.
 """
 
 import statistics
@@ -11,19 +12,18 @@ from typing import NamedTuple
 import torch
 
 RUNS = 5
-"""Of each work; several times as many of one that takes milliseconds."""
+"""Runs of each work. Works of milliseconds have a multiple of it."""
 
 
 class Figure(NamedTuple):
-    """What some work took.
+    """The time that a work took.
 
     Attributes:
         name: The work.
         seconds: The median.
-        images: How many it was done for.
-        ratio: Its rate over that of the figure which it is to be compared with.
-        beside: The name of that figure.
-        worker_mib: The most memory that a worker had to itself, in MiB.
+        images: The number of images that it worked on.
+        ratio: Its rate over the rate of the work to compare it with.
+        beside: The name of that other work.
     """
 
     name: str
@@ -31,7 +31,6 @@ class Figure(NamedTuple):
     images: int
     ratio: float | None = None
     beside: str | None = None
-    worker_mib: float | None = None
 
     @property
     def per_second(self) -> float:
@@ -39,26 +38,15 @@ class Figure(NamedTuple):
         return self.images / self.seconds
 
 
-class Measured(NamedTuple):
-    """What a work has measured itself.
-
-    Attributes:
-        seconds: How long the part of it took that counts.
-        worker_mib: As in `Figure`.
-    """
-
-    seconds: float
-    worker_mib: float | None = None
-
-
 class Work(NamedTuple):
-    """Something to be timed.
+    """Something to time.
 
     Attributes:
         name: For people.
-        run: Does it; may return what it has `Measured`, or else is timed as a whole.
-        images: How many it is done for.
-        beside: The name of the work to compare it with.
+        run: Does the work. It may return the seconds that count; a result of any other type means
+            that all of it counts.
+        images: The number of images that it works on.
+        beside: The name of the work to compare it with, which comes before it.
     """
 
     name: str
@@ -68,28 +56,22 @@ class Work(NamedTuple):
 
 
 def timed(works: Sequence[Work], device: torch.device, *, times: int = 1) -> list[Figure]:
-    """Returns a figure for each work, of so many times `RUNS`."""
-    found: dict[str, list[Measured]] = {work.name: [] for work in works}
+    """Returns a figure for each work, from `times` * `RUNS` runs."""
+    found: dict[str, list[float]] = {work.name: [] for work in works}
     for run in range(times * RUNS + 1):
         for work in works:
             start = time.perf_counter()
             result = work.run()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if not isinstance(result, Measured):
-                result = Measured(time.perf_counter() - start)
+            seconds = result if isinstance(result, float) else time.perf_counter() - start
             if run:
-                found[work.name].append(result)
-    seconds = {name: statistics.median(run.seconds for run in runs) for name, runs in found.items()}
-    rates = {work.name: work.images / seconds[work.name] for work in works}
-    return [
-        Figure(
-            work.name,
-            seconds[work.name],
-            work.images,
-            rates[work.name] / rates[work.beside] if work.beside else None,
-            work.beside,
-            max((run.worker_mib for run in found[work.name] if run.worker_mib), default=None),
-        )
-        for work in works
-    ]
+                found[work.name].append(seconds)
+    figures: dict[str, Figure] = {}
+    for work in works:
+        figure = Figure(work.name, statistics.median(found[work.name]), work.images)
+        if work.beside is not None:
+            ratio = figure.per_second / figures[work.beside].per_second
+            figure = figure._replace(ratio=ratio, beside=work.beside)
+        figures[work.name] = figure
+    return list(figures.values())

@@ -1,1 +1,1 @@
-"""Draws a dataset and runs the whole path on it."""
+"""Draws a dataset, trains on it, evaluates and reports."""

@@ -22,9 +22,9 @@ VERSION, MARKER = 3, "drawn.json"
 # Of an image: its sides, and the numbers of objects and of shapes without a class.
 SIDE_PX, OBJECTS, CLUTTER = (360, 520), (2, 8), (1, 5)
 # Of an object: its longer side. A skew below 1 makes large objects more frequent.
-SIZE_PX, SIZE_SKEW = (50.0, 220.0), 0.7
+SIZE_PX, SIZE_SKEW = (75.0, 220.0), 0.7
 # Shares of objects near another one, and of objects that the frame may cut.
-NEAR, CUT = 0.25, 0.15
+NEAR, CUT = 0.2, 0.15
 # The largest part of a side that is cut, and of the smaller box that another box covers. Two boxes
 # that overlap by 0.6 of the smaller one survive NMS at an IoU of 0.45.
 CUT_MOST, OVERLAP, OVERLAP_NEAR = 0.3, 0.1, 0.6
@@ -145,7 +145,7 @@ def paint_background(rng: Generator, width: int, height: int) -> Image:
         cells = rng.standard_normal((2 << scale, 2 << scale), np.float32)
         noise += detail**scale * cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
     share = 1 / (1 + np.exp(noise * (-rng.uniform(0.5, 4) / noise.std())))[..., None]
-    muted = [_colour(rng, rng.random(), 0.2, rng.uniform(0.3, 0.9)) for _ in range(2)]
+    muted = [_colour(rng, rng.random(), 0.1, rng.uniform(0.3, 0.9)) for _ in range(2)]
     here, there = np.array(muted, np.float32)
     return np.asarray((here + share * (there - here)).astype(np.uint8))
 

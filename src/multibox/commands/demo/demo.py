@@ -1,4 +1,4 @@
-"""The verb `demo`: the whole path, from drawn images to the summary page, in a few minutes."""
+"""The verb `demo`: from drawn images to the summary page in a few minutes."""
 
 import dataclasses
 from pathlib import Path
@@ -18,11 +18,11 @@ def demo(out: Path, console: Console) -> Path:
     """Draws a dataset, trains `ssd300-lite` on it, evaluates it, and returns the summary page.
 
     Args:
-        out: The folder for data and run; called again, it goes on where it stood.
-        console: For messages.
+        out: The folder for the data and the run. A second call resumes the run.
+        console: Prints messages.
 
     Raises:
-        MultiboxError: The folder holds something else or cannot be written.
+        MultiboxError: The folder contains something else, or cannot be written.
     """
     console.print(f"Drawing a dataset in {out / 'data'}", highlight=False)
     draw_dataset(out / "data")

@@ -160,7 +160,7 @@ def _one_letter_apart(a: str, b: str) -> bool:
     return a != b and (a[start + 1 :] == b[start + 1 :] or swapped)
 
 
-def total(datasets: Iterable[Dataset]) -> Counter[str]:
+def count_objects(datasets: Iterable[Dataset]) -> Counter[str]:
     """Returns the objects per class of all images of some splits, each image counted once."""
     images = {}
     for dataset in datasets:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from multibox.data.check.annotation_checks import (
     SMALL_SIDE_PX,
+    count_objects,
     remarks_of_names,
     remarks_of_split,
     remarks_of_xml,
-    total,
 )
 from multibox.data.check.findings import Finding, finding_of
 from multibox.data.check.image_metadata import peculiarities
@@ -23,7 +23,14 @@ from multibox.data.check.split_checks import remarks_between, shared_images
 from multibox.data.dataset import Dataset, Fault
 from multibox.data.formats.layouts import known_splits, read_dataset
 from multibox.data.formats.voc import MAX_LIST_BYTES, annotation_file, has_layouts, split_lists
-from multibox.data.images import MAX_BYTES, SUFFIXES, decode_image, find_images, read_bytes
+from multibox.data.images import (
+    MAX_BYTES,
+    SUFFIXES,
+    decode_image,
+    find_images,
+    list_folder,
+    read_bytes,
+)
 from multibox.data.reading import NoImagesError
 from multibox.errors import DataError
 
@@ -31,7 +38,7 @@ Progress = Callable[[int, int], None]
 """Is told how many of how many images were decoded."""
 
 
-class Preflight(NamedTuple):
+class CheckedDataset(NamedTuple):
     """What was read of a dataset, and what was found.
 
     Attributes:
@@ -50,14 +57,14 @@ class _Look(NamedTuple):
     findings: list[Finding]
 
 
-def preflight(
+def check_dataset(
     root: Path,
     splits: tuple[str, ...],
     classes: tuple[str, ...],
     *,
     workers: int,
     progress: Progress,
-) -> Preflight:
+) -> CheckedDataset:
     """Reads splits and decodes all of their images.
 
     Args:
@@ -95,7 +102,7 @@ def preflight(
     if has_layouts(root) and not splits:
         found += _unlisted(root)
     # What several splits share is found in each.
-    return Preflight(datasets, tuple(dict.fromkeys(found)))
+    return CheckedDataset(datasets, tuple(dict.fromkeys(found)))
 
 
 def _read(root: Path, split: str, classes: tuple[str, ...]) -> tuple[Dataset | None, list[Finding]]:
@@ -164,7 +171,7 @@ def _remarks(
             if item.image_path not in seen:
                 seen.add(item.image_path)
                 yield from remarks_of_xml(item, annotation_file(item.image_path))
-    yield from remarks_of_names(total(datasets.values()), root)
+    yield from remarks_of_names(count_objects(datasets.values()), root)
     yield from remarks_between(datasets, classes, root)
     yield from shared_images(datasets, pixels)
 
@@ -189,8 +196,14 @@ def _unlisted(root: Path) -> Iterator[Finding]:
         for stem, path in images.items():
             if stem not in names:
                 yield Finding("image-unlisted", path, None, "is in no list")
-        for path in sorted((folder / "Annotations").glob("*.xml")):
-            if path.stem not in names:
+        try:
+            annotations = list_folder(folder / "Annotations")
+        except DataError as error:
+            # Its files may still be read by name.
+            annotations = []
+            yield Finding(error.kind, folder / "Annotations", None, error.reason)
+        for path in annotations:
+            if path.suffix == ".xml" and path.stem not in names:
                 yield Finding("annotation-unlisted", path, None, "is in no list")
         stems = Counter(
             path.stem

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
-from multibox.data.check.annotation_checks import FEW_OBJECTS, total
+from multibox.data.check.annotation_checks import FEW_OBJECTS, count_objects
 from multibox.data.check.findings import Finding
 from multibox.data.dataset import Dataset
 
@@ -41,7 +41,7 @@ def remarks_between(
     training = {name: data for name, data in datasets.items() if "train" in roles(name)}
     testing = {name: data for name, data in datasets.items() if name not in training}
     testing = {name: data for name, data in testing.items() if roles(name)}
-    learned = total(training.values())
+    learned = count_objects(training.values())
     found = [
         Finding("no-objects", root, f"split {name}", "none of its images has an object")
         for name, data in datasets.items()
@@ -66,8 +66,8 @@ def _of_pair(
     split: str, data: Dataset, training: Mapping[str, Dataset], root: Path
 ) -> list[Finding]:
     """Returns what the classes of one split for val or test have against those for training."""
-    found, learned = [], total(training.values())
-    by_split = {name: total([other]) for name, other in training.items()}
+    found, learned = [], count_objects(training.values())
+    by_split = {name: count_objects([other]) for name, other in training.items()}
     for label, (name, count) in enumerate(data.objects_per_class.items()):
         position = f"split {split}, class {name!r}"
         lacking = [

@@ -93,7 +93,7 @@ class ClassCount:
 
 
 @dataclass(frozen=True)
-class Census:
+class SplitStatistics:
     """The counts of a split.
 
     Attributes:
@@ -117,7 +117,7 @@ class Census:
     reach: tuple[Reach, ...]
 
 
-def take_census(dataset: Dataset, tables: Sequence[BoxTable]) -> Census:
+def split_statistics(dataset: Dataset, tables: Sequence[BoxTable]) -> SplitStatistics:
     """Returns the counts of a split.
 
     Args:
@@ -128,7 +128,7 @@ def take_census(dataset: Dataset, tables: Sequence[BoxTable]) -> Census:
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(item.boxes for item in items)])
     classes = _count_classes(dataset)
     counts = [count.objects for count in classes.values()]
-    return Census(
+    return SplitStatistics(
         images=len(items),
         empty_images=sum(len(item.labels) == 0 for item in items),
         objects=len(boxes),

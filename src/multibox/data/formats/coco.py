@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from multibox.data.dataset import Dataset, Note, Object, Scene
-from multibox.data.images import read_bytes
+from multibox.data.images import list_folder, read_bytes
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
@@ -88,10 +88,26 @@ def read_coco(
 
 
 def annotation_files(root: Path) -> dict[str, Path]:
-    """Returns the annotations of a folder by split; none where it has no layout of COCO's."""
-    official = root.glob(f"{_OFFICIAL}*.json")
-    exported = {path.parent.name: path for path in root.glob(f"*/{_EXPORTED}")}
-    return exported | {path.stem.partition("_")[2]: path for path in official}
+    """Returns the annotations of a folder by split; none where it has no layout of COCO's.
+
+    Raises:
+        DataError: If the folder, or its `annotations`, cannot be listed.
+    """
+    official = [
+        path for path in list_folder((root / _OFFICIAL).parent) if path.match(f"{_OFFICIAL}*.json")
+    ]
+    exported = [folder / _EXPORTED for folder in list_folder(root)]
+    return {path.parent.name: path for path in exported if _is_there(path)} | {
+        path.stem.partition("_")[2]: path for path in official
+    }
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        # In a folder that this user may not enter, such as lost+found.
+        return False
 
 
 def _find_splits(root: Path, splits: str, reading: Reading) -> list[_Split]:

@@ -14,7 +14,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser, ParseError
 
 from multibox.data.dataset import Dataset, Note, Object, Scene
-from multibox.data.images import find_images, read_bytes
+from multibox.data.images import find_images, list_folder, read_bytes
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
@@ -117,7 +117,7 @@ def has_layouts(root: Path) -> bool:
 
 
 def _layouts_below(root: Path) -> dict[str, Path]:
-    below = (*root.glob("VOCdevkit/*"), *root.glob("*"))
+    below = (*list_folder(root / "VOCdevkit"), *list_folder(root))
     return {path.name: path for path in below if _is_layout(path)}
 
 
@@ -127,7 +127,11 @@ def annotation_file(image: Path) -> Path:
 
 
 def _is_layout(folder: Path) -> bool:
-    return (folder / _LISTS).is_dir() and (folder / "Annotations").is_dir()
+    try:
+        return (folder / _LISTS).is_dir() and (folder / "Annotations").is_dir()
+    except PermissionError:
+        # A folder that this user may not enter, such as lost+found.
+        return False
 
 
 def split_lists(root: Path) -> dict[str, Path]:
@@ -167,7 +171,12 @@ def _is_flagged(file: Path) -> bool:
 
 def _split_lists(folders: dict[str, Path]) -> dict[str, Path]:
     """Returns all lists whose split can be chosen; those with a _ in their name come last."""
-    files = [(year, path) for year in folders for path in folders[year].glob(f"{_LISTS}/*.txt")]
+    files = [
+        (year, path)
+        for year, folder in folders.items()
+        for path in list_folder(folder / _LISTS)
+        if path.suffix == ".txt"
+    ]
     named = {f"{year}:{path.stem}" if year else path.stem: path for year, path in files}
     names = sorted(filter(_SPLIT.fullmatch, named), key=lambda name: ("_" in name, name))
     return {name: named[name] for name in names}

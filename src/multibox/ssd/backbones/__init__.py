@@ -1,1 +1,1 @@
-"""The networks that yield the feature maps."""
+"""Backbones: networks that return feature maps."""

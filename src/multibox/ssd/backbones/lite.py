@@ -1,8 +1,8 @@
 """A small residual backbone that learns from random weights on a CPU.
 
-Stages of bottleneck blocks at strides 4, 8 and 16, extra stages down to one cell, and one top-down
-connection that brings the context of stride 16 into the finest map. Everything is batch-normalised.
-The six maps have the cells of SSD300, so its default boxes serve.
+It has stages of bottleneck blocks at strides 4, 8 and 16, extra stages down to one cell, and one
+top-down connection that adds the map of stride 16 to the finest map. All convolutions have batch
+normalisation. The six maps have the cells of SSD300, so its default boxes can be used.
 """
 
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution with batch normalisation, and ReLU unless told otherwise."""
+    """A convolution with batch normalisation and an optional ReLU."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class ConvNorm(nn.Sequential):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 around half the channels, added to the input."""
+    """A residual block: 1x1, 3x3 and 1x1 convolutions with half the channels in between."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Bottleneck(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
-    """Returns a stage that halves the resolution and refines by some blocks."""
+    """Returns a stage that halves the resolution, followed by some blocks."""
     return nn.Sequential(
         ConvNorm(inputs, outputs, 3, stride=2), *(Bottleneck(outputs) for _ in range(blocks))
     )
@@ -57,7 +57,7 @@ class Lite(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # One wide, coarse step: maps of stride 2 would take a sixth of the time.
+        # A single convolution of stride 4: maps of stride 2 would take a sixth of the time.
         self.stage4 = nn.Sequential(ConvNorm(3, 32, 7, stride=4), Bottleneck(32))
         self.stage8 = _stage(32, 96, blocks=2)
         self.stage16 = _stage(96, 192, blocks=2)

@@ -1,8 +1,8 @@
 """The seven-layer backbone of ssd_keras's SSD7 (`models/keras_ssd7.py:277-346`).
 
-Seven blocks of convolution, batch normalisation and ELU, with a pooling that rounds down after each
-but the last. Layers bear ssd_keras's names. Its batch normalisation has the constant 0.001 and
-keeps 0.99 of its running statistics at each step, and its convolutions have biases all the same.
+It has seven blocks of convolution, batch normalisation and ELU. After each block except the last
+there is a pooling that rounds down. Layers have the names of ssd_keras. Batch normalisation has
+eps 0.001 and momentum 0.01, and the convolutions have biases.
 """
 
 from itertools import pairwise
@@ -27,7 +27,7 @@ class SSD7(nn.ModuleDict):
         self.channels = _CHANNELS[_FIRST_MAP - 1 :]
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """Returns the maps of blocks 4 to 7: of 300 x 480 pixels, 37 x 60 cells to 4 x 7."""
+        """Returns the maps of blocks 4 to 7: for 300 x 480 pixels, 37 x 60 to 4 x 7 cells."""
         maps = []
         x = images
         for block in range(1, len(_CHANNELS) + 1):

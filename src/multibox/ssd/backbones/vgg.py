@@ -1,8 +1,8 @@
 """The reduced VGG-16 with SSD's extra layers (SSD section 3, `model_libs.py:308-448`).
 
-Layers bear Caffe's names. fc6 and fc7 are convolutions, fc6 dilated by 6; pool5 keeps the size;
-pool3 rounds up (75 to 38). The finest map is conv4_3 after its ReLU, L2-normalised for the heads
-only.
+Layers have Caffe's names. fc6 and fc7 are convolutions, and fc6 has a dilation of 6. pool5 keeps
+the size, and pool3 rounds up (75 to 38). The finest map is conv4_3 after its ReLU, with L2
+normalisation for the heads only.
 """
 
 from typing import Any, ClassVar, Literal
@@ -20,13 +20,12 @@ class L2Norm(nn.Module):
 
         y_c = s_c x_c / sqrt(sum_k x_k^2 + 1e-10)
 
-    The constant is inside the root (`normalize_layer.cpp:92-132`).
+    The epsilon is inside the root (`normalize_layer.cpp:92-132`).
 
     Args:
         channels: C.
-        gradient: What training takes for the gradient of x. "exact" is the derivative. "caffe" is
-            what Caffe computes instead (see `_CaffeL2Norm`); the two agree while all scales are
-            equal.
+        gradient: The gradient of x in training. "exact" is the derivative. "caffe" is what Caffe
+            computes instead (see `_CaffeL2Norm`). The two agree while all scales are equal.
     """
 
     INITIAL_SCALE: ClassVar[float] = 20.0
@@ -75,7 +74,7 @@ class _CaffeL2Norm(torch.autograd.Function):
 
 
 class ConvReLU(nn.Sequential):
-    """A convolution, its batch normalisation where there is one, and ReLU."""
+    """A convolution with optional batch normalisation, and ReLU."""
 
     def __init__(
         self,
@@ -144,7 +143,8 @@ class VGG16(nn.Module):
 
     Args:
         image_size_px: 300 or 512.
-        batch_norm: Normalise after every convolution, so that random weights can be trained.
+        batch_norm: Whether each convolution has batch normalisation, which allows training from
+            random weights.
     """
 
     def __init__(self, image_size_px: int, *, batch_norm: bool) -> None:
