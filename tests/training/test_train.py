@@ -417,7 +417,7 @@ def test_an_evaluation_is_the_same_with_any_number_of_workers(data: Path, finish
         for count in (0, 1, 2, -1)
     )
     assert all(other == alone for other in others)
-    with pytest.raises(ConfigError, match="workers is -2, but it lies in"):
+    with pytest.raises(ConfigError, match="workers is -2, but it must lie in"):
         evaluate_model(
             finished, which="last", data=data, split=None, on_bad=None, device="cpu", workers=-2
         )
