@@ -58,52 +58,52 @@ class ValidationLoss(NamedTuple):
 def _outputs(
     network: SSD,
     annotations: Sequence[Annotation],
-    setting: EvaluationSettings,
+    settings: EvaluationSettings,
     match: Match = unmatched,
 ) -> Iterator[tuple[Batch, Output]]:
     """Yields this process's share of the images and what the network says of them."""
-    processes = setting.processes
+    processes = settings.processes
     network.eval()
-    size = setting.batch_size
+    size = settings.batch_size
     numbers = range(processes.rank, len(annotations), processes.world_size)
     loaded = batches(
         PlainExamples(annotations, network.image_size_px),
         [list(numbers[i : i + size]) for i in range(0, len(numbers), size)],
-        workers=setting.workers,
+        workers=settings.workers,
         pin_memory=processes.device.type == "cuda",
         match=match,
-        on_loss=setting.on_loss,
+        on_loss=settings.on_loss,
     )
     for batch in loaded:
-        with torch.inference_mode(), autocast(setting.precision, processes.device):
+        with torch.inference_mode(), autocast(settings.precision, processes.device):
             output = network(batch.images.to(processes.device, non_blocking=True))
         yield batch, output
 
 
-def validation_loss(network: SSD, dataset: Dataset, setting: EvaluationSettings) -> ValidationLoss:
+def validation_loss(network: SSD, dataset: Dataset, settings: EvaluationSettings) -> ValidationLoss:
     """Returns the loss over a split; the same on every process."""
-    device = setting.processes.device
+    device = settings.processes.device
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     one = torch.ones((), device=device)
     match = matcher(network, difficult=False)
-    for batch, output in _outputs(network, dataset.annotations, setting, match):
+    for batch, output in _outputs(network, dataset.annotations, settings, match):
         matches = batch.matches.to(device)
         losses = multibox_loss(output, matches, one)
         positives = (matches.classes > 0).sum()
         sums += torch.stack([losses.confidence, losses.localization, positives]).double()
-    confidence, localization, positives = sum_over_processes(sums, setting.processes).tolist()
+    confidence, localization, positives = sum_over_processes(sums, settings.processes).tolist()
     return ValidationLoss(confidence / max(1, positives), localization / max(1, positives))
 
 
-def detect_all(network: SSD, dataset: Dataset, setting: EvaluationSettings) -> list[Detections]:
+def detect_all(network: SSD, dataset: Dataset, settings: EvaluationSettings) -> list[Detections]:
     """Returns the detections in every image of a split; the same on every process."""
     rows = [torch.zeros(0, 7, dtype=torch.float64)]
-    for batch, output in _outputs(network, dataset.annotations, setting):
+    for batch, output in _outputs(network, dataset.annotations, settings):
         for index, found in zip(batch.indices.tolist(), network.detect(output), strict=True):
             scores, labels = found.scores.unsqueeze(1), found.labels.unsqueeze(1)
             columns = [torch.full_like(scores, index), labels, scores, found.boxes]
             rows.append(torch.cat([column.double() for column in columns], dim=1).cpu())
-    table = gather(torch.cat(rows).to(setting.processes.device), setting.processes).cpu()
+    table = gather(torch.cat(rows).to(settings.processes.device), settings.processes).cpu()
     table = table[table[:, 0].argsort(stable=True)]
     counts = torch.bincount(table[:, 0].long(), minlength=len(dataset)).tolist()
     return [
