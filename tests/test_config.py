@@ -203,8 +203,8 @@ def test_text_that_is_not_json() -> None:
         (lambda c: c["run"].update(sed=1), "config.run: unknown field 'sed'. Did you mean 'seed'?"),
         (lambda c: c["run"].update(xyz=1), "config.run: unknown field 'xyz'."),
         (lambda c: c.pop("network"), "config: lacks network."),
-        (lambda c: c.update(format="1"), "config.format: '1' is not a format."),
-        (lambda c: c.update(format=0), "config.format: 0 is not a format."),
+        (lambda c: c.update(format="1"), "config.format: '1' is not a format number."),
+        (lambda c: c.update(format=0), "config.format: 0 is not a format number."),
         (lambda c: c.update(run=[]), "config.run: must be an object."),
         (lambda c: c["run"].update(seed=1.5), "config.run.seed: 1.5 is not of type int."),
         (lambda c: c["run"].update(seed=True), "config.run.seed: True is not of type int."),
@@ -227,7 +227,7 @@ def test_text_that_is_not_json() -> None:
         (lambda c: c["schedule"].update(drops=[1.0]), "config.schedule.drops: 1.0 is not of type"),
         (
             lambda c: c["optimizer"].update(lr=-1),
-            "config.optimizer: lr is -1.0, but a learning rate",
+            "config.optimizer: lr is -1.0, but it must be finite",
         ),
         (
             lambda c: c["optimizer"].update(accumulate=3),

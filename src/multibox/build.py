@@ -1,4 +1,4 @@
-"""The one place where a configuration becomes networks, optimizers and datasets."""
+"""Builds the networks, optimizers and datasets of a configuration."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -37,14 +37,14 @@ from multibox.structures import Matches, Output, Targets
 
 
 class Architecture(NamedTuple):
-    """What a network's name stands for.
+    """A network architecture.
 
     Attributes:
-        backbone: Makes the backbone.
-        image_size_px: (height, width) of the input.
-        tables: The default boxes to choose from.
-        traits: What holds where nothing else is asked for.
-        variances: Of the offsets.
+        backbone: Returns a new backbone.
+        image_size_px: (height, width) of the input, in pixels.
+        tables: Available default boxes, by the dataset that they were designed for.
+        traits: Default traits: normalisation of pixels, default boxes, clipping.
+        variances: Variances of the offsets.
     """
 
     backbone: Callable[[], nn.Module]
@@ -62,7 +62,7 @@ NETWORKS = {
     "ssd300-vgg16-bn": Architecture(partial(VGG16, 300, batch_norm=True), (300, 300), _SSD300),
     "ssd512-vgg16": Architecture(partial(VGG16, 512, batch_norm=False), (512, 512), _SSD512),
     "ssd512-vgg16-bn": Architecture(partial(VGG16, 512, batch_norm=True), (512, 512), _SSD512),
-    # COCO's smaller boxes: small datasets are full of small things, and large ones are found too.
+    # COCO's smaller boxes: small datasets have many small objects, and large ones are found too.
     "ssd300-lite": Architecture(
         Lite, (300, 300), _SSD300, Traits(pixel_scale=1 / 64, scales="coco")
     ),
@@ -79,29 +79,30 @@ NETWORKS = {
 
 def _architecture(name: str) -> Architecture:
     if name not in NETWORKS:
-        raise ConfigError(f"no network is called {name!r}", remedy=f"Say {', '.join(NETWORKS)}")
+        remedy = f"Use one of {', '.join(NETWORKS)}"
+        raise ConfigError(f"no network is called {name!r}", remedy=remedy)
     return NETWORKS[name]
 
 
 def build_network(name: str, num_classes: int, traits: Traits | None = None) -> SSD:
-    """Returns an architecture whose weights are still to be filled.
+    """Returns a network without meaningful weights.
 
     Args:
-        name: One of `NETWORKS`.
-        num_classes: C, not counting the background.
-        traits: By default the architecture's own.
+        name: Name of the architecture, one of `NETWORKS`.
+        num_classes: Number of classes C, without the background.
+        traits: Traits of the network. None: the architecture's own.
 
     Raises:
-        ConfigError: There is no network of that name, or it has no such default boxes.
+        ConfigError: The name is unknown, or the architecture does not have these default boxes.
     """
     architecture = _architecture(name)
     traits = traits or architecture.traits
     if traits.scales not in architecture.tables:
         raise ConfigError(
             f"{name} has no default boxes {traits.scales!r}",
-            remedy=f"Say {', '.join(architecture.tables)}",
+            remedy=f"Use one of {', '.join(architecture.tables)}",
         )
-    # The layers' own initial values come from the caller's global generator; leave it as it was.
+    # PyTorch's layers draw initial values from the global generator. Do not change its state.
     with torch.random.fork_rng(devices=[]):
         network = SSD(
             architecture.backbone(),
@@ -117,10 +118,10 @@ def build_network(name: str, num_classes: int, traits: Traits | None = None) -> 
 
 
 def default_box_tables(name: str) -> dict[Scales, Float[Tensor, "K 4"]]:
-    """Returns the default boxes that an architecture lets choose from, xyxy in the unit frame.
+    """Returns the available default boxes of an architecture, xyxy in the unit frame.
 
     Raises:
-        ConfigError: There is no network of that name.
+        ConfigError: The name is unknown.
     """
     architecture = _architecture(name)
     size, traits = architecture.image_size_px, architecture.traits
@@ -131,17 +132,17 @@ def default_box_tables(name: str) -> dict[Scales, Float[Tensor, "K 4"]]:
 
 
 def new_network(config: Config, num_classes: int) -> SSD:
-    """Returns the network that a run starts from."""
+    """Returns the network of a new run, with random weights from the run's seed."""
     network = _chosen_network(config, num_classes)
     initialise(network, torch_generator(config.run.seed, "initialise"))
     return network
 
 
 def network_shape(config: Config, num_classes: int) -> SSD:
-    """Returns the network of a run without numbers, on the meta device: it needs no memory.
+    """Returns the network of a run on the meta device, where it needs no memory.
 
     Raises:
-        ConfigError: There is no such network, or it has no such default boxes.
+        ConfigError: The network is unknown, or it does not have the chosen default boxes.
     """
     with torch.device("meta"):
         return _chosen_network(config, num_classes)
@@ -159,10 +160,12 @@ def _chosen_network(config: Config, num_classes: int) -> SSD:
 
 
 def matcher(network: SSD, *, difficult: bool) -> Callable[[Targets], Matches]:
-    """Returns what matches the default boxes of a network to the objects of a batch, on the CPU.
+    """Returns a function that matches a network's default boxes to the objects of a batch.
+
+    It runs on the CPU.
 
     Args:
-        network: On any device.
+        network: The network, on any device.
         difficult: Whether difficult objects are matched.
     """
     default_boxes = network.default_boxes.cpu()
@@ -175,7 +178,7 @@ def matcher(network: SSD, *, difficult: bool) -> Callable[[Targets], Matches]:
 
 
 def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Returns the optimizer over Caffe's parameter groups."""
+    """Returns the optimizer, with Caffe's parameter groups."""
     groups = parameter_groups(network, lr=config.lr, weight_decay=config.weight_decay)
     betas = (config.momentum, 0.999)
     if config.optimizer == "sgd":
@@ -186,10 +189,11 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.
 
 
 def read_datasets(config: Config, root: Path) -> tuple[Dataset, Dataset]:
-    """Returns the training and the test split, with the training split's classes in both.
+    """Returns the training split and the test split. Both use the classes of the training split.
 
     Raises:
-        DataError: A folder, split, image or object cannot be used, or a class has no object.
+        DataError: A folder, split, image or object cannot be used, or the training split has no
+            object of a class.
     """
     data = config.data
     train = read_dataset(root, data.train_split, classes=data.classes, on_bad=data.on_bad)
@@ -199,23 +203,25 @@ def read_datasets(config: Config, root: Path) -> tuple[Dataset, Dataset]:
 
 
 def compile_network(network: nn.Module) -> Callable[[Tensor], Output]:
-    """Returns a network as PyTorch's compiler translates it, when it is first called.
+    """Returns the network's forward pass, compiled by `torch.compile` at the first call.
 
-    The network's own methods stay as they are.
+    The network itself is not changed.
     """
-    # It would keep its work as pickles, in a folder whose name other users of the machine know.
+    # The compiler's cache consists of pickles, in a folder that other users can predict.
     torch.compiler.config.force_disable_caches = True
     warnings.filterwarnings("ignore", "dynamo_pgo force disabled", UserWarning)
-    translated: Callable[[Tensor], Output] = torch.compile(network, dynamic=False)
-    return translated
+    compiled: Callable[[Tensor], Output] = torch.compile(network, dynamic=False)
+    return compiled
 
 
 @contextmanager
 def compiler_errors() -> Iterator[None]:
-    """Says it in our words if the compiler fails, in the first pass forward or backward.
+    """Turns a compiler failure into a ConfigError.
+
+    The compiler runs in the first forward pass and in the first backward pass.
 
     Raises:
-        ConfigError: It cannot compile the network here.
+        ConfigError: The network cannot be compiled on this machine.
     """
     try:
         yield
@@ -223,5 +229,5 @@ def compiler_errors() -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"compile is set, but the network cannot be compiled here ({reason})",
-            remedy="Install a C++ compiler, or leave --compile out",
+            remedy="Install a C++ compiler or leave out --compile",
         ) from None

@@ -1,7 +1,8 @@
-"""What a run is: frozen dataclasses with a docstring per field, and their way to and from JSON.
+"""The configuration of a run: frozen dataclasses that are written to and read from JSON.
 
-Field names are unique over all sections, because each is a flat flag of the command line.
-Nothing derivable is stored, and nothing here mutates: `__post_init__` only refuses.
+Each field is an option of the command line, without its section. So field names are unique over
+all sections. The docstring of a field is the help text of its option. Values that can be derived
+are not stored, and `__post_init__` only checks.
 """
 
 import dataclasses
@@ -15,11 +16,11 @@ from typing import Any, Literal
 from multibox.errors import ConfigError
 
 FORMAT = 2
-"""Of `config.json`. It rises with every field that is added, so that an older multibox says what is
-wrong. Files of before the number are of format 1.
+"""Format of `config.json`. It rises with every new field, so that an older multibox can report a
+file that is too new. A file without a number has format 1.
 
-A field that is absent takes its default. So the default of a new field must be what runs did before
-there was the field.
+A field that is absent from the file gets its default. So the default of a new field must be what
+runs did before the field existed.
 """
 
 ScheduleName = Literal["multistep", "cosine", "plateau"]
@@ -39,207 +40,210 @@ def _flag(field: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Which images a run learns from and is judged on."""
+    """The images for training and evaluation."""
 
     train_split: str = "trainval"
-    """Splits to train on, joined by +, each with its year where the folder has several:
+    """Splits to train on, joined by +. If the folder has several years, name the year of each:
     2007:trainval+2012:trainval."""
 
     test_split: str = "test"
-    """Splits for the validation loss and the average precision."""
+    """Splits for the validation loss and the average precision, in the same form."""
 
     classes: tuple[str, ...] = ()
-    """Class names in the order of the network's outputs; empty: those found in the training
-    split, sorted, or in the order of COCO's category ids."""
+    """Class names in the order of the network's outputs.
+    Empty: all classes of the training split, sorted by name (COCO: by category id)."""
 
     on_bad: Literal["fail", "skip"] = "fail"
-    """What to do with objects and images that cannot be used: list them all and stop, or list
-    them all and go on without them."""
+    """fail: list all invalid objects and images, and stop. skip: list them and leave them out."""
 
     train_difficult: bool = True
-    """Learn from difficult objects too, as SSD does on VOC. COCO's crowds are such objects, and
-    SSD leaves them out (`ssd_coco.py:271, 288`)."""
+    """Also train on objects marked difficult, as SSD does on VOC.
+    COCO's crowds count as difficult; SSD does not train on them (`ssd_coco.py:271, 288`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentationConfig:
-    """Caffe's chain (SSD section 3.6, `ssd_pascal.py:89-210`)."""
+    """Random changes to training images, as in Caffe (SSD section 3.6, `ssd_pascal.py:89-210`)."""
 
     distort: bool = True
-    """Brightness, contrast, saturation and hue."""
+    """Change brightness, contrast, saturation and hue."""
 
     expand_probability: float = 0.5
-    """How often an image is put into a larger canvas of the mean colour."""
+    """Probability of placing an image on a larger canvas of the mean colour."""
 
     expand_max_ratio: float = 4.0
-    """The largest side of that canvas over the image's."""
+    """Largest ratio of the canvas's side to the image's side, 1..16."""
 
     crop: bool = True
-    """Cut out a patch by one of the seven batch samplers."""
+    """Crop a patch with one of SSD's seven batch samplers."""
 
     mirror_probability: float = 0.5
-    """How often left and right are swapped."""
+    """Probability of flipping an image left to right."""
 
     def __post_init__(self) -> None:
         for field in ("expand_probability", "mirror_probability"):
             value = getattr(self, field)
-            _require(0 <= value <= 1, field, value, "a probability lies in 0..1")
+            _require(0 <= value <= 1, field, value, "a probability must lie in 0..1")
         _require(
             1 <= self.expand_max_ratio <= 16,
             "expand_max_ratio",
             self.expand_max_ratio,
-            "the canvas is 1 to 16 times the image",
+            "it must lie in 1..16",
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """How the weights move."""
+    """How the weights are updated."""
 
     optimizer: OptimizerName = "sgd"
-    """The rule of the update."""
+    """Algorithm that updates the weights."""
 
     lr: float = 0.001
-    """Learning rate of the weights; biases have twice as much."""
+    """Learning rate of the weights; biases learn twice as fast."""
 
     momentum: float = 0.9
-    """Momentum of SGD; Adam's first beta."""
+    """Momentum of sgd; first beta of adam and adamw."""
 
     lr_in_velocity: bool = False
-    """SGD as in Caffe: what the weights are moving at is kept when the rate drops
-    (`sgd_solver.cpp:134-260`), not multiplied by the drop as well. adam and adamw have no such
-    velocity and ignore this."""
+    """sgd: multiply the gradient by the rate before momentum, as Caffe does
+    (`sgd_solver.cpp:134-260`). Then a drop of the rate does not slow down the current velocity.
+    adam and adamw ignore this."""
 
     weight_decay: float = 0.0005
-    """L2 decay of the weights; biases and batch normalisation have none."""
+    """L2 decay of the weights. Biases and batch normalisation do not decay."""
 
     clip_norm: float = 0.0
-    """Largest norm of the gradient; 0: not clipped."""
+    """Largest norm of the gradient; larger ones are scaled down. 0: no clipping."""
 
     accumulate: int = 1
-    """Parts a batch is worked through in, to save memory. The sum is that of the whole batch,
-    but batch normalisation sees the parts."""
+    """Number of parts in which a batch is processed, to save memory.
+    Gradients are added up over the batch, but batch normalisation sees each part alone."""
 
     accumulate_normaliser: Literal["batch", "part"] = "batch"
-    """What the loss of a part is divided by: the matched boxes of the whole batch, or its own, as
-    Caffe's iter_size does. Then the parts' losses are averaged (`sgd_solver.cpp:90-105`)."""
+    """batch: divide the loss of each part by the matched boxes of the whole batch. part: divide it by
+    those of the part, then average over the parts, as Caffe's iter_size does
+    (`sgd_solver.cpp:90-105`)."""
 
     l2norm_gradient: Literal["exact", "caffe"] = "exact"
-    """The gradient through the L2 normalisation of VGG networks. exact: the derivative. caffe: the
-    formula of Caffe, which differs from it once the scales differ (`normalize_layer.cpp:135-231`).
-    """
+    """Gradient of the L2 normalisation in VGG networks. exact: the derivative. caffe: the formula of
+    Caffe, which differs from the derivative if the scales differ (`normalize_layer.cpp:135-231`)."""
 
     ema_decay: float = 0.0
-    """Decay of the moving average of the weights that is evaluated and kept; 0: no average."""
+    """Decay of the moving average of the weights, which is evaluated and saved. 0: no average."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.lr < float("inf"), "lr", self.lr, "a learning rate is above 0")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "it lies in 0..1")
-        _require(0 <= self.weight_decay < 1, "weight_decay", self.weight_decay, "it lies in 0..1")
+        _require(0 < self.lr < float("inf"), "lr", self.lr, "it must be finite and above 0")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "it must lie in [0, 1)")
+        decay = self.weight_decay
+        _require(0 <= decay < 1, "weight_decay", decay, "it must lie in [0, 1)")
         _require(
             0 <= self.clip_norm < float("inf"),
             "clip_norm",
             self.clip_norm,
-            "a norm is finite and not negative",
+            "it must be finite and not negative",
         )
-        _require(self.accumulate >= 1, "accumulate", self.accumulate, "it is at least 1")
-        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it lies in 0..1")
+        _require(self.accumulate >= 1, "accumulate", self.accumulate, "it must be at least 1")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
-    """How the learning rate goes over the steps."""
+    """How long to train, and how the learning rate changes."""
 
     steps: int = 120_000
-    """Updates of the weights, in all."""
+    """Number of steps, each of which updates the weights once."""
 
     schedule: ScheduleName = "multistep"
-    """multistep drops the rate at --drops, plateau when the validation loss has converged, cosine
-    lets it fall smoothly to 0 at the end."""
+    """multistep lowers the rate at --drops; plateau lowers it when the validation loss stops
+    improving; cosine lowers it smoothly, to 0 at the end."""
 
     drops: tuple[int, ...] = (80_000, 100_000)
-    """multistep: the steps from which the rate is lower."""
+    """multistep: steps at which the rate drops, ascending."""
 
     drop_factor: float = 0.1
-    """multistep and plateau: what a drop multiplies the rate by."""
+    """multistep and plateau: factor by which a drop multiplies the rate."""
 
     warmup_steps: int = 500
-    """Steps over which the rate first rises linearly; 0 is the original."""
+    """Number of steps over which the rate first rises linearly; 0, as in Caffe: no warm-up."""
 
     plateau_patience: int = 8
-    """plateau: validations without a better loss before a drop."""
+    """plateau: number of validations in a row without improvement before a drop."""
 
     plateau_threshold: float = 0.002
-    """plateau: how much lower than the best, relatively, a loss must be to count as better."""
+    """plateau: an improvement lowers the best loss by more than this fraction."""
 
     plateau_drops: int = 2
-    """plateau: how many drops there are at the most."""
+    """plateau: largest number of drops."""
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "steps", self.steps, "a run has at least one step")
+        _require(self.steps >= 1, "steps", self.steps, "it must be at least 1")
         _require(
             list(self.drops) == sorted(set(self.drops)), "drops", self.drops, "drops must ascend"
         )
-        _require(0 < self.drop_factor < 1, "drop_factor", self.drop_factor, "it lies in 0..1")
+        factor = self.drop_factor
+        _require(0 < factor < 1, "drop_factor", factor, "it must lie between 0 and 1")
         _require(
             self.plateau_patience >= 1,
             "plateau_patience",
             self.plateau_patience,
-            "it is at least 1",
+            "it must be at least 1",
         )
         for field in ("warmup_steps", "plateau_drops", "plateau_threshold"):
             value = getattr(self, field)
-            _require(0 <= value < float("inf"), field, value, "it is finite and not negative")
+            _require(0 <= value < float("inf"), field, value, "it must be finite and not negative")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """How the run is driven."""
+    """Seed, batch size, hardware, and what the run writes at which steps."""
 
     seed: int = 0
-    """Decides the initial weights, the order of the images and every augmentation."""
+    """Seed of the initial weights, the order of the images and the augmentation."""
 
     batch_size: int = 32
-    """Images per step, over all processes."""
+    """Number of images per step, over all processes together."""
 
     precision: Precision = "auto"
-    """Arithmetic of the network; auto: bf16 where the hardware computes it, else fp32."""
+    """Number format of the network. auto: bf16 if the hardware supports it, else fp32."""
 
     log_every: int = 1_000
-    """Steps whose mean loss makes one line of the journal."""
+    """Write the mean loss to metrics.jsonl every this many steps."""
 
     validate_every: int = 1_000
-    """Steps between validation losses."""
+    """Compute the validation loss every this many steps."""
 
     evaluate_every: int = 20_000
-    """Steps between average precisions; the last step is always evaluated."""
+    """Compute the average precision every this many steps, and after the last one."""
 
     on_nonfinite: Literal["stop", "rollback"] = "stop"
-    """When a loss or gradient is NaN or infinite: stop before the update, or go back to the last
+    """If a loss or gradient is NaN or infinite: stop before the update, or roll back to the last
     checkpoint and halve the learning rate."""
 
     checkpoint_every: int = 1_000
-    """Steps between checkpoints."""
+    """Save a checkpoint every this many steps."""
 
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay, besides the best."""
+    """Number of newest checkpoints to keep, besides the best; at least 2."""
 
     workers: int = -1
-    """Processes that prepare the images; 0: the training process itself; -1: by the hardware."""
+    """Number of processes that prepare images. 0: the training process prepares them.
+    -1: chosen by the number of cores."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs; auto: a GPU where there is one."""
+    """Device of the network. auto: a GPU if there is one."""
 
     pipeline: Literal["cpu", "cuda"] = "cpu"
-    """Where images are cropped, resized and distorted: in --workers, or where the network runs,
-    whose memory then holds all training images. Boxes are the same, pixels but for rounding."""
+    """Where images are cropped, resized and distorted. cpu: in the --workers.
+    cuda: on the network's device, which then holds all training images in its memory.
+    Boxes are the same; pixels differ by rounding."""
 
     compile: bool = False
-    """Train with the network as PyTorch's compiler translates it, after some minutes for that. It
-    needs a C++ compiler, on a GPU Triton. The results are the same but for rounding."""
+    """Train with torch.compile. It needs some minutes at the start, a C++ compiler, and Triton on a
+    GPU. Results differ by rounding."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "a seed lies in 0..2^63")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "it must lie in 0..2^63 - 1")
         for field in (
             "batch_size",
             "log_every",
@@ -248,24 +252,24 @@ class RunConfig:
             "checkpoint_every",
         ):
             value = getattr(self, field)
-            _require(value >= 1, field, value, "it is at least 1")
+            _require(value >= 1, field, value, "it must be at least 1")
         _require(
             self.keep_checkpoints >= 2,
             "keep_checkpoints",
             self.keep_checkpoints,
-            "a sound one must remain while the newest is written: at least 2",
+            "it must be at least 2, so that an intact one remains if the newest is damaged",
         )
-        _require(-1 <= self.workers <= 64, "workers", self.workers, "it lies in -1..64")
+        _require(-1 <= self.workers <= 64, "workers", self.workers, "it must lie in -1..64")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """Everything that decides the result of a run, besides the data.
+    """Everything except the data that determines the result of a run.
 
     Attributes:
-        network: The architecture's name, e.g. `ssd300-vgg16`.
-        default_boxes: Sizes of the default boxes: the architecture's own, or those of Caffe's
-            networks for VOC or for COCO, which are smaller.
+        network: Name of the architecture, e.g. `ssd300-vgg16`.
+        default_boxes: Sizes of the default boxes: the architecture's own, or Caffe's for VOC or
+            for COCO (smaller).
     """
 
     network: str
@@ -299,10 +303,10 @@ class Config:
 
     @classmethod
     def from_value(cls, value: object, *, file: str | None = None) -> "Config":
-        """Returns the configuration in a JSON value; an absent field has its default.
+        """Returns the configuration in a JSON value; an absent field gets its default.
 
         Raises:
-            ConfigError: The format is newer, or a field is unknown or of a wrong type, or the
+            ConfigError: The format is newer, a field is unknown or has the wrong type, or the
                 network is missing.
         """
         if isinstance(value, dict):
@@ -310,7 +314,7 @@ class Config:
             number = value.pop("format", FORMAT)
             if type(number) is not int or number < 1:
                 raise ConfigError(
-                    f"{number!r} is not a format", file=file, position="config.format"
+                    f"{number!r} is not a format number", file=file, position="config.format"
                 )
             if number > FORMAT:
                 raise ConfigError(
@@ -321,14 +325,14 @@ class Config:
         return typing.cast(Config, _parse(cls, value, "config", file))
 
 
-# What may change when a run is continued, because it does not alter the result.
+# Fields that may change when a run is resumed, because they do not affect the result.
 OPERATIONAL = frozenset(
     {"workers", "device", "keep_checkpoints", "checkpoint_every", "on_nonfinite"}
 )
 
 
 def differences(stored: Config, given: Config) -> list[str]:
-    """Returns `flag: stored, now given` for every field that may not change on resume but did."""
+    """Returns `flag: stored, now given` for each changed field that must not change on resume."""
     found = []
     before, now = flatten(stored), flatten(given)
     for field in before:
@@ -338,7 +342,7 @@ def differences(stored: Config, given: Config) -> list[str]:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Returns all fields by their (unique) names, without the sections."""
+    """Returns the values of all fields by name, without the sections."""
     flat: dict[str, Any] = {}
     for name, value in dataclasses.asdict(config).items():
         flat.update(value if isinstance(value, dict) else {name: value})
@@ -346,7 +350,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def _parse(kind: Any, value: Any, position: str, file: str | None) -> Any:
-    """Reads a JSON value as a type, strictly; only fields that have a default may be absent."""
+    """Returns a JSON value as a strictly checked type. Only fields with a default may be absent."""
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         if not isinstance(value, dict):

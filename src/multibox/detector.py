@@ -1,4 +1,4 @@
-"""Finds objects in images with a trained network, from Python.
+"""The Python API for detecting objects in images with a trained network.
 
 from multibox import Detector
 
@@ -27,12 +27,12 @@ from multibox.weights.files import find_weights, load_network, read_weights
 
 
 class Detection(NamedTuple):
-    """One object that was found.
+    """One detected object.
 
     Attributes:
-        name: Its class.
-        score: In 0..1.
-        box_px: (x0, y0, x1, y1) in pixels of the image, within its frame.
+        name: Name of its class.
+        score: Score, in 0..1.
+        box_px: (x0, y0, x1, y1) in pixels, clipped to the image.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Detection(NamedTuple):
 
 
 class Detector:
-    """A trained network that finds objects in images of any size.
+    """A trained network that detects objects in images of any size.
 
     Args:
-        network: On its device, ready to predict.
-        classes: Names in the order of its labels.
-        precision: The network's arithmetic.
-        notes: What was altered or guessed in reading its weights, a clause each.
+        network: The network, in evaluation mode and on its device.
+        classes: Class names in the order of the network's labels.
+        precision: The dtype in which the network computes.
+        notes: What was changed or guessed when the weights were read, a clause each.
 
     Attributes:
-        classes: Names in the order of the network's labels.
-        notes: As given.
+        classes: Class names in the order of the network's labels.
+        notes: What was changed or guessed when the weights were read, a clause each.
     """
 
     def __init__(
@@ -67,19 +67,20 @@ class Detector:
 
     @classmethod
     def open(cls, path: Path | str, *, which: str = "last", device: str = "auto") -> "Detector":
-        """Opens a run, a checkpoint's folder or a weights file.
+        """Opens a run, a checkpoint or a weights file.
 
-        The weights of a run compute in its `--precision`, others as the hardware does best.
+        The network of a run computes in the run's `--precision`. Other networks compute in bfloat16
+        if the hardware supports it, else in float32.
 
         Args:
-            path: Any of the three.
-            which: For a run: `last`, `best` or a step.
+            path: Folder of a run or of a checkpoint, or a weights file.
+            which: Checkpoint of a run: `last`, `best` or a step.
             device: `auto`, `cpu` or `cuda`.
 
         Raises:
-            WeightsError: The weights are not there, are damaged, or of no known format.
-            ConfigError: A GPU is asked for, and there is none; or the run's `config.json` is
-                damaged or of a newer version.
+            WeightsError: The weights do not exist, are damaged or have an unknown format.
+            ConfigError: `device` is `cuda` but there is no GPU, or the run's `config.json` is
+                damaged or of a newer format.
         """
         file = find_weights(Path(path), which)
         weights = read_weights(file)
@@ -94,17 +95,17 @@ class Detector:
         """Returns the objects in an image, by descending score.
 
         Args:
-            image: A file, or RGB pixels.
-            score_threshold: Detections of a lower score are left out.
+            image: An image file, or RGB pixels as uint8 (H, W, 3).
+            score_threshold: Detections with a lower score are left out, 0..1.
 
         Raises:
-            DataError: The file is missing, damaged or no image.
+            DataError: The file does not exist, is damaged or is not an image.
         """
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
         return self.name(self.detect(pixels, score_threshold=score_threshold), pixels)
 
     def name(self, detections: Detections, pixels: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
-        """Returns detections with their classes' names, in the pixels of their image."""
+        """Returns detections with class names and with boxes in the pixels of their image."""
         height, width = pixels.shape[:2]
         boxes_px = detections.boxes.clamp(0, 1) * torch.tensor([width, height, width, height])
         return [
@@ -121,11 +122,11 @@ class Detector:
     def detect(
         self, pixels: UInt8[np.ndarray, "H W 3"], *, score_threshold: float = 0.0
     ) -> Detections:
-        """Returns the detections in RGB pixels, in the unit frame, on the CPU.
+        """Returns the detections in an image, on the CPU and with boxes in the unit frame.
 
         Args:
-            pixels: The image.
-            score_threshold: Detections of a lower score are left out, and cost nothing.
+            pixels: RGB pixels, uint8 (H, W, 3).
+            score_threshold: Detections with a lower score are left out, which also saves time.
         """
         network = self._network
         device = network.default_boxes.device

@@ -1,6 +1,6 @@
-"""The typed errors that every refusal ends in: what, where, why and what to do about it.
+"""The errors that multibox raises. Each names the file, the position, the reason and a remedy.
 
-The command line prints them as one message without a traceback and exits with `exit_code`.
+The command line prints them as one message without a traceback, and exits with `exit_code`.
 """
 
 from functools import partial
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 _MOST_CHARACTERS = 8_000
-"""Of a reason or a position in a message; the file they quote may be of any size."""
+"""Length limit of a reason or a position in a message. They may quote files of any size."""
 
 
 def one_line(text: str) -> str:
-    """Returns a text in which what would leave its line, or alter a terminal, is escaped."""
+    """Returns a text with line breaks and terminal control characters escaped."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -21,12 +21,12 @@ def _brief(text: str) -> str:
 
 
 class MultiboxError(Exception):
-    """A refusal that names its reason, the place it was found at, and the remedy.
+    """Base class of all errors of multibox.
 
     Args:
         reason: What is wrong, as a clause without a final full stop.
-        file: The file or folder concerned.
-        position: The place inside it: a line, `object 3`, a tensor's name.
+        file: The file or folder with the fault.
+        position: The place inside it, e.g. a line, `object 3` or the name of a tensor.
         remedy: What the user can do about it, as a clause without a final full stop.
     """
 
@@ -42,7 +42,8 @@ class MultiboxError(Exception):
     ) -> None:
         self.reason, self.file, self.position, self.remedy = reason, file, position, remedy
         self._fields: dict[str, Any] = {"file": file, "position": position, "remedy": remedy}
-        # Files and what they hold have names that others chose; a reason may have several lines.
+        # Names and contents of files come from others, so they are escaped. A reason may have
+        # several lines.
         parts = [str(part) for part in (file, position) if part is not None]
         where = ", ".join(one_line(_brief(part)) for part in parts)
         reason = "\n".join(map(one_line, _brief(reason).split("\n")))
@@ -50,7 +51,7 @@ class MultiboxError(Exception):
         super().__init__(f"{message}. {remedy}." if remedy else f"{message}.")
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickles all fields, so that an error of a worker arrives complete."""
+        """Pickles all fields, so that an error in a worker process arrives complete."""
         return partial(type(self), **self._fields), (self.reason,)
 
 
@@ -64,7 +65,7 @@ class DataError(MultiboxError):
     """An annotation, an image or a list of images that cannot be used.
 
     Args:
-        reason: As in `MultiboxError`, and so for `file`, `position` and `remedy`.
+        reason: What is wrong. It and `file`, `position` and `remedy` are as in `MultiboxError`.
         kind: The kind of fault, such as `box-empty`. Programs rely on it: keep it when you reword
             the reason. `data/check/findings.py` lists the kinds of faults in datasets.
     """
@@ -92,13 +93,13 @@ class WeightsError(MultiboxError):
 
 
 class StorageError(MultiboxError):
-    """A folder that cannot be written, a lock that is held, a disk that is full."""
+    """A folder that cannot be written, a run that is in use, or a full disk."""
 
     exit_code = 5
 
 
 class WorkerError(MultiboxError):
-    """Processes that prepare images die or hang whenever they are replaced."""
+    """Worker processes that die or hang again after each replacement."""
 
     exit_code = 5
 
@@ -110,12 +111,12 @@ class NonFiniteError(MultiboxError):
 
 
 class DownloadError(MultiboxError):
-    """A file that cannot be fetched, or that is not the published one."""
+    """A file that cannot be downloaded, or that differs from the published one."""
 
     exit_code = 7
 
 
 class ProcessError(MultiboxError):
-    """Another process of a run that has ended, hangs or did not come."""
+    """Another process of the run that has ended, hangs or did not connect."""
 
     exit_code = 8

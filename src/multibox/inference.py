@@ -22,18 +22,18 @@ from multibox.ssd.network import SSD
 from multibox.structures import Batch, Detections, Output
 
 CURVE_POINTS = 200
-"""Points of a precision-recall curve that are kept for drawing."""
+"""Number of points of a precision-recall curve that are saved for drawing."""
 
 
 class EvaluationSettings(NamedTuple):
-    """How a network goes over a split.
+    """How a network is run over a split.
 
     Attributes:
-        batch_size: Images at a time.
-        workers: Processes that prepare them.
-        precision: The network's arithmetic.
-        processes: This process among the others, which share the images.
-        on_loss: Is told why workers are replaced.
+        batch_size: Number of images per batch, in each process.
+        workers: Number of worker processes that prepare images.
+        precision: The dtype in which the network computes.
+        processes: This process among the others. They share the images.
+        on_loss: Called with the reason when workers are replaced.
     """
 
     batch_size: int
@@ -44,11 +44,11 @@ class EvaluationSettings(NamedTuple):
 
 
 class ValidationLoss(NamedTuple):
-    """The multibox loss over a split, without augmentation and difficult objects.
+    """The multibox loss over a split, without augmentation and without difficult objects.
 
     Attributes:
-        confidence: Summed over all images, divided by all positives.
-        localization: Likewise.
+        confidence: Confidence loss, summed over all images and divided by all positives.
+        localization: Localization loss, summed over all images and divided by all positives.
     """
 
     confidence: float
@@ -58,52 +58,52 @@ class ValidationLoss(NamedTuple):
 def _outputs(
     network: SSD,
     annotations: Sequence[Annotation],
-    setting: EvaluationSettings,
+    settings: EvaluationSettings,
     match: Match = unmatched,
 ) -> Iterator[tuple[Batch, Output]]:
-    """Yields this process's share of the images and what the network says of them."""
-    processes = setting.processes
+    """Yields this process's share of the images, in batches, with the outputs of the network."""
+    processes = settings.processes
     network.eval()
-    size = setting.batch_size
+    size = settings.batch_size
     numbers = range(processes.rank, len(annotations), processes.world_size)
     loaded = batches(
         PlainExamples(annotations, network.image_size_px),
         [list(numbers[i : i + size]) for i in range(0, len(numbers), size)],
-        workers=setting.workers,
+        workers=settings.workers,
         pin_memory=processes.device.type == "cuda",
         match=match,
-        on_loss=setting.on_loss,
+        on_loss=settings.on_loss,
     )
     for batch in loaded:
-        with torch.inference_mode(), autocast(setting.precision, processes.device):
+        with torch.inference_mode(), autocast(settings.precision, processes.device):
             output = network(batch.images.to(processes.device, non_blocking=True))
         yield batch, output
 
 
-def validation_loss(network: SSD, dataset: Dataset, setting: EvaluationSettings) -> ValidationLoss:
-    """Returns the loss over a split; the same on every process."""
-    device = setting.processes.device
+def validation_loss(network: SSD, dataset: Dataset, settings: EvaluationSettings) -> ValidationLoss:
+    """Returns the loss over a split. It is the same on every process."""
+    device = settings.processes.device
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     one = torch.ones((), device=device)
     match = matcher(network, difficult=False)
-    for batch, output in _outputs(network, dataset.annotations, setting, match):
+    for batch, output in _outputs(network, dataset.annotations, settings, match):
         matches = batch.matches.to(device)
         losses = multibox_loss(output, matches, one)
         positives = (matches.classes > 0).sum()
         sums += torch.stack([losses.confidence, losses.localization, positives]).double()
-    confidence, localization, positives = sum_over_processes(sums, setting.processes).tolist()
+    confidence, localization, positives = sum_over_processes(sums, settings.processes).tolist()
     return ValidationLoss(confidence / max(1, positives), localization / max(1, positives))
 
 
-def detect_all(network: SSD, dataset: Dataset, setting: EvaluationSettings) -> list[Detections]:
-    """Returns the detections in every image of a split; the same on every process."""
+def detect_all(network: SSD, dataset: Dataset, settings: EvaluationSettings) -> list[Detections]:
+    """Returns the detections in each image of a split. They are the same on every process."""
     rows = [torch.zeros(0, 7, dtype=torch.float64)]
-    for batch, output in _outputs(network, dataset.annotations, setting):
+    for batch, output in _outputs(network, dataset.annotations, settings):
         for index, found in zip(batch.indices.tolist(), network.detect(output), strict=True):
             scores, labels = found.scores.unsqueeze(1), found.labels.unsqueeze(1)
             columns = [torch.full_like(scores, index), labels, scores, found.boxes]
             rows.append(torch.cat([column.double() for column in columns], dim=1).cpu())
-    table = gather(torch.cat(rows).to(setting.processes.device), setting.processes).cpu()
+    table = gather(torch.cat(rows).to(settings.processes.device), settings.processes).cpu()
     table = table[table[:, 0].argsort(stable=True)]
     counts = torch.bincount(table[:, 0].long(), minlength=len(dataset)).tolist()
     return [
@@ -113,7 +113,7 @@ def detect_all(network: SSD, dataset: Dataset, setting: EvaluationSettings) -> l
 
 
 def objects_by_class(dataset: Dataset) -> dict[str, ClassObjects]:
-    """Returns the annotated objects of every class, in pixels as annotated."""
+    """Returns the annotated objects of each class, with boxes in pixels as annotated."""
     annotations = dataset.annotations
     counts = [len(annotation.labels) for annotation in annotations]
     images = np.repeat(np.arange(len(annotations)), counts)
@@ -136,7 +136,7 @@ def objects_by_class(dataset: Dataset) -> dict[str, ClassObjects]:
 def detections_by_class(
     dataset: Dataset, detections: Sequence[Detections]
 ) -> dict[str, ClassDetections]:
-    """Returns the detections of every class, clipped, in the images' pixels."""
+    """Returns the detections of each class, with boxes clipped to the image and in pixels."""
     sizes = np.array([(a.height_px, a.width_px) for a in dataset.annotations], dtype=np.int64)
     return by_class_in_pixels(detections, sizes, dataset.classes)
 
@@ -144,7 +144,16 @@ def detections_by_class(
 def score(
     detections: Mapping[str, ClassDetections], objects: Mapping[str, ClassObjects]
 ) -> dict[str, Any]:
-    """Returns all metrics as JSON: `voc07` and `voc12` with mAP and AP, `coco`, and the curves."""
+    """Returns all metrics as JSON values.
+
+    Args:
+        detections: The detections of each class.
+        objects: The objects of each class.
+
+    Returns:
+        `voc07` and `voc12` with `mAP` and `AP` by class; `coco`; and `curves`, the precision-recall
+        curve of each class. A value is None if there are no objects to average over.
+    """
     curves = voc_curves(detections, objects)
     voc07, voc12 = average(curves, "voc07"), average(curves, "voc12")
     coco = evaluate_coco(detections, objects)
@@ -165,7 +174,7 @@ def score(
 
 
 def _number(value: float) -> float | None:
-    """Returns a number that JSON has: none where there is nothing to average."""
+    """Returns the number, or None for NaN, which JSON does not have."""
     return None if math.isnan(value) else value
 
 
@@ -174,7 +183,7 @@ def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _thinned(curve: Curve) -> dict[str, list[float]]:
-    """Returns at most `CURVE_POINTS` points of a curve: where recall rises, and its end."""
+    """Returns at most `CURVE_POINTS` points of a curve: points where recall rises, and the last."""
     if curve.num_objects == 0 or len(curve.recall) == 0:
         return {"recall": [], "precision": [], "scores": []}
     rises = np.flatnonzero(np.diff(curve.recall, prepend=0) > 0)

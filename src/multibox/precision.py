@@ -1,4 +1,4 @@
-"""The arithmetic that a network computes in: float32 or bfloat16."""
+"""Chooses the dtype in which a network computes: float32 or bfloat16."""
 
 import torch
 from torch import nn
@@ -8,10 +8,10 @@ from multibox.ssd.network import SSD
 
 
 def cast_convolutions(precision: torch.dtype, network: SSD) -> SSD:
-    """Returns a network whose kernels are kept in the type that it computes in, for predictions.
+    """Converts the convolutions of a network, in place, to the dtype that it computes in.
 
-    The results are the same: `autocast` would convert them anew for every image, which takes
-    a twentieth of SSD300's time.
+    Use it for predictions only. The results are the same, but `autocast` would convert the weights
+    again for every image, which takes a twentieth of SSD300's time.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -20,16 +20,16 @@ def cast_convolutions(precision: torch.dtype, network: SSD) -> SSD:
 
 
 def autocast(precision: torch.dtype, device: torch.device) -> torch.autocast:
-    """Returns the context in which a network computes in some arithmetic."""
+    """Returns the context manager in which a network computes in a dtype."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Returns the type that a network computes in.
+    """Returns the dtype in which a network computes.
 
     Args:
-        precision: `bf16`, `fp32`, or `auto`: bf16 where the hardware computes it.
-        device: Where the network runs.
+        precision: `bf16`, `fp32` or `auto`, which is bf16 if the hardware supports it, else fp32.
+        device: Device of the network.
     """
     if precision == "auto":
         if device.type == "cuda":

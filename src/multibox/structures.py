@@ -1,7 +1,7 @@
-"""The named tuples of tensors that pass between the parts. Shape letters are ARCHITECTURE.md's.
+"""Named tuples of tensors: batches, targets, network outputs, losses and detections.
 
-B batch, K default boxes, M objects of the fullest image, P matched default boxes
-of the image with the most, N detections, C classes.
+Shapes use these letters: B images in the batch, K default boxes, M objects in the image with the
+most, P matched default boxes in the image with the most, N detections, C classes.
 """
 
 from typing import NamedTuple
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 MEAN_RGB = (123.0, 117.0, 104.0)
-"""Caffe's mean colour (`ssd_pascal.py:177, 204-207`), there in the order blue, green, red."""
+"""Caffe's mean colour (`ssd_pascal.py:177, 204-207`, in the order blue, green, red)."""
 
 
 class Targets(NamedTuple):
-    """The objects of a batch, padded to the fullest image.
+    """The objects of a batch, padded to the image with the most.
 
     Attributes:
-        boxes: float32 (B, M, 4), xyxy in the unit frame; zeros where padded.
-        labels: int64 (B, M), 0..C-1; 0 where padded.
-        difficult: bool (B, M).
-        valid: bool (B, M), False where padded.
+        boxes: float32 (B, M, 4), xyxy in the unit frame; padded with zeros.
+        labels: int64 (B, M), 0..C-1; padded with zeros.
+        difficult: bool (B, M), True for difficult objects.
+        valid: bool (B, M), True for objects, False for padding.
     """
 
     boxes: Tensor
@@ -30,15 +30,16 @@ class Targets(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """What the matched default boxes (positives) of a batch are to predict, padded to the most.
+    """The training targets of the matched default boxes (positives) of a batch.
 
-    All other default boxes are to predict the background.
+    They are padded to the image with the most. The target of all other default boxes is the
+    background.
 
     Attributes:
-        boxes: int64 (B, P), 0..K-1, ascending: the places of the matched default boxes; 0 where
-            padded.
-        classes: int64 (B, P): 1 + the label of the matched object; 0 where padded.
-        offsets: float32 (B, P, 4): towards the matched object; zeros where padded.
+        boxes: int64 (B, P), 0..K-1, ascending: indices of the matched default boxes; padded with
+            zeros.
+        classes: int64 (B, P), 1..C: 1 + the label of the matched object; padded with zeros.
+        offsets: float32 (B, P, 4): offsets from default box to object; padded with zeros.
     """
 
     boxes: Tensor
@@ -46,19 +47,19 @@ class Matches(NamedTuple):
     offsets: Tensor
 
     def to(self, device: torch.device) -> "Matches":
-        """Returns the same matches on a device."""
+        """Returns the matches on a device."""
         return Matches(*(field.to(device, non_blocking=True) for field in self))
 
 
 class Batch(NamedTuple):
-    """What the pipeline yields for one step.
+    """The images and targets of one step.
 
     Attributes:
         images: uint8 (B, 3, H, W), RGB.
-        targets: The objects of these images.
-        matches: What the network is to say of these images.
-        samples: int64 (B,), the sample numbers.
-        indices: int64 (B,), the images' places in the dataset.
+        targets: The objects in the images.
+        matches: The training targets of the matched default boxes.
+        samples: int64 (B,), the numbers of the samples.
+        indices: int64 (B,), the indices of the images in the dataset.
     """
 
     images: Tensor
@@ -69,10 +70,10 @@ class Batch(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a network returns, in training as in evaluation.
+    """The output of a network, in training and in evaluation.
 
     Attributes:
-        offsets: float32 (B, K, 4): (dx, dy, dw, dh) over the variances.
+        offsets: float32 (B, K, 4): (dx, dy, dw, dh), divided by the variances.
         logits: float32 (B, K, C + 1): class 0 is the background.
     """
 
@@ -84,8 +85,8 @@ class Losses(NamedTuple):
     """The two parts of the multibox loss, divided by the number of positives.
 
     Attributes:
-        confidence: float32 ().
-        localization: float32 ().
+        confidence: float32 (), the confidence loss.
+        localization: float32 (), the localization loss.
     """
 
     confidence: Tensor

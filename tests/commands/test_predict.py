@@ -133,7 +133,7 @@ def test_what_is_no_earlier_result_is_not_replaced(
     if name == "cat.json":
         (out / name).write_text('{"label": "cat"}')
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(StorageError, match=rf"{name}: exists, is not of an earlier prediction"):
+    with pytest.raises(StorageError, match=rf"{name}: already exists"):
         predict(Detector.open(run), [picture, photo], out=out, score_threshold=0.5)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

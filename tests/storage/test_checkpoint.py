@@ -245,12 +245,16 @@ def test_content_that_agrees_with_a_forged_manifest_is_still_checked(
     [
         ("format", 2, "has format 2, but this version reads 1"),
         ("format", None, "has format None"),
-        ("step", 999, "its manifest is of step 999"),
-        ("step", "1000", "not as it was written"),
-        ("files", {"../../etc/passwd": {}}, "not as it was written"),
-        ("files", dict.fromkeys(FILES[:3], 1), "not as it was written"),
-        ("files", {key: {"size": 1.0, "sha256": ""} for key in FILES[:3]}, "not as it was written"),
-        ("files", {name: {} for name in FILES[:3]}, "not as it was written"),
+        ("step", 999, "its manifest belongs to step 999"),
+        ("step", "1000", "is damaged: it has"),
+        ("files", {"../../etc/passwd": {}}, "is damaged: it has"),
+        ("files", dict.fromkeys(FILES[:3], 1), "is damaged: it has"),
+        (
+            "files",
+            {key: {"size": 1.0, "sha256": ""} for key in FILES[:3]},
+            "is damaged: it has",
+        ),
+        ("files", {name: {} for name in FILES[:3]}, "is damaged: it has"),
     ],
 )
 def test_manifests_that_this_version_did_not_write_are_refused(

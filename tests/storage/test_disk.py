@@ -69,7 +69,7 @@ def test_a_save_that_fails_anywhere_keeps_the_one_before(tmp_path: Path) -> None
                 save_third(folder)
             message = str(caught.value)
             assert os.strerror(fault.code) in message
-            assert re.search(r"It needs 1 MiB \(\d+ MiB are free\)|an old .* be removed", message)
+            assert re.search(r"Provide 1 MiB \(\d+ MiB are free\)|an old .* be removed", message)
             if before:
                 assert load(path_of(folder, 2)).step == 2
             hidden = [path.name for path in folder.iterdir() if path.name.startswith(".")]
@@ -96,7 +96,7 @@ def largest_file(size: int) -> Iterator[None]:
 def test_a_file_that_may_not_grow(tmp_path: Path, size: int) -> None:
     save(tmp_path, checkpoint(2), metadata={})
     before = tree_of(tmp_path)
-    with largest_file(size), pytest.raises(StorageError, match=r"step-00000003: .*needs 2 MiB"):
+    with largest_file(size), pytest.raises(StorageError, match=r"step-00000003: .*Provide 2 MiB"):
         save(tmp_path, checkpoint(3, count=300_000), metadata={})
     assert tree_of(tmp_path) == before
 
@@ -120,7 +120,7 @@ def test_a_real_disk_that_is_full(small_disk: Path) -> None:
     save(folder, checkpoint(1, count=200_000), metadata={})
     save(folder, checkpoint(2, count=200_000), metadata={})
     before = tree_of(folder)
-    with pytest.raises(StorageError, match=r"No space left.*needs 1 MiB \(1 MiB are free\)"):
+    with pytest.raises(StorageError, match=r"No space left.*Provide 1 MiB \(1 MiB are free\)"):
         save(folder, checkpoint(3, count=200_000), metadata={})
     assert tree_of(folder) == before
     with pytest.raises(StorageError, match="9 MiB are needed for all of it, and 1 MiB are free"):

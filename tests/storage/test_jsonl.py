@@ -68,7 +68,7 @@ def test_file_that_is_not_the_checkpoint_s_is_refused_and_left(tmp_path: Path) -
     path.write_bytes(b'{"a":0}\n{"a":1}\n')
     with pytest.raises(StorageError, match="has 16 bytes, but the checkpoint was saved when"):
         Journal(path, 17)
-    with pytest.raises(StorageError, match="byte 10: no line ends where one did"):
+    with pytest.raises(StorageError, match="byte 10: was changed: no line ends here"):
         Journal(path, 10)
     assert path.read_bytes() == b'{"a":0}\n{"a":1}\n'
 

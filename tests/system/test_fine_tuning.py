@@ -54,7 +54,7 @@ def test_other_classes_start_below_random_heads(
         *("train", "ssd7", *bccd, *once, "--out", tmp_path / "tuned", "--init", published)
     )
     assert tuned.returncode == 0
-    assert "tensors begin at random, wholly or in part: logit_heads.0" in tuned.stderr
+    assert "tensors start from random values, in full or in part: logit_heads.0" in tuned.stderr
     random = multibox("train", "ssd7", *bccd, *once, "--out", tmp_path / "random")
     assert random.returncode == 0
     assert first_loss(tmp_path / "tuned") < 0.8 * first_loss(tmp_path / "random")

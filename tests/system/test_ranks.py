@@ -267,7 +267,7 @@ def check_elastic(
         statuses = run.wait(LATE)
         assert moment < STEPS or statuses == [0] * count, run.said(0)
         if attempt and (tmp_path / "run" / "checkpoints").is_dir() and 0 in statuses:
-            assert f"goes on in {count} process" in run.said(0)
+            assert f"resuming with {count} process" in run.said(0)
         # A step that the next attempt repeats does not count; it repeats all that some rank lacks.
         made = [{number: seen for number, *seen in run.trace(rank)} for rank in range(count)]
         for number in made[0]:
@@ -395,7 +395,7 @@ def test_under_torchrun(
     again = start(command, then)
     _, said = again.communicate(timeout=4 * LATE)
     assert again.returncode == 0, said
-    assert said.count("note: goes on in") == (first != then)
+    assert said.count("note: resuming with") == (first != then)
     if first == then:
         assert digests(out)["metrics.jsonl"] == digests(unbroken)["metrics.jsonl"]
     for kind in ("train", "validation"):

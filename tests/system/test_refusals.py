@@ -99,7 +99,7 @@ def test_run_in_its_own_dataset(called: Command, drawn: Path, tmp_path: Path, be
     data = copied(drawn, tmp_path)
     before = sorted(data.rglob("*"))
     result = called("train", "ssd300-lite", "--data", data, "--out", data / below)
-    refused(result, 2, "the run would lie in the dataset")
+    refused(result, 2, "folder is inside the dataset")
     assert sorted(data.rglob("*")) == before
 
 

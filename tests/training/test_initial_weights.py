@@ -108,5 +108,5 @@ def test_what_was_learnt_otherwise_is_said() -> None:
 def test_what_fits_nothing_is_refused() -> None:
     source = weights_of(new(("a",), 1), ("a",))
     strange = source._replace(tensors={"x": torch.zeros(2)})
-    with pytest.raises(WeightsError, match="nothing fits"):
+    with pytest.raises(WeightsError, match="no tensor fits"):
         initialise_from(new(("a",), 1), ("a",), strange)

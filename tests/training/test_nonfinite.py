@@ -214,7 +214,7 @@ def test_a_run_stops_or_goes_back(
         images = plant_once(patch, plant, value, 0, step=7)
         if policy == "rollback":
             said = run(data, out, config)
-            assert "Back to step 6, the learning rate times 0.5" in said
+            assert "Back to step 6, with the learning rate times 0.5" in said
             assert journal(out) == LINES | {"rollback": [7 if plant is not in_average else 8]}
         else:
             with pytest.raises(NonFiniteError, match="NaN or infinite") as refusal:

@@ -143,7 +143,7 @@ def test_a_disk_without_room_is_refused_before_the_data_are_read(
     free(10 * size)
     with pytest.raises(DataError, match="missing"):
         run(tmp_path / "missing", out)
-    with pytest.raises(StorageError, match="fewer --keep-checkpoints"):
+    with pytest.raises(StorageError, match="lower --keep-checkpoints"):
         run(data, out)
     assert not out.exists()
 

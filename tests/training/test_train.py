@@ -360,7 +360,7 @@ def test_a_gpu_without_enough_memory_is_said_so(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
     monkeypatch.setattr(Learner, "step", step)
-    with pytest.raises(ConfigError, match=r"does not suffice \(CUDA out .*--accumulate"):
+    with pytest.raises(ConfigError, match=r"ran out of memory \(CUDA out .*--accumulate"):
         run(data, tmp_path / "run")
 
 
@@ -417,7 +417,7 @@ def test_an_evaluation_is_the_same_with_any_number_of_workers(data: Path, finish
         for count in (0, 1, 2, -1)
     )
     assert all(other == alone for other in others)
-    with pytest.raises(ConfigError, match="workers is -2, but it lies in"):
+    with pytest.raises(ConfigError, match="workers is -2, but it must lie in"):
         evaluate_model(
             finished, which="last", data=data, split=None, on_bad=None, device="cpu", workers=-2
         )
@@ -429,7 +429,7 @@ def test_weights_alone_are_evaluated_where_one_says_on_what(
     record = json.loads((finished / "evaluations" / "step-00000012.json").read_text())
     facts = finished / "run.json"
     facts.write_text("{}")
-    with pytest.raises(ConfigError, match=r"run\.json: does not say where its data .*--data"):
+    with pytest.raises(ConfigError, match=r"run\.json: does not name the run.s dataset.*--data"):
         evaluate_model(
             finished, which="last", data=None, split=None, on_bad=None, device="cpu", workers=0
         )
@@ -469,7 +469,7 @@ def test_the_default_boxes_that_are_asked_for_are_trained_judged_and_kept(
     request = Request("tiny", CONFIG, data, tmp_path / "more", out, "none")
     said = io.StringIO()
     train(request, Console(file=said, width=80))
-    assert "they were trained with coco's default boxes" in said.getvalue().replace("\n", " ")
+    assert "trained with the default boxes for coco" in said.getvalue().replace("\n", " ")
     with pytest.raises(ConfigError, match="ssd7 has no default boxes 'coco'"):
         run(data, tmp_path / "none", replace(CONFIG, network="ssd7", default_boxes="coco"))
 
@@ -491,7 +491,7 @@ def test_what_cannot_be_is_refused_before_the_data_are_read(tmp_path: Path) -> N
     for refused, reason in (
         (request._replace(config=boxes), "ssd7 has no default boxes 'coco'"),
         (request._replace(init=tmp_path / "none"), "none: does not exist"),
-        (request._replace(decoded_cache_gib=-1.0), "decoded_cache_gib is -1.0, but it is finite"),
+        (request._replace(decoded_cache_gib=-1.0), "decoded_cache_gib is -1.0, but it must be"),
     ):
         with pytest.raises(MultiboxError, match=reason):
             train(refused, Console(quiet=True))
@@ -521,7 +521,7 @@ def test_a_run_is_resumed_without_the_weights_that_it_began_with(
     monkeypatch.delattr("multibox.commands.train.read_weights")
     said = io.StringIO()
     train(begun, Console(file=said, width=80))
-    assert ("is not there. The run does not need it" in said.getvalue()) != there
+    assert ("does not exist. The run does not need it" in said.getvalue()) != there
     assert digests(begun.out) == digests(unbroken.out)
 
 

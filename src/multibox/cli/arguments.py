@@ -1,4 +1,4 @@
-"""What can be typed: a dataclass per verb, whose fields are its arguments."""
+"""The arguments of the command line: one dataclass per verb, with one field per argument."""
 
 import sys
 from collections.abc import Sequence
@@ -16,24 +16,29 @@ from multibox.recipes import RECIPES
 from multibox.ssd.network import Scales
 from multibox.weights.files import NO_LICENCE
 
+# Without a name of their own, the help would show them as `{None}|PATH` and `{None}|STR`.
+_OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+_OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeArguments:
-    """Train with this recipe; the same line again goes on where the run stands."""
+    """Train with this recipe. To resume a stopped run, repeat the same command."""
 
     recipe: tyro.conf.Suppress[tyro.conf.Fixed[str]]
     data: Path
-    """Folder of annotated images in VOC or COCO layout."""
+    """Folder of the dataset, in VOC or COCO layout."""
     out: Path
-    """Folder of the run."""
+    """Folder for the run: checkpoints, metrics and pictures."""
     config: Config
-    init: Path | None = None
-    """Run or weights file of any known format to start from, instead of random weights."""
+    init: _OptionalPath = None
+    """Start from the weights of this run or weights file instead of random weights."""
     licence: str = NO_LICENCE
-    """What the weights may be used for; goes into every file of weights."""
+    """Licence of the trained weights; it is stored in every weights file."""
     decoded_cache_gib: float = 0.0
-    """Disk below --out, in GiB, for decoded training images until the run ends: width x height x 3
-    bytes each. Worth it where memory holds them, too; samples are the same."""
+    """Keep up to this many GiB of decoded training images below --out until the run ends.
+    Each takes width x height x 3 bytes. This is faster if they also fit in memory; the samples are
+    the same."""
 
 
 if TYPE_CHECKING:
@@ -50,144 +55,145 @@ else:
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """Train a detector: journal, validation, average precision, checkpoints."""
+    """Train a detector, with validation, average precision and checkpoints. Choose a recipe."""
 
     recipe: _Recipe
 
 
 @dataclass(frozen=True)
 class CheckArguments:
-    """List what is wrong with a dataset before anything trains on it, and count what is in it."""
+    """List the faults of a dataset and show its statistics, before training on it."""
 
     data: tyro.conf.Positional[Path]
-    """Folder of annotated images in VOC or COCO layout; never written to."""
+    """Folder of the dataset, in VOC or COCO layout. It is not changed."""
     splits: tuple[str, ...] = ()
-    """Splits, as train takes them; by default all there are."""
+    """Splits to check, named as for train; by default all."""
     classes: tuple[str, ...] = ()
-    """The only names that objects may have; by default any."""
-    network: str | None = None
-    """Network whose default boxes are compared with the objects; by default SSD300 and SSD512."""
-    fix: Path | None = None
-    """Write a corrected copy in VOC layout to this new folder, and check that."""
+    """Class names that are allowed; by default any."""
+    network: _OptionalText = None
+    """Compare the objects with the default boxes of this network; by default SSD300 and SSD512."""
+    fix: _OptionalPath = None
+    """Write a corrected copy in VOC layout to this new folder, and check the copy."""
     strict: bool = False
-    """Warnings count: they, too, end in status 3."""
+    """Exit with status 3 on warnings too, not only on faults."""
     examples: int = 3
-    """How many findings of a kind are printed; --json has all."""
+    """Number of examples to print per kind of finding; --json lists all."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Compute the average precision of a model, or of results files in the devkit's format."""
+    """Compute the average precision of a trained network, or of VOC results files."""
 
-    model: tyro.conf.Positional[Path | None] = None
-    """Folder of a run, or weights of any known format."""
-    results: Path | None = None
-    """Folder of files <name>_det_<split>_<class>.txt, instead of a model."""
-    data: Path | None = None
-    """Folder of annotated images; for a run by default the one it was trained on."""
-    split: str | None = None
-    """For a run by default its test split."""
+    model: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[MODEL]")] = None
+    """Folder of a run or of a checkpoint, or a weights file."""
+    results: _OptionalPath = None
+    """Evaluate the VOC results files <name>_det_<split>_<class>.txt below this folder instead."""
+    data: _OptionalPath = None
+    """Folder of the dataset. For a run, the default is the one it was trained on."""
+    split: _OptionalText = None
+    """Split to evaluate on. For a run, the default is its test split."""
     on_bad: Literal["fail", "skip"] | None = None
-    """What to do with objects and images that cannot be used; for a run by default as it did."""
+    """What to do with invalid objects and images. For a run, the default is the run's setting."""
     metric: Literal["voc07", "voc12", "coco"] = "voc07"
-    """11 points, area, or COCO's average over overlaps from 0.5 to 0.95."""
+    """voc07: mean precision at 11 recall points. voc12: area under the curve.
+    coco: mean over the IoU thresholds 0.5, 0.55, ..., 0.95."""
     which: str = "last"
     """Checkpoint of the run: last, best or a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs."""
+    """Device of the network. auto: a GPU if there is one."""
     workers: int = -1
-    """Processes that prepare the images; 0: this process itself; -1: by the hardware. The result
-    is the same."""
+    """Number of processes that prepare images. 0: this process prepares them.
+    -1: chosen by the number of cores. The result does not depend on it."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Write the summary page of a run, finished or not."""
+    """Write a summary page of a finished or unfinished run."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
-    beside: str | None = None
-    """Published figures to stand beside the run's: ssd-keras-voc0712."""
+    beside: _OptionalText = None
+    """Published results to show next to the run's: ssd-keras-voc0712."""
 
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Find objects in images: JSON and drawn pictures."""
+    """Detect objects in images; write the boxes as JSON and draw them."""
 
-    model: tyro.conf.Positional[Path]
-    """Folder of a run or of a checkpoint, or weights of any known format."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
+    """Folder of a run or of a checkpoint, or a weights file."""
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
     """Image files."""
     out: Path
-    """Folder for <image>.json and <image>.jpg."""
+    """Folder for <image>.json (boxes) and <image>.jpg (drawn)."""
     score_threshold: float = 0.5
-    """Detections of a lower score are left out."""
+    """Leave out detections with a lower score, 0..1."""
     which: str = "last"
-    """Checkpoint of a run: last, best or a step."""
+    """Checkpoint of the run: last, best or a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs."""
+    """Device of the network. auto: a GPU if there is one."""
 
 
 @dataclass(frozen=True)
 class ConvertArguments:
-    """Convert weights of Caffe, Keras or PyTorch into multibox's own, or a run's into theirs."""
+    """Convert weights between multibox's format and those of other programs."""
 
-    source: tyro.conf.Positional[Path]
-    """Weights file of any known format, a run's folder, or a checkpoint's."""
-    out: tyro.conf.Positional[Path]
-    """The new file."""
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
+    """Weights file, or folder of a run or of a checkpoint."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """The new file. It must not exist."""
     to: Target = "multibox"
     """Format of the new file."""
     classes: tuple[str, ...] = ()
-    """Names of the outputs, where a foreign file was trained on classes of its own."""
+    """Class names of a foreign file that was trained on classes of its own."""
     default_boxes: Scales | None = None
-    """Whose default boxes a foreign file was trained with that does not say so itself."""
+    """Default boxes of a foreign file that does not record them."""
     which: str = "last"
-    """Checkpoint of a run: last, best or a step."""
-    licence: str | None = None
-    """What the weights may be used for; by default what is known of the source."""
+    """Checkpoint of the run: last, best or a step."""
+    licence: _OptionalText = None
+    """Licence of the weights; by default that of the source, if known."""
 
 
 @dataclass(frozen=True)
 class DownloadArguments:
-    """Fetch published datasets, check them, and unpack them for training."""
+    """Download published datasets, check their files, and unpack them."""
 
     names: tyro.conf.Positional[tuple[Literal["voc2007", "voc2012", "coco2017"], ...]]
-    """Datasets; voc2007 has trainval and test."""
+    """Datasets to download; voc2007 contains trainval and test."""
     out: Path
-    """Folder for the datasets; the same line again goes on where the last one stopped."""
+    """Folder for the datasets. To resume a stopped download, repeat the same command."""
 
 
 @dataclass(frozen=True)
 class BenchArguments:
-    """Time a part on this machine, beside what bounds it: decoding alone, the network alone."""
+    """Measure the speed of one part on this machine, next to the work that limits it."""
 
     part: tyro.conf.Positional[Part]
-    """The input pipeline, a training step, detection, evaluation, or prediction."""
+    """The part: input pipeline, training step, detection, evaluation or prediction."""
     recipe: tyro.conf.Positional[str] = "ssd300-lite"
-    """Whose network, augmentation and batch size."""
-    data: Path | None = None
-    """Dataset with pictures to prepare; by default a drawn one."""
+    """Recipe with the network, the augmentation and the batch size."""
+    data: _OptionalPath = None
+    """Dataset with the images; by default drawn images."""
     batch_size: int | None = None
-    """Images of the training step; by default the recipe's."""
+    """Number of images per training step; by default the recipe's."""
     compile: bool = False
-    """Compile the network of the step; the one beside it stays as it is."""
+    """Time the training step with torch.compile; the network alone is not compiled."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs."""
+    """Device of the network. auto: a GPU if there is one."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
 
 @dataclass(frozen=True)
 class DemoArguments:
-    """Draw a dataset, train on it, evaluate and report: the whole path in a few minutes."""
+    """Try everything in a few minutes: draw a dataset, train, evaluate and report."""
 
     out: Path = Path("runs/demo")
-    """Folder for the data and the run."""
+    """Folder for the dataset and the run."""
 
 
 _Verb = (
@@ -204,13 +210,13 @@ _Verb = (
 
 
 def parse(arguments: Sequence[str] | None = None) -> object:
-    """Returns the verb that a command line means; leaves with status 2 if it means none.
+    """Returns the arguments of a command line; exits with status 2 if they are invalid.
 
     Args:
-        arguments: What follows the command's name; by default this process's.
+        arguments: The words after `multibox`; by default those of this process.
 
     Raises:
-        ConfigError: A value is out of its range.
+        ConfigError: A value is out of range.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given == ["--version"]:
@@ -220,8 +226,9 @@ def parse(arguments: Sequence[str] | None = None) -> object:
         _Verb,
         prog="multibox",
         args=given,
-        description="SSD object detection: trains, evaluates and uses SSD300 and SSD512. "
-        "`multibox VERB --help` lists a verb's options; --version says which multibox this is.",
+        description="SSD object detection: train, evaluate and use SSD300 and SSD512.\n"
+        "`multibox VERB --help` lists the options of a verb. `multibox --version` prints the "
+        "version.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     return verb

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: average precision of a network, or of results files."""
+"""The verb `evaluate`: average precision of a network or of results files."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,7 +27,7 @@ from multibox.weights.files import find_weights, load_network, read_weights
 def _data_root(facts: Mapping[str, Any], file: Path) -> Path:
     root = facts.get("data_root")
     if not isinstance(root, str):
-        raise ConfigError("does not say where its data are", file=file, remedy="Give --data")
+        raise ConfigError("does not name the run's dataset", file=file, remedy="Use --data")
     return Path(root)
 
 
@@ -42,22 +42,26 @@ def evaluate_model(
     workers: int,
     on_loss: OnLoss = ignore_loss,
 ) -> dict[str, Any]:
-    """Returns all metrics of a network; nothing is written.
+    """Returns all metrics of a network on a split. It writes no files.
 
     Args:
-        path: A run's folder, or weights of any known format.
-        which: For a run: `last`, `best` or a step.
-        data: The folder of annotated images; for a run by default the one it was trained on.
-        split: For a run by default its test split.
-        on_bad: What to do with what cannot be used; for a run by default as it did, else `fail`.
+        path: Folder of a run or of a checkpoint, or a weights file.
+        which: Checkpoint of a run: `last`, `best` or a step.
+        data: Folder of the dataset. None: the one that the run was trained on.
+        split: Split to evaluate on. None: the run's test split.
+        on_bad: What to do with invalid objects and images. None: the run's setting, or `fail` for
+            weights without a run.
         device: `auto`, `cpu` or `cuda`.
-        workers: Processes that prepare images; 0: this one; -1: by the hardware. The result does
-            not depend on it.
-        on_loss: Is told why workers are replaced.
+        workers: Number of processes that prepare images. 0: this process prepares them; -1: chosen
+            by the number of cores. The result does not depend on it.
+        on_loss: Called with the reason when workers are replaced.
+
+    Returns:
+        The metrics as JSON values; see `multibox.inference.score`.
 
     Raises:
-        ConfigError: Weights alone are given, and not what to evaluate them on; or there cannot be
-            so many workers.
+        ConfigError: `data` or `split` is None and there is no run to take it from, or `workers` is
+            out of range.
         MultiboxError: The network or the data cannot be used.
     """
     weights = read_weights(find_weights(path, which))
@@ -68,9 +72,9 @@ def evaluate_model(
         split = split or config.data.test_split
     if data is None or split is None:
         raise ConfigError(
-            "weights alone do not say what to evaluate them on",
+            "is not a run, so the dataset and the split are unknown",
             file=path,
-            remedy="Give --data and --split",
+            remedy="Use --data and --split",
         )
     run = replace(config.run, workers=workers)
     dataset = read_dataset(
@@ -80,21 +84,21 @@ def evaluate_model(
         network = load_network(weights, processes.device)
         precision = compute_dtype(run.precision, processes.device)
         count = worker_count(run.workers, processes)
-        setting = EvaluationSettings(run.batch_size, count, precision, processes, on_loss)
-        found = detect_all(network, dataset, setting)
+        settings = EvaluationSettings(run.batch_size, count, precision, processes, on_loss)
+        found = detect_all(network, dataset, settings)
     return score(detections_by_class(dataset, found), objects_by_class(dataset))
 
 
 def evaluate_results(results: Path, *, data: Path, split: str) -> tuple[dict[str, Any], list[str]]:
-    """Returns all metrics of somebody's results files, and the classes without a file.
+    """Returns all metrics of results files, and the names of the classes without a file.
 
     Args:
-        results: A folder above files in the devkit's format.
-        data: The folder of annotations; images need not be there.
-        split: The image set.
+        results: Folder that contains files in the VOC devkit's format, at any depth.
+        data: Folder of the dataset. Its images are not needed.
+        split: The split that the results are for.
 
     Raises:
-        DataError: A file or the data cannot be used.
+        DataError: A results file or the dataset cannot be used.
     """
     dataset = read_dataset(data, split, images="ignore")
     read = read_results(

@@ -1,4 +1,4 @@
-"""The verb `predict`: detections in images, as JSON and as pictures."""
+"""The verb `predict`: detects objects in images, and writes them as JSON and as pictures."""
 
 import json
 import os
@@ -15,33 +15,36 @@ from multibox.storage.run_folder import write_json
 def predict(
     detector: Detector, images: Sequence[Path], *, out: Path, score_threshold: float
 ) -> list[MultiboxError]:
-    """Writes `<image>.json` and the drawn `<image>.jpg` for every image, and returns refusals.
+    """Writes `<image>.json` (boxes) and `<image>.jpg` (drawn boxes) for each image.
 
-    An image that cannot be read does not keep the others from being done.
+    If an image cannot be read, the others are still processed.
 
     Args:
-        detector: Finds the objects.
-        images: The files.
-        out: The folder to write to; made where it is absent.
-        score_threshold: Detections of a lower score are left out.
+        detector: Detects the objects.
+        images: The image files.
+        out: Folder to write to; created if it does not exist.
+        score_threshold: Detections with a lower score are left out, 0..1.
+
+    Returns:
+        The errors of the images that cannot be read.
 
     Raises:
-        ConfigError: There is no image, or no such threshold.
-        StorageError: The folder cannot be written, or has a file of one of these names that is not
-            of an earlier prediction.
+        ConfigError: `images` is empty, or `score_threshold` is out of range.
+        StorageError: The folder cannot be written, or it has a file of the same name that `predict`
+            did not write.
     """
     if not images:
-        raise ConfigError("no image is given", remedy="Name the files to look at")
+        raise ConfigError("no image is given", remedy="Name at least one image file")
     if not 0 <= score_threshold <= 1:
         raise ConfigError(f"score_threshold is {score_threshold}, but scores lie in 0..1")
     refusals: list[MultiboxError] = []
     names = _names(images)
     for name in names:
-        _spare_others(out, name)
+        _require_replaceable(out, name)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"cannot be made ({error.strerror})", file=out) from None
+        raise StorageError(f"cannot be created ({error.strerror})", file=out) from None
     for path, name in zip(images, names, strict=True):
         try:
             pixels = read_image(path)
@@ -59,9 +62,9 @@ def predict(
 
 
 def _names(images: Sequence[Path]) -> list[str]:
-    """Returns a name for each image's results: its stem, numbered where several share it.
+    """Returns the name of each image's results: its stem, numbered if several images share it.
 
-    Names that differ in case only would be the same file on some disks.
+    Case is ignored, because on some disks names that differ only in case are the same file.
     """
     taken = {path.stem.casefold() for path in images}
     names: list[str] = []
@@ -78,13 +81,13 @@ def _names(images: Sequence[Path]) -> list[str]:
     return names
 
 
-def _spare_others(out: Path, name: str) -> None:
-    """Refuses to replace what is not an earlier result: the image itself, if it lies there."""
+def _require_replaceable(out: Path, name: str) -> None:
+    """Checks that no other file would be overwritten, such as the image itself."""
     record = out / f"{name}.json"
     for file in (record, out / f"{name}.jpg"):
         if os.path.lexists(file) and not _is_record(record):
             raise StorageError(
-                "exists, is not of an earlier prediction, and is not replaced",
+                "already exists and was not written by predict, so it is not overwritten",
                 file=file,
                 remedy="Choose another folder for --out",
             )

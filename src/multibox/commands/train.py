@@ -1,4 +1,4 @@
-"""The verb `train`: from a recipe and a folder of annotated images to a trained run."""
+"""The verb `train`: trains a network on a dataset and writes a run's folder."""
 
 import hashlib
 import json
@@ -38,23 +38,23 @@ from multibox.training.train_step import Learner
 from multibox.weights.files import Weights, find_weights, make_header, read_weights
 
 RESULTS_BYTES = 200 * 40
-"""Of an image in a milestone's results files: `keep_top_k` lines."""
+"""Upper bound for one image in the results files of an evaluation: `keep_top_k` lines."""
 
 PICTURE_BYTES = 2**18
-"""Of a picture with drawn boxes, generously."""
+"""Upper bound for one picture with drawn boxes."""
 
 
 class Request(NamedTuple):
-    """What a command line asks for.
+    """The arguments of `train`.
 
     Attributes:
-        recipe: The name of what `config` began as.
+        recipe: Name of the recipe that `config` is based on.
         config: The complete configuration.
-        data: The folder of annotated images.
+        data: The dataset's folder.
         out: The run's folder.
-        init: A run or weights file to start from, if any.
-        licence: What the weights may be used for, in the owner's words.
-        decoded_cache_gib: How much of the disk decoded images may take, in GiB.
+        init: Run or weights file to start from; None: random weights.
+        licence: Licence of the trained weights, in the owner's words.
+        decoded_cache_gib: Disk space that decoded images may take, in GiB.
     """
 
     recipe: str
@@ -67,17 +67,18 @@ class Request(NamedTuple):
 
 
 def train(request: Request, console: Console) -> None:
-    """Trains, or goes on where the run in `out` stands; does nothing if that is its end.
+    """Starts a run, or resumes the one in `out`. A finished run stays unchanged.
 
     Raises:
-        MultiboxError: Something cannot be used; nothing was lost.
-        Interrupted: A signal stopped the run, which is saved.
+        MultiboxError: An argument, a file or the hardware cannot be used. An existing run in `out`
+            keeps its last checkpoint.
+        Interrupted: A signal stopped the run; its state is saved.
     """
     config = request.config
     with ExitStack() as stack:
         processes = stack.enter_context(join(config.run.device))
         console.quiet = console.quiet or not processes.is_first
-        # Before the data are read, which may take minutes.
+        # These checks come first, because reading the dataset may take minutes.
         shape = network_shape(config, max(1, len(config.data.classes)))
         check_shares(config, shape, processes)
         _require_size(request.decoded_cache_gib)
@@ -89,7 +90,7 @@ def train(request: Request, console: Console) -> None:
         init_digest, weights = _read_init(request, console)
         train_set, test_set = read_datasets(config, request.data)
         for dataset in (train_set, test_set):
-            _introduce(dataset, console)
+            _print_dataset(dataset, console)
         network = new_network(config, len(train_set.classes))
         if weights:
             _start_from(weights, network, train_set.classes, console)
@@ -109,13 +110,13 @@ def train(request: Request, console: Console) -> None:
             claim(request.out, config, facts)
             _describe_machine(request.out, processes, precision, console)
         wait_for_all(processes)
-        surroundings = RunContext(
+        context = RunContext(
             folder=request.out,
             train_set=train_set,
             test_set=test_set,
             processes=processes,
             console=console,
-            feed=BatchLoader(
+            batch_loader=BatchLoader(
                 config,
                 train_set,
                 network.image_size_px,
@@ -128,13 +129,13 @@ def train(request: Request, console: Console) -> None:
             metadata=make_header(network, config.network, train_set.classes, request.licence),
         )
         try:
-            Loop(config, Learner(network, config, processes), surroundings).run()
+            Loop(config, Learner(network, config, processes), context).run()
         except torch.OutOfMemoryError as error:
             reason = str(error).partition("\n")[0]
             raise ConfigError(
-                f"the GPU's memory does not suffice ({reason})",
-                remedy="Begin in another folder with a larger --accumulate, a smaller --batch-size "
-                "or --pipeline cpu",
+                f"the GPU ran out of memory ({reason})",
+                remedy="Start a run in another folder with a larger --accumulate, a smaller "
+                "--batch-size or --pipeline cpu",
             ) from None
         if processes.is_first:
             remove_decoded(request.out)
@@ -143,7 +144,7 @@ def train(request: Request, console: Console) -> None:
 def _require_size(decoded_cache_gib: float) -> None:
     if not 0 <= decoded_cache_gib < float("inf"):
         raise ConfigError(
-            f"decoded_cache_gib is {decoded_cache_gib}, but it is finite and not negative",
+            f"decoded_cache_gib is {decoded_cache_gib}, but it must be finite and not negative",
             remedy="Change --decoded-cache-gib",
         )
 
@@ -151,43 +152,47 @@ def _require_size(decoded_cache_gib: float) -> None:
 def _require_apart(out: Path, data: Path) -> None:
     if out.resolve().is_relative_to(data.resolve()):
         raise ConfigError(
-            "the run would lie in the dataset",
+            "the run's folder is inside the dataset",
             file=out,
-            remedy=f"Choose a folder for --out that is not below {data}",
+            remedy=f"Choose a folder for --out outside {data}",
         )
 
 
 def check_shares(config: Config, network: SSD, processes: Processes) -> None:
-    """Refuses a batch that the processes cannot share.
+    """Checks that the batch can be divided among the processes.
 
     Raises:
-        ConfigError: It is not a multiple of them, or leaves one image where several are needed.
+        ConfigError: The batch is not a multiple of processes times parts, or each part has a single
+            image but the network uses batch normalisation.
     """
     remedy = "Change --batch-size, --accumulate or the number of processes"
     batch = config.run.batch_size
     shares = processes.world_size * config.optimizer.accumulate
-    among = f"{processes.world_size} processes in {config.optimizer.accumulate} parts"
+    by = f"{processes.world_size} processes in {config.optimizer.accumulate} parts each"
     if batch % shares:
-        raise ConfigError(f"a batch of {batch} cannot be shared equally by {among}", remedy=remedy)
+        raise ConfigError(f"a batch of {batch} cannot be shared equally by {by}", remedy=remedy)
     normalised = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     if normalised and batch == shares:
         raise ConfigError(
-            f"a batch of {batch} leaves one image at a time to {among}, but {config.network} "
-            "normalises over several",
+            f"a batch of {batch}, shared by {by}, leaves one image at a time, but the batch "
+            f"normalisation of {config.network} needs several",
             remedy=remedy,
         )
 
 
 def _require_room(out: Path, config: Config, network: SSD, *, images: int) -> None:
-    """Refuses a folder without room for what the run will keep there.
+    """Checks that the disk has room for the files that the run will keep.
 
-    These are the newest checkpoints, the best and the one being written, and all milestones.
+    These are the newest checkpoints, the best one, the one being written, and all evaluations.
 
     Args:
         out: The run's folder.
-        config: The run's.
-        network: The run's, or one of no more classes.
-        images: That each milestone is judged on.
+        config: The configuration of the run.
+        network: The network of the run, or one with fewer classes for a first estimate.
+        images: Number of images in each evaluation.
+
+    Raises:
+        StorageError: The folder cannot be written, or the disk does not have enough room.
     """
     run, last = config.run, config.schedule.steps
     present = steps(out / "checkpoints")
@@ -204,12 +209,12 @@ def _require_room(out: Path, config: Config, network: SSD, *, images: int) -> No
         out,
         count * size + judged,
         purpose=f"{count} checkpoints of {mebibytes(size)} and {milestones} evaluations",
-        remedy="Make room, give fewer --keep-checkpoints, or choose another folder for --out",
+        remedy="Make room, lower --keep-checkpoints, or choose another folder for --out",
     )
 
 
 def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
-    """Returns what a checkpoint will hold, without its headers: see `Learner.optimizer`."""
+    """Returns the size of a checkpoint without file headers; see `Learner.optimizer`."""
     state = network.state_dict().values()
     moments = 2 if config.optimizer != "sgd" else int(config.momentum > 0)
     trained = sum(parameter.nbytes for parameter in network.parameters())
@@ -220,7 +225,7 @@ def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
 
 
 def _compare(config: Config, facts: dict[str, Any], processes: Processes) -> None:
-    """Refuses processes that would compute different things."""
+    """Checks that all processes have the same configuration, data, weights and versions."""
     names = ("multibox", "recipe", "data_digest", "init_digest", "precision", "stream_version")
     same = flatten(config) | {name: facts[name] for name in names} | {"torch": version("torch")}
     del same["workers"]
@@ -230,22 +235,22 @@ def _compare(config: Config, facts: dict[str, Any], processes: Processes) -> Non
 def _describe_machine(
     folder: Path, processes: Processes, precision: torch.dtype, console: Console
 ) -> None:
-    """Writes `environment.json`; says so if the run goes on in another number of processes."""
+    """Writes `environment.json`, and prints a note if the number of processes has changed."""
     path, now = folder / "environment.json", processes.world_size
     before = now
     with suppress(OSError, ValueError):
         before = json.loads(path.read_text(encoding="utf-8")).get("processes", now)
     if before != now:
         console.print(
-            f"note: goes on in {now} processes, after {before}: the same samples in every step, "
-            "each process's share of them another",
+            f"note: resuming with {now} processes (was {before}): steps see the same samples, "
+            "split differently",
             highlight=False,
         )
     write_json(path, environment(processes.device, precision) | {"processes": now})
 
 
-def _introduce(dataset: Dataset, console: Console) -> None:
-    """Says what was read, and what was left out or read otherwise than written."""
+def _print_dataset(dataset: Dataset, console: Console) -> None:
+    """Prints the contents of a split, notes on how it was read, and the skipped faults."""
     counts = ", ".join(f"{count} {name}" for name, count in dataset.objects_per_class.items())
     console.print(f"{dataset.name}: {len(dataset)} images with {counts}", highlight=False)
     for note in dataset.notes:
@@ -259,11 +264,11 @@ def _introduce(dataset: Dataset, console: Console) -> None:
 def _read_init(request: Request, console: Console) -> tuple[str | None, Weights | None]:
     """Returns the digest of the `--init` file, and its weights if the run starts from them.
 
-    A run that has a checkpoint takes nothing from the file. If the file is still there, it must be
-    the one that the run started from.
+    A run with a checkpoint does not need the weights. If the file still exists, its digest must be
+    that of the file that the run started from.
 
     Raises:
-        WeightsError: The file is needed and cannot be used.
+        WeightsError: The file is needed, but cannot be used.
         ConfigError: The run's own files are damaged.
     """
     if request.init is None:
@@ -276,11 +281,11 @@ def _read_init(request: Request, console: Console) -> tuple[str | None, Weights 
     try:
         return _digest(find_weights(request.init)), None
     except WeightsError:
-        # Nothing says that this run started from such a file.
+        # This run did not start from a weights file.
         if before is None:
             raise
     console.print(
-        f"note: {request.init} is not there. The run does not need it any more",
+        f"note: {request.init} does not exist. The run does not need it any more",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -297,23 +302,23 @@ def _digest(path: Path) -> str:
 
 
 def _start_from(weights: Weights, network: SSD, classes: tuple[str, ...], console: Console) -> None:
-    """Fills the network from `--init`, and says what it took."""
+    """Initialises the network from `--init`, and prints which parts were used."""
     transfer = initialise_from(network, classes, weights)
     path = weights.path
     lines = [f"Weights from {path} ({weights.origin}, {weights.network})", *weights.notes]
     if weights.classes and classes != weights.classes:
-        pairs = (a if a == b else f"{a} (there {b})" for a, b in transfer.kept.items())
-        lines.append(f"kept the outputs of {', '.join(pairs) or 'no class'}")
+        pairs = (a if a == b else f"{a} (there: {b})" for a, b in transfer.kept.items())
+        lines.append(f"kept the outputs of: {', '.join(pairs) or 'no class'}")
     new = transfer.random
     if new:
         some = ", ".join(new[:4]) + (", ..." if len(new) > 4 else "")
-        lines.append(f"{len(new)} tensors begin at random, wholly or in part: {some}")
+        lines.append(f"{len(new)} tensors start from random values, in full or in part: {some}")
     for line in (*lines, *transfer.notes):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _facts(network: SSD, train_set: Dataset, test_set: Dataset) -> dict[str, Any]:
-    """Returns what `run.json` says of the data and the network."""
+    """Returns the entries of `run.json` about the data and the network."""
     data = {
         role: {
             "name": dataset.name,

@@ -1,1 +1,1 @@
-"""Files of a run: checkpoints, journals, the lock."""
+"""Reads and writes the files of a run: checkpoints, logs, configuration and lock."""

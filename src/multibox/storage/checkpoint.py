@@ -1,14 +1,14 @@
-"""The state of a run after a step, as a folder that is there whole or not at all.
+"""Saves and loads checkpoints. A checkpoint is a folder that exists completely or not at all.
 
     checkpoints/step-00001000/
-        model.safetensors      weights and buffers; the header says how to use them on their own
+        model.safetensors      weights and buffers; the header describes the network
         optimizer.safetensors  the optimizer's tensors
-        state.json             plain numbers
+        state.json             other numbers
         manifest.json          format, step, and the size and SHA-256 of the other three
 
-The folder is filled under a name that starts with a dot, brought to the disk and renamed: the
-rename is the commit. Equal checkpoints are equal bytes, so that two runs can be compared by their
-files. Nothing here is pickled. Only the process that holds the run's lock saves and prunes.
+The folder is written under a name that starts with a dot, synced to the disk and then renamed.
+Equal checkpoints have equal bytes, so two runs can be compared by their files. Nothing is pickled.
+Only the process that holds the run's lock saves and prunes.
 """
 
 import re
@@ -32,13 +32,13 @@ _BAD = re.compile(r"step-.*\.bad")
 
 
 class Checkpoint(NamedTuple):
-    """Everything that a run goes on from.
+    """The complete state of a run after a step.
 
     Attributes:
-        step: Updates made so far.
+        step: Number of completed steps.
         model: The network's weights and buffers by name, of any dtype.
         optimizer: The optimizer's tensors by name.
-        state: The plain numbers, e.g. sums of losses and the journal's length.
+        state: Other numbers as JSON values, e.g. sums of losses and the length of `metrics.jsonl`.
     """
 
     step: int
@@ -48,20 +48,21 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, metadata: Mapping[str, str]) -> Path:
-    """Returns the folder of the new checkpoint, once it is on the disk.
+    """Saves a checkpoint, waits until it is on the disk, and returns its folder.
 
-    A step that is there already is left as it is. Tensors are stored on their own and contiguous
-    (`channels_last` is the reader's to restore). What interrupted saves left is removed.
+    If the step already has a checkpoint, that one is kept. Tensors are stored contiguously and
+    without sharing, so the reader has to restore `channels_last`. Remains of interrupted saves are
+    removed.
 
     Args:
-        folder: The folder of all checkpoints; made where it is missing.
-        checkpoint: What to save. Its tensors may be on any device and share memory.
-        metadata: Goes into the header of `model.safetensors`.
+        folder: The folder of all checkpoints; created if it does not exist.
+        checkpoint: The state to save. Its tensors may be on any device and share memory.
+        metadata: Stored in the header of `model.safetensors`.
 
     Raises:
-        NonFiniteError: A tensor has NaN or infinite values; nothing is written.
-        StorageError: The disk is full or fails, or the folder is not writable. The checkpoints
-            before are as they were.
+        NonFiniteError: A tensor has NaN or infinite values. Nothing is written.
+        StorageError: The disk is full or fails, or the folder is not writable. Earlier checkpoints
+            are unchanged.
         ValueError: A number of the state is NaN or infinite.
     """
     _refuse_nonfinite(checkpoint)
@@ -84,28 +85,28 @@ def save(folder: Path, checkpoint: Checkpoint, *, metadata: Mapping[str, str]) -
         raise StorageError(
             f"cannot be written ({error.strerror})",
             file=target,
-            remedy=f"It needs {mebibytes(size)}{room} and a writable folder; the checkpoints "
-            "before it are untouched, and the same command goes on from there",
+            remedy=f"Provide {mebibytes(size)}{room} in a writable folder, and run the same "
+            "command to resume from the checkpoint before it",
         ) from error
     return target
 
 
 def load(path: Path) -> Checkpoint:
-    """Returns a checkpoint, its tensors contiguous and on the CPU.
+    """Loads a checkpoint, with contiguous tensors on the CPU.
 
-    Every file is compared with the manifest before it is parsed, and from the same reading.
+    Each file is read once. Its bytes are compared with the manifest before they are parsed.
 
     Args:
         path: The folder of one checkpoint.
 
     Raises:
         WeightsError: A file is missing, damaged or of an unknown format.
-        StorageError: A file may not be read.
+        StorageError: This user may not read a file.
     """
     step, files = manifest.read(path, {_MODEL, _OPTIMIZER, _STATE})
     named = _NAME.fullmatch(path.name)
     if named and int(named[1]) != step:
-        raise WeightsError(f"its manifest is of step {step}", file=path)
+        raise WeightsError(f"its manifest belongs to step {step}", file=path)
     model, optimizer = (
         parsed(path / name, manifest.verified(path / name, files[name]))
         for name in (_MODEL, _OPTIMIZER)
@@ -115,11 +116,16 @@ def load(path: Path) -> Checkpoint:
 
 
 def check_weights(path: Path) -> None:
-    """Compares the weights in a checkpoint's folder with its manifest; a file alone has none.
+    """Compares the weights file of a checkpoint with the checkpoint's manifest.
+
+    A file outside of a checkpoint has no manifest, so it is not checked.
+
+    Args:
+        path: The weights file.
 
     Raises:
-        WeightsError: They are damaged, or the manifest is.
-        StorageError: A file may not be read.
+        WeightsError: The weights or the manifest are damaged.
+        StorageError: This user may not read a file.
     """
     beside = [path.with_name(name) for name in (_OPTIMIZER, _STATE, manifest.NAME)]
     if path.name == _MODEL and all(file.exists() for file in beside):
@@ -128,18 +134,21 @@ def check_weights(path: Path) -> None:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Returns the newest sound checkpoint and why newer ones were refused; None if there is none.
+    """Loads the newest intact checkpoint, and renames damaged newer ones.
 
-    The refused are renamed to `step-00001000.bad` when an older one takes their place.
+    A damaged checkpoint is renamed to, e.g., `step-00001000.bad`, if an older one is intact.
 
     Args:
         folder: The folder of all checkpoints.
 
+    Returns:
+        The checkpoint, or None if there are no checkpoints; and one message per damaged newer one.
+
     Raises:
-        WeightsError: There are checkpoints, but none is sound: starting again from the first
-            step would bury the damage. Nothing is renamed.
-        StorageError: The folder cannot be listed, a file may not be read, or a folder not be
-            renamed.
+        WeightsError: All checkpoints are damaged. Nothing is renamed. A restart from the first step
+            would hide the damage.
+        StorageError: The folder cannot be listed, a file cannot be read because of its permissions,
+            or a folder cannot be renamed.
     """
     refused: list[tuple[Path, str]] = []
     for step in reversed(steps(folder)):
@@ -147,7 +156,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             checkpoint = load(path)
         except WeightsError as error:
-            # A reader beside the run may see one vanish, because the run prunes it.
+            # Another process may be reading, e.g. predict, while the run removes old checkpoints.
             if path.exists():
                 refused.append((path, str(error)))
             continue
@@ -159,13 +168,13 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         raise WeightsError(
             f"none of the checkpoints here can be used: {reasons[0].rstrip('.')}",
             file=folder,
-            remedy="Put back a copy of one, or start a new run in another folder",
+            remedy="Restore one from a copy, or start a new run in another folder",
         )
     return None, []
 
 
 def steps(folder: Path) -> list[int]:
-    """Returns the steps that have a checkpoint, ascending, without looking inside.
+    """Returns the steps that have a checkpoint, ascending. It does not read the checkpoints.
 
     Raises:
         StorageError: The folder cannot be listed.
@@ -174,15 +183,15 @@ def steps(folder: Path) -> list[int]:
 
 
 def prune(folder: Path, *, keep: int, best: int | None) -> None:
-    """Removes all checkpoints but the newest and the best.
+    """Removes all checkpoints except the newest ones and the best one.
 
-    Each is renamed before it is deleted, and that on the disk: none is ever half there under its
-    own name.
+    Each is renamed, and the new name is synced to the disk, before it is deleted. So a checkpoint
+    with its own name is always complete.
 
     Args:
         folder: The folder of all checkpoints.
-        keep: How many of the newest stay, at least 1.
-        best: The step of the best one, which stays too.
+        keep: Number of newest checkpoints to keep, at least 1.
+        best: Step of the best checkpoint, which is kept too; None if there is none yet.
 
     Raises:
         StorageError: A checkpoint cannot be removed.
@@ -197,11 +206,12 @@ def prune(folder: Path, *, keep: int, best: int | None) -> None:
         _remove_leftovers(folder)
     except OSError as error:
         reason = f"an old checkpoint cannot be removed ({error.strerror})"
-        raise StorageError(reason, file=folder, remedy="Remove it, and go on") from error
+        remedy = "Remove it, and run the same command to resume"
+        raise StorageError(reason, file=folder, remedy=remedy) from error
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Returns where a step's checkpoint is, or would be."""
+    """Returns the folder of a step's checkpoint. It may not exist."""
     return folder / f"step-{step:08d}"
 
 
@@ -222,9 +232,9 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Returns what is in a folder, sorted by name; nothing if there is no such folder.
+    """Returns the files and folders in a folder, sorted by name; none if it does not exist.
 
-    `Path.glob` would take a folder that cannot be listed for an empty one.
+    `Path.glob` would treat a folder that cannot be listed as an empty one.
 
     Raises:
         OSError: The folder cannot be listed.
@@ -242,7 +252,7 @@ def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
                 raise NonFiniteError(
                     f"NaN or infinite values in the {kind} after step {checkpoint.step}",
                     position=name,
-                    remedy="No checkpoint was written; go on from the last with a lower --lr",
+                    remedy="No checkpoint was written. Start a new run with a lower --lr",
                 )
 
 
@@ -253,7 +263,7 @@ def _remove_leftovers(folder: Path) -> None:
         try:
             shutil.rmtree(leftover)
         except OSError:
-            # What fails once may not fail twice; the reason is told all the same.
+            # Remove as much as possible, but report the error.
             shutil.rmtree(leftover, ignore_errors=True)
             raise
 
@@ -275,7 +285,8 @@ def _set_aside(damaged: Sequence[Path]) -> None:
             aside = path.with_name(f"{path.name}.bad{number}")
         try:
             path.rename(aside)
-            # On the disk before the journal is cut: it may not come back without its lines.
+            # This must be on the disk before `metrics.jsonl` is cut. Otherwise the checkpoint could
+            # reappear after a power failure, without its lines.
             sync_folder(path.parent)
         except OSError as error:
             reason = f"is damaged and cannot be renamed ({error.strerror})"

@@ -1,4 +1,4 @@
-"""What reaches the disk, and whether there is room on it."""
+"""Syncs files and folders to the disk, and checks the free space."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from multibox.errors import StorageError
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk.
+    """Waits until the file names in a folder are on the disk.
 
     Raises:
         OSError: The disk fails.
@@ -20,23 +20,23 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it where they are absent, and waits until they have names.
+    """Creates a folder with all missing parents, and waits until their names are on the disk.
 
     Raises:
-        OSError: The disk is full or fails, or a folder may not be written.
+        OSError: The disk is full or fails, or this user may not write to a folder.
     """
     made = [folder]
     while not made[-1].parent.is_dir():
         made.append(made[-1].parent)
     folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(made):
-        # A folder may be one to pass through, which nobody can open.
+        # This user may be allowed to enter a parent, but not to open it.
         with suppress(PermissionError):
             sync_folder(path.parent)
 
 
 def sync_files(root: Path, files: Iterable[Path]) -> None:
-    """Waits until files below a folder are on the disk, with all names from the folder down.
+    """Waits until files below a folder are on the disk, with the names of all folders in between.
 
     Raises:
         StorageError: The disk is full or fails.
@@ -50,14 +50,14 @@ def sync_files(root: Path, files: Iterable[Path]) -> None:
             sync_folder(folder)
     except OSError as error:
         raise StorageError(
-            f"cannot be brought to the disk ({error.strerror})",
+            f"cannot be synced to the disk ({error.strerror})",
             file=root,
-            remedy="Check that the disk is not full, and is sound",
+            remedy="Check that the disk is not full or damaged",
         ) from None
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Returns how much this user may write where a folder is or would be; None if unknown."""
+    """Returns the free bytes on the disk of a folder, which may not exist; None if unknown."""
     try:
         return shutil.disk_usage(_existing(folder)).free
     except OSError:
@@ -65,17 +65,17 @@ def free_bytes(folder: Path) -> int | None:
 
 
 def require_room(folder: Path, needed: int, *, purpose: str, remedy: str) -> None:
-    """Refuses a folder that cannot be written or has too little room, and leaves nothing there.
+    """Checks that a folder can be written and that its disk has enough room. It leaves no file.
 
     Args:
-        folder: It may be absent.
-        needed: Bytes that are still to be written.
-        purpose: What they are, after "needed for".
-        remedy: How to need less.
+        folder: The folder. It may not exist.
+        needed: Number of bytes that will be written.
+        purpose: What the bytes are for; it follows "needed for" in the message.
+        remedy: What the user can do to need less.
 
     Raises:
-        StorageError: The folder cannot be written, or too little is free. Where nobody knows how
-            much is free, that is no error.
+        StorageError: The folder cannot be written, or there is too little room. If the free space
+            is unknown, there is no error.
     """
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)):
@@ -102,7 +102,7 @@ def mebibytes(count: int) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """Returns the folder itself or the nearest above it that is there."""
+    """Returns the folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 

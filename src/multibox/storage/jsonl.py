@@ -1,7 +1,8 @@
-"""Append-only files with one JSON object per line. A resume cuts them to a checkpoint's length.
+"""Append-only files with one JSON object per line.
 
-`metrics.jsonl` is a pure function of the run's configuration and data, as the weights are. It has
-no times. These are in a second journal, `timings.jsonl`.
+On resume, a file is cut back to its length at the time of the checkpoint. `metrics.jsonl` contains
+no times, so like the weights it depends only on the configuration and the data of the run. Times go
+to a second file, `timings.jsonl`.
 """
 
 import json
@@ -16,16 +17,15 @@ JSON: TypeAlias = dict[str, Any] | list[Any] | str | int | float | bool | None
 
 
 class Journal:
-    """Appends records to a file. As a context manager, it closes the file.
+    """Appends records to a file. It is a context manager that closes the file.
 
     Args:
-        path: The file. It is made if it does not exist.
-        length: Bytes that the file is cut to first: the length in the checkpoint that the run
-            resumes from, or 0 for a new run. None keeps every whole line.
+        path: The file; created if it does not exist.
+        length: The length in bytes to which the file is cut first: the one stored in the
+            checkpoint, or 0 for a new run. None keeps every complete line.
 
     Raises:
-        StorageError: The file cannot be written, is shorter than `length`, or has no end of a
-            line there.
+        StorageError: The file cannot be written, is shorter than `length`, or no line ends there.
     """
 
     def __init__(self, path: Path, length: int | None) -> None:
@@ -47,7 +47,7 @@ class Journal:
 
     @property
     def length(self) -> int:
-        """Bytes written so far. A checkpoint stores this number."""
+        """Length of the file in bytes, for the checkpoint."""
         return self._length
 
     def write(self, record: Mapping[str, JSON]) -> None:
@@ -60,7 +60,7 @@ class Journal:
         text = json.dumps(dict(record), separators=(",", ":"), allow_nan=False)
         line = text.encode() + b"\n"
         try:
-            # A disk that is nearly full writes part of a line without an error.
+            # If the disk is nearly full, the system writes part of the line without an error.
             if os.write(self._descriptor, line) < len(line):
                 os.ftruncate(self._descriptor, self._length)
                 raise StorageError("the disk is full", file=self._path, remedy="Make room")
@@ -69,7 +69,7 @@ class Journal:
         self._length += len(line)
 
     def sync(self) -> None:
-        """Waits until the lines are on the disk. A checkpoint with this `length` is written later.
+        """Waits until the lines are on the disk. Call it before saving `length` in a checkpoint.
 
         Raises:
             StorageError: The disk is full or fails.
@@ -80,7 +80,7 @@ class Journal:
             raise self._failure(error) from None
 
     def close(self) -> None:
-        """Closes the file. Nothing can be written afterwards."""
+        """Closes the file; nothing can be written afterwards."""
         os.close(self._descriptor)
 
     def __enter__(self) -> "Journal":
@@ -90,7 +90,11 @@ class Journal:
         self.close()
 
     def _checked(self, length: int) -> int:
-        """Returns the length if the file has that many bytes and the last of them ends a line."""
+        """Returns the length after checking that the file has as many bytes and a line ends there.
+
+        Raises:
+            StorageError: It does not.
+        """
         size = os.fstat(self._descriptor).st_size
         if size < length:
             raise StorageError(
@@ -100,7 +104,7 @@ class Journal:
             )
         if length > 0 and os.pread(self._descriptor, 1, length - 1) != b"\n":
             raise StorageError(
-                "no line ends where one did when the checkpoint was saved",
+                "was changed: no line ends here, but one did when the checkpoint was saved",
                 file=self._path,
                 position=f"byte {length}",
                 remedy="Restore the file, or start a new run in another folder",
@@ -108,7 +112,10 @@ class Journal:
         return length
 
     def _whole_lines(self) -> int:
-        """Returns the length without an incomplete last line and the zeros of a power cut."""
+        """Returns the length of all complete lines.
+
+        A killed process may leave part of a line, and a power failure may leave zeros.
+        """
         return self._path.read_bytes().partition(b"\0")[0].rfind(b"\n") + 1
 
     def _failure(self, error: OSError) -> StorageError:

@@ -1,4 +1,4 @@
-"""Only one run uses a folder: the kernel holds a lock and releases it when the process ends."""
+"""Locks a run's folder, so that only one process writes to it. The lock ends with the process."""
 
 import fcntl
 import json
@@ -13,23 +13,23 @@ from multibox.errors import StorageError
 from multibox.storage.disk import make_folder
 
 _PATIENCE = 0.5
-"""Seconds after which a process that has taken the lock has surely written its name."""
+"""Seconds within which a process that has just locked the folder has written its name there."""
 
 
 class RunLock:
-    """A context manager that reserves a run's folder for this process.
+    """A context manager that locks a run's folder for this process.
 
-    The file `.lock` stays. Only the lock on it counts; its text tells other processes who holds it.
-    If the folder was made for the lock and nothing else was written, it is removed again. Forked
-    processes release the lock at once, so that a worker that survives a killed run does not block
-    the next run.
+    The lock is a kernel lock (flock) on the file `.lock`. The file remains afterwards; its text
+    only tells other processes which one holds the lock. If the folder was created for the lock and
+    is otherwise empty at the end, it is removed. Forked processes close their copy of the lock at
+    once, so a worker that outlives a killed run does not keep the folder locked.
 
     Args:
-        folder: The run's folder. It is made if it does not exist.
+        folder: The run's folder; created if it does not exist.
 
     Raises:
-        StorageError: On entering: another process holds the folder, or the folder cannot be written
-            or locked. The message names the process, its machine and its start.
+        StorageError: On entering: another process has locked the folder (the message gives its
+            process id, machine and start time), or the folder cannot be written or locked.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +39,7 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         self._is_new = not self._folder.exists()
         descriptor = self._lock()
-        # The last holder may have removed the file and its folder in the meantime.
+        # The previous holder may have removed the file and the folder in the meantime.
         while os.fstat(descriptor).st_nlink == 0:
             os.close(descriptor)
             descriptor = self._lock()
@@ -70,7 +70,7 @@ class RunLock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, _introduction())
+            os.write(descriptor, _holder_entry())
         except OSError as error:
             held = isinstance(error, BlockingIOError)
             holder = _holder(descriptor) if held else ""
@@ -80,31 +80,34 @@ class RunLock:
                 file=self._folder,
                 remedy="Wait for that run, stop it, or choose another folder"
                 if held
-                else "Choose a folder on a file system with locks and with room",
+                else "Choose a folder on a file system that supports locks and is not full",
             ) from None
         return descriptor
 
     def _close(self) -> None:
-        """Closes this process's descriptor; the kernel unlocks when no process has one left."""
+        """Closes this process's descriptor. The kernel unlocks when all descriptors are closed."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
-def _introduction() -> bytes:
-    """Who holds the lock, for the one who does not get it."""
+def _holder_entry() -> bytes:
+    """Returns the text of the lock file: process id, machine and start time of this process."""
     start = datetime.now(UTC).isoformat(timespec="seconds")
     return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": start}).encode()
 
 
 def _holder(descriptor: int) -> str:
-    """Who wrote the introduction: for a moment after the lock is taken it is a killed holder's."""
+    """Returns a description of the process that holds the lock.
+
+    For a moment after a process has locked the file, the text may still be that of a killed one.
+    """
     end = time.monotonic() + _PATIENCE
     while True:
         try:
             entry = json.loads(os.pread(descriptor, 4096, 0))
             holder = f"process {entry['pid']} on {entry['host']}, started {entry['start']}"
-            if entry["host"] != socket.gethostname() or _lives(entry["pid"]):
+            if entry["host"] != socket.gethostname() or _is_alive(entry["pid"]):
                 return holder
         except (ValueError, TypeError, KeyError, OverflowError):
             holder = "another process"
@@ -113,7 +116,7 @@ def _holder(descriptor: int) -> str:
         time.sleep(0.01)
 
 
-def _lives(number: int) -> bool:
+def _is_alive(number: int) -> bool:
     try:
         os.kill(number, 0)
     except ProcessLookupError:

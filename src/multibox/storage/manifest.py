@@ -1,7 +1,7 @@
-"""A folder of files that vouches for itself: a manifest with the size and SHA-256 of each.
+"""Detects damaged files with a manifest, which lists the size and SHA-256 of each file.
 
-`write` brings everything to the disk; `read` and `verified` hand out nothing that differs by a
-single bit from what was written, the manifest's own bits included.
+`write` syncs all files to the disk. `read` and `verified` raise an error if a single bit of a file
+or of the manifest has changed.
 """
 
 import errno
@@ -19,17 +19,17 @@ FORMAT = 1
 NAME = "manifest.json"
 
 _CHUNK = 2**20
-"""Bytes that are written and hashed together, while the processor's cache has them."""
+"""Number of bytes that are written and hashed at a time, while they are in the CPU's cache."""
 
 Entry: TypeAlias = dict[str, int | str]
 
 
 class Manifest(NamedTuple):
-    """What a manifest says.
+    """The content of a manifest.
 
     Attributes:
-        step: The step that the folder is of.
-        files: By file name: `size` in bytes and `sha256` in hexadecimal digits.
+        step: Number of completed steps.
+        files: File name to `size` in bytes and `sha256` in hexadecimal digits.
     """
 
     step: int
@@ -43,9 +43,9 @@ def write(
 
     Args:
         folder: An empty folder.
-        step: The step that the folder is of.
-        contents: File names with the parts of their content. Parts are taken one by one, so
-            that a generator need not hold all of them.
+        step: Number of completed steps.
+        contents: Pairs of a file name and the parts of its content. Parts are written one by one,
+            so a generator does not need to hold all of them.
 
     Raises:
         OSError: The disk is full or fails.
@@ -57,11 +57,15 @@ def write(
 
 
 def read(folder: Path, names: set[str]) -> Manifest:
-    """Returns the manifest of a folder that must have exactly these files.
+    """Returns the manifest of a folder.
+
+    Args:
+        folder: The folder.
+        names: The file names that the manifest must list, and no others.
 
     Raises:
-        WeightsError: It is missing, damaged, of an unknown format or of other files.
-        StorageError: It may not be read.
+        WeightsError: The manifest is missing, damaged, of an unknown format or lists other files.
+        StorageError: This user may not read it.
     """
     path = folder / NAME
     content = _content(path)
@@ -73,7 +77,7 @@ def read(folder: Path, names: set[str]) -> Manifest:
             remedy="Use the version of multibox that wrote it",
         )
     step, files = value.get("step"), value.get("files")
-    # The manifest has no hash of its own: a changed bit shows here, or in a file that differs.
+    # The manifest has no hash of its own. A changed bit is noticed here or when a file is compared.
     if (
         content != encoded(value)
         or type(step) is not int
@@ -81,7 +85,7 @@ def read(folder: Path, names: set[str]) -> Manifest:
         or files.keys() != names
         or not all(map(_is_entry, files.values()))
     ):
-        raise WeightsError("is not as it was written", file=path)
+        raise WeightsError("is damaged: it has changed since it was written", file=path)
     return Manifest(step, files)
 
 
@@ -90,20 +94,20 @@ def verified(path: Path, entry: Entry) -> bytes:
 
     Raises:
         WeightsError: The file is missing or differs.
-        StorageError: The file may not be read.
+        StorageError: This user may not read the file.
     """
     content = _content(path)
     if len(content) != entry.get("size"):
         raise WeightsError(
-            f"has {len(content)} bytes, but {entry.get('size')} in the manifest", file=path
+            f"has {len(content)} bytes, but the manifest lists {entry.get('size')}", file=path
         )
     if entry.keys() != {"size", "sha256"} or hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise WeightsError("its SHA-256 is not the manifest's: it was changed", file=path)
+        raise WeightsError("has changed: its SHA-256 differs from the manifest's", file=path)
     return content
 
 
 def encoded(value: object) -> bytes:
-    """Returns a value as JSON that is the same for equal values.
+    """Returns a value as JSON. Equal values give equal bytes.
 
     Raises:
         ValueError: A number is NaN or infinite.
@@ -115,7 +119,7 @@ def decoded(path: Path, content: bytes) -> dict[str, Any]:
     """Returns the JSON object that a file contains.
 
     Raises:
-        WeightsError: The content is none.
+        WeightsError: The content is not a JSON object.
     """
     try:
         value = json.loads(content)
@@ -155,6 +159,6 @@ def _content(path: Path) -> bytes:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise WeightsError("is missing", file=path) from None
     except OSError as error:
-        # A bad sector is damage like any other; what this process may not read may be sound.
+        # A bad sector means damage. A file without read permission may be intact.
         kind = WeightsError if error.errno == errno.EIO else StorageError
         raise kind(f"cannot be read ({error.strerror})", file=path) from None

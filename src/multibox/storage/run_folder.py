@@ -1,4 +1,4 @@
-"""The files of a run's folder besides checkpoints and journal, and the question whose it is."""
+"""Reads and writes the JSON files of a run's folder, and checks that the folder is this run's."""
 
 import importlib.metadata
 import json
@@ -19,12 +19,12 @@ from multibox.storage.disk import sync_files
 
 JSON = Any
 
-# Of a configuration, or of the facts of a run; they have a few thousand.
+# Size limit of config.json and run.json, which have a few thousand bytes.
 _MOST_BYTES = 4 << 20
 
 
 def write_json(path: Path, value: JSON) -> None:
-    """Writes a JSON file whole or not at all, making its folder where it is absent.
+    """Writes a JSON file completely or not at all. Its folder is created if it does not exist.
 
     Raises:
         StorageError: The disk is full or fails.
@@ -33,9 +33,10 @@ def write_json(path: Path, value: JSON) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all, making its folder where it is absent.
+    """Writes a text file completely or not at all. Its folder is created if it does not exist.
 
-    What a killed predecessor left is overwritten: one process at a time writes a file.
+    A temporary file that a killed process left is overwritten. Only one process may write a file at
+    a time.
 
     Raises:
         StorageError: The disk is full or fails.
@@ -44,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # A path of bytes that are no UTF-8 becomes what JSON reads back as the same path.
+            # A path may contain bytes that are not UTF-8. JSON reads the escape as the same path.
             with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
                 file.flush()
@@ -63,10 +64,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Lets a file be written whole or not at all, and never in another's place.
+    """Writes a new file completely or not at all, as a context manager.
 
     Args:
-        path: Must not exist; its folder is made where it is absent.
+        path: The file. It must not exist. Its folder is created if it does not exist.
 
     Yields:
         The temporary file to write, empty.
@@ -76,7 +77,9 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise StorageError(
-            "exists, and is not replaced", file=path, remedy="Choose another name, or remove it"
+            "already exists, so it is not overwritten",
+            file=path,
+            remedy="Choose another name, or remove the file",
         )
     temporary = _temporary(path)
     try:
@@ -90,9 +93,9 @@ def new_file(path: Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    # A full disk is an error of their own to the writers of PyTorch and of safetensors.
+    # PyTorch and safetensors report a full disk with errors of their own.
     except (OSError, RuntimeError, SafetensorError) as error:
-        # The system's own error would name the temporary file.
+        # The text of an OSError would name the temporary file.
         reason = error.strerror if isinstance(error, OSError) else None
         reason = reason or str(error).strip().partition("\n")[0]
         raise StorageError(
@@ -103,43 +106,43 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuses a folder that holds something else than a run.
+    """Checks that a folder is a run, is empty or does not exist.
 
     Raises:
-        ConfigError: It does.
-        StorageError: It cannot be read, or is none.
+        ConfigError: The folder contains other files.
+        StorageError: The folder cannot be read, or is not a folder.
     """
     if not os.path.lexists(folder) or (folder / "config.json").exists():
         return
-    # A run that was killed before it began has the facts only: they are written first.
+    # `run.json` is written first, so a run that was killed early has only this file.
     names = set(_names(folder)) - {"run.json"}
     foreign = sorted(name for name in names if not name.startswith("."))
     if foreign:
         raise ConfigError(
-            f"is not empty and not a run (it holds {foreign[0]})",
+            f"is neither empty nor a run (it contains {foreign[0]})",
             file=folder,
             remedy="Choose another folder for --out",
         )
 
 
 def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
-    """Makes a folder this run's, or finds that it already is.
+    """Writes a new run's `config.json` and `run.json`, or checks that they match those on disk.
 
     Args:
         folder: The run's folder, locked.
-        config: What the command line says.
-        facts: `run.json`: recipe, data, classes, initial weights.
+        config: The configuration from the command line.
+        facts: The content of `run.json`: recipe, data, classes, initial weights.
 
     Raises:
-        ConfigError: The folder holds something else, a run of another configuration, or one on
-            other data.
+        ConfigError: The folder contains other files, or a run with another configuration or other
+            data.
         StorageError: The folder cannot be read or written.
     """
     stored = folder / "config.json"
     if not stored.exists():
         refuse_foreign(folder)
         write_json(folder / "run.json", facts)
-        # Both are written anew if the power fails before the second is there.
+        # If the power fails before config.json is on the disk, the next start writes both again.
         sync_files(folder, [folder / "run.json"])
         write_text(stored, config.to_json())
         sync_files(folder, [stored])
@@ -153,9 +156,9 @@ def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"is a run of another configuration ({'; '.join(changed)})",
+            f"is a run with another configuration ({'; '.join(changed)})",
             file=folder,
-            remedy="Repeat the command line it was begun with, or choose another folder for --out",
+            remedy="Repeat the command that started it, or choose another folder for --out",
         )
 
 
@@ -163,11 +166,13 @@ def read_config(folder: Path) -> Config:
     """Returns the configuration of a run.
 
     Raises:
-        ConfigError: The folder is not a run, or its configuration is damaged or of a newer version.
+        ConfigError: The folder is not a run, or its configuration is damaged or of a newer format.
     """
     stored = folder / "config.json"
     if not stored.is_file():
-        raise ConfigError("is not a run's folder", file=folder, remedy="Give what --out was")
+        raise ConfigError(
+            "is not a run's folder", file=folder, remedy="Use the folder that was --out for train"
+        )
     return Config.from_json(_text(stored), file=str(stored))
 
 
@@ -193,14 +198,14 @@ def _text(path: Path) -> str:
             content = file.read(_MOST_BYTES + 1)
         if len(content) <= _MOST_BYTES:
             return content.decode()
-        reason = f"has more than {_MOST_BYTES} bytes, which no run wrote"
+        reason = f"has more than {_MOST_BYTES} bytes, so it was not written by multibox"
     except (OSError, UnicodeDecodeError) as error:
         reason = f"cannot be read ({error})"
     raise ConfigError(reason, file=path)
 
 
 def environment(device: torch.device, precision: torch.dtype) -> dict[str, JSON]:
-    """Returns what `environment.json` says of the software and hardware."""
+    """Returns the entries of `environment.json` about the software and hardware."""
     versions = {
         name: importlib.metadata.version(package)
         for name, package in (
@@ -232,7 +237,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _temporary(path: Path) -> Path:
-    """Returns the name that a file has until it is whole."""
+    """Returns the name that a file has until it is complete."""
     return path.with_name(f".{path.name}.new")
 
 

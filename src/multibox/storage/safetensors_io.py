@@ -1,4 +1,4 @@
-"""Named tensors as the bytes of a safetensors file, and back."""
+"""Converts named tensors to the bytes of a safetensors file, and back."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -24,20 +24,20 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What safetensors calls them, in the order in which it stores them."""
+"""Names of the dtypes in safetensors, in the order in which it stores them."""
 
 
 def serialized(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Iterator[bytes | memoryview]:
-    """Yields the header of a file, and its data tensor by tensor.
+    """Yields the header of a safetensors file, and then the data of each tensor.
 
-    safetensors (0.8) would make a copy of all of them, and order the metadata by a hash that
-    differs from process to process.
+    safetensors itself (0.8) would copy all tensors at once, and the order of the metadata would
+    differ between processes.
 
     Args:
-        tensors: By name; on any device, in any memory format, sharing memory or not.
-        metadata: Goes into the header.
+        tensors: The tensors by name, on any device and in any memory format. They may share memory.
+        metadata: Stored in the header.
     """
     order = list(DTYPES)
     names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
@@ -60,10 +60,14 @@ def serialized(
 
 
 def parsed(path: Path, content: bytes) -> dict[str, Tensor]:
-    """Returns the tensors of a file's content, on the CPU.
+    """Returns the tensors in the content of a safetensors file, on the CPU.
+
+    Args:
+        path: The file, for error messages.
+        content: Its bytes.
 
     Raises:
-        WeightsError: The content, of the file named, is not safetensors'.
+        WeightsError: The content is not in the safetensors format.
     """
     try:
         return safetensors.torch.load(content)

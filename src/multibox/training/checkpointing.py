@@ -1,4 +1,4 @@
-"""What a run keeps of itself in its checkpoints, and how it finds it again."""
+"""Saves and restores the training state."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,15 +16,16 @@ from multibox.training.train_step import Learner
 
 @dataclass
 class TrainingState:
-    """The plain numbers of a checkpoint.
+    """The numbers of a checkpoint, besides its tensors.
 
     Attributes:
-        sums: Confidence loss, localization loss and positives since the last journal line.
-        validation_losses: All of them, for the plateau.
-        best: Step and mAP of the best milestone.
-        lr: The rate of the step before.
-        lr_scale: Halved by each rollback.
-        journal: Length of `metrics.jsonl`.
+        lr: Learning rate of the last step.
+        sums: Sums of confidence loss, localization loss and positives since the last `train` line
+            of `metrics.jsonl`.
+        validation_losses: All validation losses so far, oldest first, for the plateau schedule.
+        best: `step` and `mAP` (VOC 2007) of the best evaluation; None before the first.
+        lr_scale: Factor of the learning rate; each rollback halves it.
+        journal: Length of `metrics.jsonl`, in bytes.
     """
 
     lr: float
@@ -36,15 +37,17 @@ class TrainingState:
 
 
 class Checkpointer:
-    """Saves a run and finds its newest state. The first process saves; all resume.
+    """Saves the state of a run and restores the newest one.
+
+    The first process saves; all processes restore.
 
     Args:
-        folder: Of the checkpoints.
-        keep: How many of the newest stay, beside the best.
-        learner: What is saved and restored.
+        folder: The folder of all checkpoints.
+        keep: Number of newest checkpoints to keep, besides the best.
+        learner: The learner to save and restore.
         processes: This process among the others.
-        console: For the first process's messages.
-        metadata: Goes into every file of weights.
+        console: Prints the messages of the first process.
+        metadata: Stored in every weights file.
     """
 
     def __init__(
@@ -61,29 +64,32 @@ class Checkpointer:
         self._processes, self._console, self._metadata = processes, console, metadata
 
     def save(self, step: int, state: TrainingState) -> None:
-        """Saves the state after a step, and removes the checkpoints that need not stay.
+        """Saves the state after a step, and removes checkpoints that are no longer needed.
 
         Raises:
-            StorageError: The disk is full or fails; the checkpoints before are as they were.
+            StorageError: The disk is full or fails. Earlier checkpoints are unchanged.
         """
         learner, numbers = self._learner, dataclasses.asdict(state)
-        found = Checkpoint(step, learner.model(), learner.optimizer(), numbers)
-        checkpoints.save(self._folder, found, metadata=self._metadata)
+        checkpoint = Checkpoint(step, learner.model(), learner.optimizer(), numbers)
+        checkpoints.save(self._folder, checkpoint, metadata=self._metadata)
         self._prune(state)
 
     def resume(self) -> tuple[int, TrainingState] | None:
-        """Restores the learner from the newest sound checkpoint, and returns its step and state.
+        """Restores the learner from the newest intact checkpoint.
 
-        None without any. All processes call it.
+        All processes must call it.
+
+        Returns:
+            The step and the state of the checkpoint; None if there is no checkpoint.
 
         Raises:
-            WeightsError: There are checkpoints, but none is sound.
+            WeightsError: There are checkpoints, but all are damaged.
         """
         found = None
         if self._processes.is_first:
             found, refusals = checkpoints.newest(self._folder)
             for refusal in refusals:
-                self._console.print(f"Set aside: {refusal}", highlight=False)
+                self._console.print(f"Skipped a damaged checkpoint: {refusal}", highlight=False)
         step = agree(found.step if found else -1, self._processes)
         if step < 0:
             return None
@@ -92,7 +98,7 @@ class Checkpointer:
         state = TrainingState(**cast(dict[str, Any], found.state))
         self._learner.restore(found.model, found.optimizer, state.lr)
         if self._processes.is_first:
-            # A run that was killed in between has not come to it.
+            # A run that was killed right after saving has not removed the old ones.
             self._prune(state)
         return step, state
 

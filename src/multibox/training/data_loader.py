@@ -1,4 +1,4 @@
-"""Where a run's batches come from: files, decoded images on the disk, or a device's memory."""
+"""Yields the training batches of a run: from files, decoded images on disk, or GPU memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,20 +20,20 @@ MAX_GPU_WORKERS = 8
 
 
 class BatchLoader:
-    """Makes the training batches from any step on.
+    """Yields the training batches from any step onwards.
 
     Args:
-        config: The run's.
+        config: The configuration of the run.
         dataset: The training split.
-        image_size_px: (height, width) of the network's input.
-        match: Finds what the network is to say of a batch.
-        folder: The run's.
+        image_size_px: (height, width) of the network's input, in pixels.
+        match: Matches the default boxes to the objects of a batch.
+        folder: The run's folder.
         processes: This process among the others.
-        console: For the first process's messages.
-        decoded_cache_gib: How much of the disk decoded images may take, in GiB.
+        console: Prints the messages of the first process.
+        decoded_cache_gib: Disk space that decoded images may take, in GiB.
 
     Attributes:
-        workers: Processes that prepare images, for each process of the run.
+        workers: Number of worker processes that prepare images, per process of the run.
     """
 
     def __init__(
@@ -54,33 +54,33 @@ class BatchLoader:
         self._folder, self._processes, self._console = folder, processes, console
         self._limit_bytes = int(decoded_cache_gib * 2**30)
         self._resident: ResidentExamples | None = None
-        self._examples = self._line(None)
+        self._examples = self._make_examples(None)
 
     def prepare(self) -> None:
-        """Decodes what is to be decoded before the first batch, if anything.
+        """Decodes images before the first batch, if the configuration asks for it.
 
         Raises:
-            ConfigError: The device has not enough memory.
+            ConfigError: The device does not have enough memory.
             DataError: An image cannot be read.
         """
         if self._limit_bytes:
-            self._examples = self._line(self._decoded())
+            self._examples = self._make_examples(self._decoded())
         if self._config.run.pipeline == "cuda":
             self._resident = load(
                 self._examples,
                 self._processes.device,
                 batch_size=self._config.run.batch_size // self._processes.world_size,
                 workers=self.workers,
-                progress=self._say_how_far,
+                progress=self._print_progress,
             )
             wait_without_limit("loaded", self._processes)
 
     def batches(self, first_step: int, *, on_loss: OnLoss) -> Iterator[Batch]:
-        """Yields this process's share of the batches that are left.
+        """Yields this process's share of each batch, from a step to the last one.
 
         Args:
-            first_step: Of the batches that are wanted.
-            on_loss: Is told why workers are replaced.
+            first_step: The step of the first batch, from 0.
+            on_loss: Called with the reason when workers are replaced.
         """
         processes = self._processes
         numbers = training_numbers(
@@ -102,7 +102,7 @@ class BatchLoader:
             on_loss=on_loss,
         )
 
-    def _line(self, decoded: DecodedImages | None) -> TrainingExamples:
+    def _make_examples(self, decoded: DecodedImages | None) -> TrainingExamples:
         config = self._config
         return TrainingExamples(
             self._dataset.annotations,
@@ -113,32 +113,33 @@ class BatchLoader:
         )
 
     def _decoded(self) -> DecodedImages | None:
-        """Returns the images that need not be decoded; the first process writes, others read."""
+        """Returns the decoded images on disk. The first process writes them, the others read."""
         folder, dataset, limit, found = self._folder, self._dataset, self._limit_bytes, None
         if self._processes.is_first:
-            found = decode_into(folder, dataset, limit_bytes=limit, say=self._say)
+            found = decode_into(folder, dataset, limit_bytes=limit, say=self._print)
         wait_without_limit("decoded", self._processes)
         if not self._processes.is_first:
             found = find_decoded(folder, dataset, limit_bytes=limit)
         return found
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _say_how_far(self, done: int, total: int) -> None:
+    def _print_progress(self, done: int, total: int) -> None:
         if done * 10 // total > (done - 1) * 10 // total:
-            self._say(f"decoded {done} of {total} images")
+            self._print(f"decoded {done} of {total} images")
 
 
-def worker_count(asked: int, processes: Processes) -> int:
-    """Returns how many processes prepare images: one beside a CPU's network, many for a GPU.
+def worker_count(workers: int, processes: Processes) -> int:
+    """Returns the number of worker processes that prepare images.
 
     Args:
-        asked: `--workers`; -1: by the hardware.
+        workers: The value of `--workers`. -1 stands for at most one worker if the network runs on
+            a CPU, and for up to `MAX_GPU_WORKERS` if it runs on a GPU.
         processes: This process among the others.
     """
-    if asked >= 0:
-        return asked
+    if workers >= 0:
+        return workers
     cores = usable_cores() // processes.on_this_machine
     if processes.device.type == "cpu":
         return max(0, min(1, cores - 1))

@@ -1,4 +1,4 @@
-"""What of some weights a training on other classes starts from."""
+"""Initialises a network from pretrained weights, possibly of other classes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,12 +15,12 @@ _LOGITS = "logit_heads."
 
 
 class Transfer(NamedTuple):
-    """What a network was given, and what it was not.
+    """Which parts of a network were initialised from other weights.
 
     Attributes:
-        kept: The classes whose outputs were taken, by the name that they have there.
-        random: The tensors that begin at random, wholly or for some classes.
-        notes: What is to be known, a clause each.
+        kept: Classes with copied outputs: the name in this network to the name in the weights.
+        random: Names of the tensors that keep random values, in full or for some classes.
+        notes: Differences that the user should know about, a clause each.
     """
 
     kept: dict[str, str]
@@ -29,18 +29,19 @@ class Transfer(NamedTuple):
 
 
 def initialise_from(network: SSD, classes: tuple[str, ...], weights: Weights) -> Transfer:
-    """Fills a network with what fits of other weights.
+    """Copies the tensors that fit from other weights into a network.
 
-    Tensors of equal name and shape are taken. Of the heads of the scores, the background's outputs
-    and those of classes that both know are taken, and the others stay as they are.
+    A tensor fits if it has the same name and shape. In the heads for the logits, the outputs of the
+    background and of the classes that both networks have are copied. All other outputs keep their
+    values.
 
     Args:
-        network: With its initial values.
-        classes: What it is to find.
-        weights: Of any network.
+        network: The network, with its random values.
+        classes: Class names of the network.
+        weights: Weights of any network.
 
     Raises:
-        WeightsError: Nothing fits.
+        WeightsError: No tensor fits.
     """
     state = network.state_dict()
     kept = _common(classes, weights.classes)
@@ -62,7 +63,8 @@ def initialise_from(network: SSD, classes: tuple[str, ...], weights: Weights) ->
         taken.append(name)
     if not taken:
         raise WeightsError(
-            f"holds {weights.network}, of which nothing fits this network", file=weights.path
+            f"contains weights of {weights.network}, and no tensor fits this network",
+            file=weights.path,
         )
     network.load_state_dict(state)
     if not any(name.startswith(_LOGITS) for name in taken):
@@ -71,7 +73,10 @@ def initialise_from(network: SSD, classes: tuple[str, ...], weights: Weights) ->
 
 
 def _common(classes: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
-    """Returns the classes that both know: by name, VOC's and COCO's words for the same, case."""
+    """Returns the classes that both have, as our name to their name.
+
+    Names match if they are equal except for case, or if VOC and COCO use them for the same class.
+    """
     by_word = {_word(name): name for name in reversed(theirs)}
     found = {}
     for name in classes:
@@ -92,9 +97,10 @@ def _by_class(
     theirs: tuple[str, ...],
     kept: dict[str, str],
 ) -> Tensor | None:
-    """Returns our outputs with those of common classes replaced; None if the layers differ.
+    """Returns our tensor with the outputs of common classes replaced; None if the layers differ.
 
-    An output channel is a default box of the cell and a class, the background first.
+    Each output channel belongs to one default box of the cell and one class; class 0 is the
+    background.
     """
     if given.shape[0] % (len(theirs) + 1):
         return None
@@ -110,19 +116,25 @@ def _by_class(
 
 
 def _notes(network: SSD, weights: Weights) -> tuple[str, ...]:
-    """Returns where the network differs from the one that learnt the weights."""
+    """Returns the differences between this network and the one that was trained."""
     own, theirs = network.traits, weights.traits
     if not any(name.startswith(_LOGITS) for name in weights.tensors) or own == theirs:
         return ()
     notes = []
     if own.scales != theirs.scales:
         notes.append(
-            f"they were trained with {theirs.scales}'s default boxes, this run has {own.scales}'s: "
-            f"--default-boxes {theirs.scales} keeps theirs"
+            f"the weights were trained with the default boxes for {theirs.scales}, but this run "
+            f"has those for {own.scales}: use --default-boxes {theirs.scales} to keep them"
         )
     if own.clip != theirs.clip:
-        notes.append(f"their default boxes were clipped: {theirs.clip}; this run's: {own.clip}")
+        notes.append(
+            f"the weights were trained with default boxes that clip {theirs.clip}, but those of "
+            f"this run clip {own.clip}"
+        )
     if own.whole_scales != theirs.whole_scales:
         cut = "were" if theirs.whole_scales else "were not"
-        notes.append(f"their scales {cut} cut to whole pixels, unlike this run's")
+        notes.append(
+            f"the sizes of the default boxes {cut} cut to whole pixels when the weights were "
+            "trained, unlike in this run"
+        )
     return tuple(notes)

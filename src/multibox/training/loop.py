@@ -1,7 +1,7 @@
-"""The training loop: steps, journal, validation, milestones, checkpoints, and the way back.
+"""The training loop: steps, metrics, validation, evaluation, checkpoints and rollbacks.
 
-What a run computes is a function of its configuration, data and step. All that the loop remembers
-between two steps is in `TrainingState` and in the learner, and both are in every checkpoint.
+The result of a run depends only on its configuration, its data and the step. The loop keeps all of
+its state between two steps in `TrainingState` and in the learner. Every checkpoint contains both.
 """
 
 import copy
@@ -30,20 +30,20 @@ from multibox.training.schedule import learning_rate, plateau_drops
 from multibox.training.train_step import Learner, NonFinite
 
 MAX_ROLLBACKS = 10
-"""How often a run goes back to one checkpoint before it gives up."""
+"""Largest number of rollbacks to the same checkpoint; then the run stops."""
 
 
 class RunContext(NamedTuple):
-    """What a run is given besides its configuration.
+    """Everything that a run needs besides its configuration and the learner.
 
     Attributes:
-        folder: The run's, claimed and locked.
+        folder: The run's folder, claimed and locked.
         train_set: The training split.
-        test_set: The split it is judged on.
+        test_set: The split for validation and evaluation.
         processes: This process among the others.
-        console: For the first process's messages.
-        feed: Makes the batches.
-        metadata: Goes into every file of weights.
+        console: Prints the messages of the first process.
+        batch_loader: Yields the training batches.
+        metadata: Stored in every weights file.
     """
 
     folder: Path
@@ -51,43 +51,43 @@ class RunContext(NamedTuple):
     test_set: Dataset
     processes: Processes
     console: Console
-    feed: BatchLoader
+    batch_loader: BatchLoader
     metadata: dict[str, str]
 
 
 class _Fault(NamedTuple):
-    """Why a run cannot go on from where it is.
+    """A step in which a number became NaN or infinite.
 
     Attributes:
-        step: The step that showed it.
-        what: What is NaN or infinite.
-        files: The images of that step.
+        step: The number of the step, from 1.
+        reason: What is NaN or infinite, as a clause.
+        files: The image files of that step, from all processes.
     """
 
     step: int
-    what: str
+    reason: str
     files: list[str]
 
 
 class Loop:
-    """Trains a network to its last step.
+    """Trains a network to the last step.
 
     Args:
-        config: The run's.
-        learner: With the weights that the run starts from.
-        around: The run's surroundings.
+        config: The configuration of the run.
+        learner: The network to train, with its initial weights.
+        context: Everything else that the run needs.
     """
 
-    def __init__(self, config: Config, learner: Learner, around: RunContext) -> None:
-        self._config, self._learner, self._around = config, learner, around
-        self._processes = around.processes
-        self._keeper = Checkpointer(
-            around.folder / "checkpoints",
+    def __init__(self, config: Config, learner: Learner, context: RunContext) -> None:
+        self._config, self._learner, self._context = config, learner, context
+        self._processes = context.processes
+        self._checkpointer = Checkpointer(
+            context.folder / "checkpoints",
             keep=config.run.keep_checkpoints,
             learner=learner,
-            processes=around.processes,
-            console=around.console,
-            metadata=around.metadata,
+            processes=context.processes,
+            console=context.console,
+            metadata=context.metadata,
         )
         self._network_to_evaluate = copy.deepcopy(learner.network)
         self._step = 0
@@ -95,10 +95,10 @@ class Loop:
         self._rollbacks: list[dict[str, Any]] = []
 
     def run(self) -> None:
-        """Makes all steps that are left.
+        """Trains from the newest checkpoint to the last step.
 
         Raises:
-            Interrupted: A signal asked the run to stop; it is saved.
+            Interrupted: A signal stopped the run; its state is saved.
             NonFiniteError: A loss, gradient or weight was NaN or infinite.
             MultiboxError: An image cannot be read, or the disk is full.
         """
@@ -107,13 +107,13 @@ class Loop:
         first = self._processes.is_first
         with ExitStack() as stack:
             self._signals = stack.enter_context(Signals(repeated=self._processes.world_size > 1))
-            logbook = MetricsLog(self._around.folder, self._state.journal, silent=not first)
-            self._logbook = stack.enter_context(logbook)
+            metrics_log = MetricsLog(self._context.folder, self._state.journal, silent=not first)
+            self._metrics_log = stack.enter_context(metrics_log)
             if self._step == 0:
                 self._save()
             self._display = stack.enter_context(
                 ProgressDisplay(
-                    self._around.console,
+                    self._context.console,
                     total=steps,
                     done=self._step,
                     images_per_step=run.batch_size,
@@ -122,21 +122,21 @@ class Loop:
             )
             if self._step < steps:
                 with self._display.busy("decoding"):
-                    self._around.feed.prepare()
-                # Decoding may have taken minutes.
+                    self._context.batch_loader.prepare()
+                # Decoding may have taken minutes, in which a signal may have arrived.
                 if stop := agree(self._signals.received, self._processes):
                     raise Interrupted(stop, self._step)
             while self._step < steps:
                 fault = self._train()
                 if fault:
-                    self._go_back(fault)
+                    self._roll_back(fault)
 
     def _train(self) -> _Fault | None:
-        """Trains to the last step; returns early at one that is not finite."""
-        state, annotations = self._state, self._around.train_set.annotations
-        batches = self._around.feed.batches(self._step, on_loss=self._note_loss)
+        """Trains to the last step. Returns early after a step with NaN or infinite values."""
+        state, annotations = self._state, self._context.train_set.annotations
+        batches = self._context.batch_loader.batches(self._step, on_loss=self._note_worker_loss)
         for batch, waited in _timed(batches):
-            lr, number = self._rate(), self._step
+            lr, number = self._next_lr(), self._step
             try:
                 losses = self._learner.step(batch, lr=lr, number=number)
                 self._step += 1
@@ -147,66 +147,72 @@ class Loop:
             except NonFinite as found:
                 indices = gather(batch.indices.to(self._processes.device), self._processes)
                 files = [str(annotations[index].image_path) for index in indices.tolist()]
-                return _Fault(number + 1, found.what, files)
+                return _Fault(number + 1, found.reason, files)
         return None
 
-    def _rate(self) -> float:
+    def _next_lr(self) -> float:
         """Returns the learning rate of the next step."""
         config, state = self._config, self._state
         drops = plateau_drops(config.schedule, state.validation_losses)
         rate = learning_rate(config.schedule, config.optimizer.lr, self._step, drops)
         return rate * state.lr_scale
 
-    def _note_loss(self, reason: str, seconds: float) -> None:
-        self._logbook.time("workers", self._step, seconds=seconds, reason=reason)
-        self._around.console.print(
+    def _note_worker_loss(self, reason: str, seconds: float) -> None:
+        self._metrics_log.time("workers", self._step, seconds=seconds, reason=reason)
+        self._context.console.print(
             f"step {self._step}: {reason}; a new one takes over", highlight=False
         )
 
     def _after_step(self) -> None:
-        """Does what is due after a step; all that writes the journal precedes the checkpoint."""
+        """Logs, validates, evaluates and saves where this step is due for it.
+
+        The checkpoint comes last, because it records the length of `metrics.jsonl`.
+        """
         run, schedule, step = self._config.run, self._config.schedule, self._step
         last = step == schedule.steps
         periods = run.log_every, run.validate_every, run.evaluate_every, run.checkpoint_every
-        log, validate, milestone, save = (last or step % period == 0 for period in periods)
-        due = log or validate or milestone or save
+        log, validate, evaluate, save = (last or step % period == 0 for period in periods)
+        due = log or validate or evaluate or save
         if due:
             self._require_finite()
         if log:
             self._log()
         if schedule.schedule == "multistep" and step in schedule.drops:
-            self._logbook.write("drop", step, lr=self._rate())
+            self._metrics_log.write("drop", step, lr=self._next_lr())
         if validate:
             self._validate()
-        if milestone:
+        if evaluate:
             self._evaluate()
         stop = agree(self._signals.received, self._processes)
         if stop and not due:
             self._require_finite()
-        if milestone or save or stop:
+        if evaluate or save or stop:
             self._save()
         if stop:
             raise Interrupted(stop, step)
 
     def _require_finite(self) -> None:
-        """Lets nothing be written of weights that are not.
+        """Raises an error if a weight is NaN or infinite, so that nothing is written of it.
 
-        Processes differ in the statistics of batch normalisation, and stop together.
+        The statistics of batch normalisation differ between processes, so all processes raise if
+        one of them has to.
         """
-        what = ""
+        reason = ""
         try:
             self._learner.require_finite()
         except NonFinite as found:
-            what = found.what
-        if agree(len(what), self._processes):
-            raise NonFinite(what or "another process's batch normalisation is NaN or infinite")
+            reason = found.reason
+        if agree(len(reason), self._processes):
+            raise NonFinite(
+                reason or "the batch normalisation of another process has NaN or infinite values"
+            )
 
     def _log(self) -> None:
         state = self._state
         count = self._step % self._config.run.log_every or self._config.run.log_every
         confidence, localization, positives = (value / count for value in state.sums)
         state.sums = [0.0, 0.0, 0.0]
-        self._logbook.write(
+        self._metrics_log.write(
             "train",
             self._step,
             loss=confidence + localization,
@@ -216,118 +222,119 @@ class Loop:
             lr=state.lr,
             positives=positives,
         )
-        self._logbook.time("train", self._step, **self._display.interval(self._step)._asdict())
+        self._metrics_log.time("train", self._step, **self._display.interval(self._step)._asdict())
 
     def _validate(self) -> None:
         with self._display.busy("validation loss") as clock:
             loss = validation_loss(
-                self._evaluated_network(), self._around.test_set, self._setting()
+                self._evaluated_network(), self._context.test_set, self._evaluation_settings()
             )
-        self._logbook.write(
+        self._metrics_log.write(
             "validation",
             self._step,
             loss=_finite(loss.confidence + loss.localization, "validation loss"),
             **loss._asdict(),
             l2=self._learner.l2(),
         )
-        self._logbook.time("validation", self._step, seconds=clock())
+        self._metrics_log.time("validation", self._step, seconds=clock())
         schedule, losses = self._config.schedule, self._state.validation_losses
         before = plateau_drops(schedule, losses)
         losses.append(loss.confidence + loss.localization)
         if schedule.schedule == "plateau" and plateau_drops(schedule, losses) > before:
-            self._logbook.write("drop", self._step, lr=self._rate())
+            self._metrics_log.write("drop", self._step, lr=self._next_lr())
 
     def _evaluate(self) -> None:
-        around, step = self._around, self._step
+        context, step = self._context, self._step
         with self._display.busy("average precision") as clock:
             means = evaluate_periodically(
                 self._evaluated_network(),
-                around.test_set,
-                self._setting(),
-                folder=around.folder,
+                context.test_set,
+                self._evaluation_settings(),
+                folder=context.folder,
                 step=step,
             )
-        self._logbook.write("evaluation", step, **means)
-        self._logbook.time("evaluation", step, seconds=clock())
+        self._metrics_log.write("evaluation", step, **means)
+        self._metrics_log.time("evaluation", step, seconds=clock())
         best, mean = self._state.best, means["voc07"]
         if mean is not None and (best is None or mean > best["mAP"]):
             self._state.best = {"step": step, "mAP": mean}
         shown = ", ".join(f"{n} {'none' if v is None else f'{v:.4f}'}" for n, v in means.items())
-        around.console.print(f"step {step}: mAP {shown}", highlight=False)
+        context.console.print(f"step {step}: mAP {shown}", highlight=False)
 
     def _evaluated_network(self) -> SSD:
-        """Returns the network that is judged, with the moving average where there is one.
+        """Returns the network to evaluate, with the average of the weights if there is one.
 
-        Processes differ in the statistics of their batch normalisation: the first's are saved.
+        The statistics of batch normalisation differ between processes. The first process's are
+        evaluated, because they are the ones that are saved.
         """
         self._network_to_evaluate.load_state_dict(
             from_first(self._learner.model(), self._processes)
         )
         return self._network_to_evaluate
 
-    def _setting(self) -> EvaluationSettings:
+    def _evaluation_settings(self) -> EvaluationSettings:
         size = max(1, self._config.run.batch_size // self._processes.world_size)
         return EvaluationSettings(
             size,
-            self._around.feed.workers,
+            self._context.batch_loader.workers,
             self._learner.precision,
             self._processes,
-            self._note_loss,
+            self._note_worker_loss,
         )
 
     def _save(self) -> None:
         if self._processes.is_first:
             start = time.monotonic()
-            self._state.journal = self._logbook.commit()
-            self._keeper.save(self._step, self._state)
-            self._logbook.time("checkpoint", self._step, seconds=time.monotonic() - start)
+            self._state.journal = self._metrics_log.commit()
+            self._checkpointer.save(self._step, self._state)
+            self._metrics_log.time("checkpoint", self._step, seconds=time.monotonic() - start)
         self._rollbacks.clear()
         wait_for_all(self._processes)
 
     def _resume(self) -> None:
-        """Goes to the newest sound checkpoint, if there is any."""
-        found = self._keeper.resume()
+        """Restores the newest intact checkpoint, if there is one."""
+        found = self._checkpointer.resume()
         if found:
             self._step, self._state = found
 
-    def _go_back(self, fault: _Fault) -> None:
-        """Returns to the last checkpoint with half the rate, or ends the run."""
+    def _roll_back(self, fault: _Fault) -> None:
+        """Restores the last checkpoint and halves the learning rate, or ends the run."""
         tries = len(self._rollbacks)
         if self._config.run.on_nonfinite == "stop" or tries == MAX_ROLLBACKS:
             raise NonFiniteError(
-                f"{fault.what}, after {tries} rollbacks. Nothing of it was saved. The images of "
-                f"this step were {', '.join(fault.files)}",
-                file=self._around.folder,
+                f"{fault.reason}, after {tries} rollbacks. This step was not saved. Its images "
+                f"are {', '.join(fault.files)}",
+                file=self._context.folder,
                 position=f"step {fault.step}",
-                remedy="Look at these images; continue with --on-nonfinite rollback, or begin "
-                "anew with a lower --lr",
+                remedy="Look at these images; resume with --on-nonfinite rollback, or start a new "
+                "run with a lower --lr",
             )
         rollbacks, scale = self._rollbacks, self._state.lr_scale / 2
         self._resume()
         self._state.lr_scale = scale
-        self._logbook.cut(self._state.journal)
+        self._metrics_log.cut(self._state.journal)
         self._display.restart(self._step)
         rollbacks.append(
             {"step": fault.step, "to": self._step, "lr_scale": scale, "images": fault.files}
         )
         for rollback in rollbacks:
-            self._logbook.write("rollback", **rollback)
-        self._around.console.print(
-            f"Step {fault.step}: {fault.what}. Back to step {self._step}, the learning rate times "
-            f"{scale:g}",
+            self._metrics_log.write("rollback", **rollback)
+        self._context.console.print(
+            f"Step {fault.step}: {fault.reason}. Back to step {self._step}, with the learning "
+            f"rate times {scale:g}",
             highlight=False,
         )
 
 
-def _finite(value: float, what: str) -> float:
-    """Returns a number that the journal can hold."""
+def _finite(value: float, name: str) -> float:
+    """Returns the number, unless it is NaN or infinite: JSON has no such numbers."""
     if not math.isfinite(value):
-        raise NonFinite(f"the {what} is NaN or infinite")
+        raise NonFinite(f"the {name} is NaN or infinite")
     return value
 
 
 def _timed(items: Iterator[Any]) -> Iterator[tuple[Any, float]]:
-    """Yields each item with the seconds it was waited for."""
+    """Yields each item with the seconds that it took to arrive."""
     while True:
         start = time.monotonic()
         try:

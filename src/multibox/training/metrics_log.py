@@ -1,4 +1,4 @@
-"""The two journals of a run: what it computed, and how long that took."""
+"""The two logs of a run: `metrics.jsonl` for its results, `timings.jsonl` for their duration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +8,16 @@ from multibox.storage.jsonl import Journal
 
 
 class MetricsLog:
-    """Writes `metrics.jsonl`, which repeats exactly, and `timings.jsonl`, which does not.
+    """Writes the logs of a run.
+
+    Two runs of the same configuration and data write the same `metrics.jsonl`, but not the same
+    `timings.jsonl`.
 
     Args:
         folder: The run's folder.
-        length: What `metrics.jsonl` is cut to first: its length when the checkpoint was saved.
-        silent: Write nothing, on all processes but the first.
+        length: The length in bytes to which `metrics.jsonl` is cut first: its length when the
+            checkpoint was saved.
+        silent: Whether to write nothing, as on all processes except the first.
 
     Raises:
         StorageError: A file cannot be written.
@@ -34,7 +38,7 @@ class MetricsLog:
                 journal.close()
 
     def cut(self, length: int) -> None:
-        """Forgets what was written to `metrics.jsonl` after its first bytes."""
+        """Cuts `metrics.jsonl` back to a length in bytes."""
         if self._silent:
             return
         self.__exit__()
@@ -43,17 +47,17 @@ class MetricsLog:
         self._timings = Journal(self._folder / "timings.jsonl", None)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Adds to what the run computed."""
+        """Appends a line to `metrics.jsonl`."""
         if self._metrics is not None:
             self._metrics.write({"kind": kind, "step": step, **values})
 
     def time(self, kind: str, step: int, **values: Any) -> None:
-        """Adds to how long it took."""
+        """Appends a line to `timings.jsonl`. Floats are rounded to 4 digits."""
         if self._timings is not None:
             self._timings.write({"kind": kind, "step": step, **_rounded(values)})
 
     def commit(self) -> int:
-        """Returns the length of `metrics.jsonl` once that is on the disk."""
+        """Waits until `metrics.jsonl` is on the disk, and returns its length in bytes."""
         if self._metrics is None:
             return 0
         self._metrics.sync()

@@ -1,4 +1,4 @@
-"""An evaluation in the middle or at the end of a run, and what it leaves in the run's folder."""
+"""Evaluates the network during a run and at its end, and writes the results to its folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,31 +22,35 @@ from multibox.storage.run_folder import write_json
 from multibox.structures import Detections
 
 SAMPLE_PICTURES = 12
-"""Images of a split that are drawn."""
+"""Number of images of the split that are drawn."""
 
 SHOWN_SCORE = 0.5
-"""Detections of a lower score are not drawn."""
+"""Detections with a lower score are not drawn."""
 
 
 def evaluate_periodically(
-    network: SSD, dataset: Dataset, setting: EvaluationSettings, *, folder: Path, step: int
+    network: SSD, dataset: Dataset, settings: EvaluationSettings, *, folder: Path, step: int
 ) -> dict[str, float | None]:
-    """Evaluates a run's network on a split and returns its `voc07`, `voc12` and `coco` averages.
+    """Evaluates the network of a run on a split.
 
-    The first process writes `evaluations/step-<step>.json`, the devkit's results files beside it,
-    and pictures of some images in `samples/`.
+    The first process writes `evaluations/step-<step>.json`, results files in the VOC devkit's
+    format in `evaluations/step-<step>/`, and pictures of some images in `samples/`.
 
     Args:
-        network: The run's, at that step.
+        network: The network of the run at this step.
         dataset: The split.
-        setting: How to go over it.
+        settings: Batch size, workers, precision and processes.
         folder: The run's folder.
-        step: The milestone.
+        step: The number of completed steps.
+
+    Returns:
+        The mean average precision by metric: `voc07`, `voc12` and `coco`. It is None if there are
+        no objects.
     """
-    found = detect_all(network, dataset, setting)
+    found = detect_all(network, dataset, settings)
     objects, by_class = objects_by_class(dataset), detections_by_class(dataset, found)
     metrics = score(by_class, objects)
-    if setting.processes.is_first:
+    if settings.processes.is_first:
         name = f"step-{step:08d}"
         ids = [annotation.image_id for annotation in dataset.annotations]
         results = folder / "evaluations" / name
@@ -62,7 +66,7 @@ def evaluate_periodically(
         files.append(folder / "evaluations" / f"{name}.json")
         write_json(files[-1], record)
         files += _draw_samples(folder, name, dataset, found)
-        # The checkpoint that comes after says that the milestone is done.
+        # The next checkpoint records this evaluation as done, so its files must be on the disk.
         sync_files(folder, files)
     return {
         "voc07": metrics["voc07"]["mAP"],
@@ -74,7 +78,7 @@ def evaluate_periodically(
 def _draw_samples(
     folder: Path, name: str, dataset: Dataset, detections: Sequence[Detections]
 ) -> list[Path]:
-    """Draws detections and objects on images spread over the split, and returns the files."""
+    """Draws objects and detections on some evenly spaced images; returns the written files."""
     count = min(SAMPLE_PICTURES, len(dataset))
     places = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     listed = []

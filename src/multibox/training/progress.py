@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live line on a terminal, plain lines elsewhere."""
+"""Shows the progress of a training: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +11,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 
 class Interval(NamedTuple):
-    """What the steps since the last journal line took.
+    """Duration and speed of the steps since the last log line.
 
     Attributes:
-        seconds: Of training, without validation and the like.
-        images_per_second: Over all processes.
-        data_wait: The part of the time in which the network waited for images, 0..1.
+        seconds: Seconds of training, without validation, evaluation and checkpoints.
+        images_per_second: Images per second, over all processes.
+        data_wait: Share of the time in which the network waited for images, 0..1.
     """
 
     seconds: float
@@ -25,14 +25,14 @@ class Interval(NamedTuple):
 
 
 class ProgressDisplay:
-    """Shows how far a run is.
+    """Shows the progress of a run.
 
     Args:
-        console: Where to; silent on all processes but the first.
-        total: The run's steps.
-        done: The steps made before it was resumed.
-        images_per_step: Over all processes.
-        every: Steps between two plain lines where there is no terminal.
+        console: Where to print. It is quiet on all processes except the first.
+        total: Number of steps of the run.
+        done: Number of steps that were made before the run was resumed.
+        images_per_step: Images per step, over all processes.
+        every: Number of steps between two plain lines, if the console is not a terminal.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ProgressDisplay:
         self._console = console
         self._total, self._images, self._every = total, images_per_step, every
         self.restart(done)
-        # 80 columns must do.
+        # It must fit into 80 columns.
         self._progress = Progress(
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=None),
@@ -61,24 +61,25 @@ class ProgressDisplay:
         self._progress.stop()
 
     def restart(self, step: int) -> None:
-        """Counts anew from a step that the run is at, having begun or gone back."""
+        """Restarts the measurement at a step, after a start or a rollback."""
         self._first, self._start = step, time.monotonic()
         self._paused = self._waited = 0.0
         self._last = (step, 0.0, 0.0)
 
     @contextmanager
-    def busy(self, what: str) -> Iterator[Callable[[], float]]:
-        """Says what the run does besides training; that time does not count as training's.
+    def busy(self, activity: str) -> Iterator[Callable[[], float]]:
+        """Shows an activity other than training. Its time does not count as training time.
 
-        Yields what returns the seconds since then.
+        Yields:
+            A function that returns the seconds since the activity began.
         """
         before = time.monotonic()
-        self._progress.update(self._task, description=what)
+        self._progress.update(self._task, description=activity)
         yield lambda: time.monotonic() - before
         self._paused += time.monotonic() - before
 
     def interval(self, step: int) -> Interval:
-        """Returns what the steps since the last call took."""
+        """Returns duration and speed of the steps since the last call."""
         seconds, waited = self.training_time(), self._waited
         last_step, last_seconds, last_waited = self._last
         self._last = step, seconds, waited
@@ -89,14 +90,14 @@ class ProgressDisplay:
     def update(
         self, step: int, confidence: float, localization: float, *, lr: float, waited: float
     ) -> None:
-        """Shows a step that was made.
+        """Shows a completed step.
 
         Args:
-            step: Steps made so far.
-            confidence: That part of its loss.
-            localization: The other part.
-            lr: Its learning rate.
-            waited: Seconds it waited for its images.
+            step: Number of completed steps.
+            confidence: Confidence loss of the step.
+            localization: Localization loss of the step.
+            lr: Learning rate of the step.
+            waited: Seconds that the step waited for its images.
         """
         self._waited += waited
         seconds = max(1e-9, self.training_time())
@@ -111,5 +112,5 @@ class ProgressDisplay:
             self._console.print(f"step {step}/{self._total}  {text} left", highlight=False)
 
     def training_time(self) -> float:
-        """Returns the seconds of training since the run began, was resumed or went back."""
+        """Returns the seconds of training since the last start, resume or rollback."""
         return time.monotonic() - self._start - self._paused

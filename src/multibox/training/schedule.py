@@ -1,6 +1,7 @@
-"""The learning rate as a pure function of the step, so that a resumed run has nothing to restore.
+"""The learning rate as a pure function of the step and of past validation losses.
 
-The rate of a step is base * schedule * warm-up. `step` is the index of the update, from 0.
+So a resumed run has no schedule to restore. The rate of a step is base * schedule * warm-up. `step`
+is the index of the update, from 0.
 """
 
 import math
@@ -10,18 +11,18 @@ from multibox.config import ScheduleConfig
 
 
 def learning_rate(config: ScheduleConfig, base: float, step: int, drops: int = 0) -> float:
-    """Returns the rate of one update.
+    """Returns the learning rate of one update.
 
-    multistep is Caffe's: update i already has the lower rate when i >= drop
-    (`sgd_solver.cpp:43-51`). cosine is 0.5 * (1 + cos(pi * step / steps)): 1 at step 0 and 0 at
-    `config.steps`, the first step that is not made. The warm-up rises from 1 / warmup_steps at
-    step 0 to 1 at step warmup_steps - 1.
+    multistep is Caffe's: update i has the lower rate if i >= drop (`sgd_solver.cpp:43-51`). cosine
+    is 0.5 * (1 + cos(pi * step / steps)): 1 at step 0, and 0 at `config.steps`, which is one after
+    the last update. The warm-up rises from 1 / warmup_steps at step 0 to 1 at step
+    warmup_steps - 1.
 
     Args:
         config: The schedule.
-        base: The rate without schedule and warm-up.
+        base: Learning rate without schedule and warm-up.
         step: Index of the update, 0..steps - 1.
-        drops: plateau: how many drops there were so far, from `plateau_drops`.
+        drops: plateau: number of drops so far, from `plateau_drops`.
     """
     factor: float
     match config.schedule:
@@ -36,11 +37,11 @@ def learning_rate(config: ScheduleConfig, base: float, step: int, drops: int = 0
 
 
 def plateau_drops(config: ScheduleConfig, losses: Sequence[float]) -> int:
-    """Returns how many drops a history of validation losses has led to.
+    """Returns the number of drops that a history of validation losses has caused.
 
-    A loss is better when it is below the best so far by more than `plateau_threshold` of that.
-    The `plateau_patience`-th validation in a row that is not better makes a drop, and the count
-    starts anew; the best stays. A
+    A loss is an improvement if it is lower than the best so far by more than `plateau_threshold`
+    times the best. After `plateau_patience` validations in a row without an improvement, the rate
+    drops and the count restarts at 0. The best loss remains the best.
 
     Args:
         config: The schedule.

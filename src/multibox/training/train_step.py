@@ -1,4 +1,4 @@
-"""What a training step changes, and how: a network, its optimizer and its moving average."""
+"""One training step: network, optimizer and moving average."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -16,19 +16,19 @@ from multibox.ssd.network import SSD
 from multibox.structures import Batch, Matches
 
 REPORTED_DECAY = 0.0005
-"""The weight of the L2 term in ssd_keras's loss, whatever this run's own decay is."""
+"""Factor of the L2 term in ssd_keras's loss. It does not depend on the run's weight decay."""
 
 _VELOCITY = "momentum_buffer"
-"""Where PyTorch's SGD keeps the velocity of a parameter, divided by the learning rate."""
+"""Key under which PyTorch's SGD keeps a parameter's velocity, divided by the learning rate."""
 
 
 class StepLosses(NamedTuple):
     """The multibox loss of one step, over all processes.
 
     Attributes:
-        confidence: Divided by the positives.
-        localization: Likewise.
-        positives: Matched default boxes.
+        confidence: Confidence loss, divided by the number of positives.
+        localization: Localization loss, divided by the number of positives.
+        positives: Number of matched default boxes.
     """
 
     confidence: float
@@ -37,28 +37,28 @@ class StepLosses(NamedTuple):
 
 
 class NonFinite(Exception):  # noqa: N818  # a condition the loop handles; not a failure in itself
-    """A number that a run depends on is NaN or infinite.
+    """A loss, gradient, weight or statistic is NaN or infinite.
 
     Args:
-        what: Which, as a clause.
+        reason: What is NaN or infinite, as a clause.
     """
 
-    def __init__(self, what: str) -> None:
-        super().__init__(what)
-        self.what = what
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Learner:
-    """Updates a network.
+    """Updates a network, one batch at a time.
 
     Args:
-        network: On the CPU, its weights filled.
-        config: The run's.
+        network: The network, on the CPU, with its initial weights.
+        config: The configuration of the run.
         processes: This process among the others.
 
     Attributes:
-        network: The network being trained.
-        precision: Its arithmetic: `torch.bfloat16` or `torch.float32`.
+        network: The network, on the device of this process.
+        precision: The dtype of its arithmetic: `torch.bfloat16` or `torch.float32`.
     """
 
     def __init__(self, network: SSD, config: Config, processes: Processes) -> None:
@@ -68,12 +68,12 @@ class Learner:
         self._processes = processes
         self._optimizer = build_optimizer(self.network, config.optimizer)
         blank = torch.zeros(1, 3, *network.image_size_px, dtype=torch.uint8)
-        # It would choose what is fastest, and with that the order in which gradients are added.
+        # In benchmark mode, cuDNN picks the fastest algorithm, and so the order of additions.
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         self._replica = replicate(self.network, blank.to(processes.device), processes)
         self._forward = compile_network(self._replica) if config.run.compile else self._replica
         self._parameters = list(self.network.parameters())
-        # The weights and running statistics that are real numbers, and their average.
+        # The weights and running statistics of a floating-point dtype, and their average.
         state: dict[str, Tensor] = self.network.state_dict()
         self._learnt = {name: t for name, t in state.items() if t.is_floating_point()}
         self._average: dict[str, Tensor] = {}
@@ -81,17 +81,17 @@ class Learner:
             self._average = {name: t.clone() for name, t in self._learnt.items()}
 
     def step(self, batch: Batch, *, lr: float, number: int) -> StepLosses:
-        """Updates the weights by one batch.
+        """Updates the weights with one batch.
 
         Args:
-            batch: This process's share of the step's samples.
-            lr: The learning rate of weights.
-            number: How many steps came before this one.
+            batch: This process's share of the samples of this step.
+            lr: Learning rate of the weights. Biases learn twice as fast.
+            number: Number of steps before this one.
 
         Raises:
-            ConfigError: The network is to be compiled, and cannot be here.
-            NonFinite: A loss or gradient is NaN or infinite; weights, optimizer and average are as
-                they were. Only the running statistics of batch normalisation have seen the batch.
+            ConfigError: `compile` is set, but the network cannot be compiled on this machine.
+            NonFinite: A loss or gradient is NaN or infinite. Weights, optimizer and average are
+                unchanged; only the running statistics of batch normalisation include the batch.
         """
         processes, parts = self._processes, self._config.accumulate
         self.network.train()
@@ -104,11 +104,11 @@ class Learner:
         normalisers = self._normalisers(positives)
         sums = torch.zeros(2, device=processes.device)
         for part, share in enumerate(shares):
-            wanted = Matches(*(field[share] for field in matches))
+            part_matches = Matches(*(field[share] for field in matches))
             with summing(self._replica, last=part == parts - 1), compiler_errors():
                 with autocast(self.precision, processes.device):
                     output = self._forward(images[share])
-                losses = multibox_loss(output, wanted, normalisers[part])
+                losses = multibox_loss(output, part_matches, normalisers[part])
                 torch.autograd.backward(losses.confidence + losses.localization)
             sums += torch.stack([losses.confidence, losses.localization]).detach()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -122,17 +122,18 @@ class Learner:
                 "the loss or a gradient is NaN or infinite, and the weights were not updated"
             )
         clip_norm = self._config.clip_norm or float("inf")
-        # PyTorch would multiply by 1 below that, which takes as long. It adds as much to the norm.
+        # Smaller norms are skipped: PyTorch would multiply by 1, which takes as long. Like PyTorch,
+        # this adds 1e-6 to the norm.
         if norm + 1e-6 > clip_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, clip_norm, norm, foreach=True)
-        self._set_rate(lr)
+        self._set_lr(lr)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._follow(number)
+        self._update_average(number)
         return StepLosses(confidence, localization, positives.sum().item())
 
     def _normalisers(self, positives: Float[Tensor, " parts"]) -> Float[Tensor, " parts"]:
-        """Returns what each part's loss is divided by, given the matches of all processes in it.
+        """Returns the divisor of the loss of each part, given the matches of each part.
 
         Gradients are averaged over the processes and summed over the parts.
         """
@@ -142,11 +143,14 @@ class Learner:
             divisor = positives.sum().clamp(min=1).expand_as(positives)
         return divisor / self._processes.world_size
 
-    def _set_rate(self, lr: float) -> None:
-        """Sets the groups' rates; in Caffe's way, the velocity lr * buffer stays what it was."""
+    def _set_lr(self, lr: float) -> None:
+        """Sets the learning rates of all parameter groups.
+
+        With `lr_in_velocity`, it also keeps the velocity, lr * buffer, as Caffe does.
+        """
         for group in self._optimizer.param_groups:
             new = lr * group["lr_multiplier"]
-            # At a rate of 0 there is no such buffer.
+            # At a rate of 0, no buffer would give the same velocity.
             if self._config.lr_in_velocity and 0 < new != group["lr"]:
                 states = [self._optimizer.state[parameter] for parameter in group["params"]]
                 # Adam, and SGD without momentum, have no velocity.
@@ -156,8 +160,8 @@ class Learner:
             group["lr"] = new
 
     @torch.no_grad()
-    def _follow(self, number: int) -> None:
-        """Moves the average towards the weights, faster while the run is young."""
+    def _update_average(self, number: int) -> None:
+        """Moves the average towards the weights, by larger steps early in the run."""
         if not self._average:
             return
         decay = min(self._config.ema_decay, (1 + number) / (10 + number))
@@ -167,8 +171,8 @@ class Learner:
     def l2(self) -> float:
         """Returns 0.0005 times the sum of all squared convolution weights.
 
-        ssd_keras adds that to the loss it reports; here it is reported beside the loss, and never
-        part of it.
+        ssd_keras includes this term in the loss that it reports. multibox reports it separately,
+        and it is not part of the loss.
         """
         kernels: list[Tensor] = [p for p in self._parameters if p.dim() == 4]
         squares = torch.stack(torch._foreach_norm(kernels)).square().sum()
@@ -176,10 +180,13 @@ class Learner:
 
     @torch.no_grad()
     def require_finite(self) -> None:
-        """Looks at what would be saved: not every number of it bears on the loss of every step.
+        """Checks all tensors that a checkpoint contains.
+
+        A finite loss is not enough: some of these values do not affect the loss of every step.
 
         Raises:
-            NonFinite: A weight, a statistic, the average or the optimizer is NaN or infinite.
+            NonFinite: A weight, a running statistic, the average or the optimizer's state has NaN
+                or infinite values.
         """
         tensors = self.model() | self.optimizer()
         named = {n: t for n, t in tensors.items() if t.is_floating_point() and t.dim() > 0}
@@ -191,11 +198,14 @@ class Learner:
             raise NonFinite(f"{broken[0]}{more} has NaN or infinite values")
 
     def model(self) -> dict[str, Tensor]:
-        """Returns the weights that are evaluated and kept: the average where there is one."""
+        """Returns the weights to evaluate and save: the average, if there is one."""
         return self.network.state_dict() | self._average
 
     def optimizer(self) -> dict[str, Tensor]:
-        """Returns what besides `model` a continued run needs."""
+        """Returns the other tensors that a resumed run needs.
+
+        These are the optimizer's state and, if `model` returns the average, the raw weights.
+        """
         names: dict[Tensor, str] = {p: name for name, p in self.network.named_parameters()}
         tensors = {
             f"optimizer.{key}.{names[parameter]}": value
@@ -210,7 +220,13 @@ class Learner:
     def restore(
         self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], lr: float
     ) -> None:
-        """Takes back what `model` and `optimizer` returned, and the rate of the step before."""
+        """Restores the state that `model` and `optimizer` returned.
+
+        Args:
+            model: What `model` returned.
+            optimizer: What `optimizer` returned.
+            lr: Learning rate of the previous step.
+        """
         weights = dict(model)
         raw = {n.removeprefix("raw."): t for n, t in optimizer.items() if n.startswith("raw.")}
         self.network.load_state_dict(weights | raw)
@@ -224,7 +240,7 @@ class Learner:
                 continue
             key, _, name = rest.partition(".")
             parameter = by_name[name]
-            # Laid out in memory as the parameter is; the count of steps is a scalar.
+            # It needs the memory format of the parameter. The number of steps is a scalar.
             blank = torch.empty_like(parameter) if tensor.dim() else parameter.new_empty(())
             self._optimizer.state[parameter][key] = blank.copy_(tensor)
         for group in self._optimizer.param_groups:
