@@ -121,13 +121,14 @@ class OptimizerConfig:
     Gradients are added up over the batch, but batch normalisation sees each part alone."""
 
     accumulate_normaliser: Literal["batch", "part"] = "batch"
-    """batch: divide the loss of each part by the matched boxes of the whole batch. part: divide it by
-    those of the part, then average over the parts, as Caffe's iter_size does
+    """batch: divide the loss of each part by the matched boxes of the whole batch. part: divide it
+    by those of the part, then average over the parts, as Caffe's iter_size does
     (`sgd_solver.cpp:90-105`)."""
 
     l2norm_gradient: Literal["exact", "caffe"] = "exact"
-    """Gradient of the L2 normalisation in VGG networks. exact: the derivative. caffe: the formula of
-    Caffe, which differs from the derivative if the scales differ (`normalize_layer.cpp:135-231`)."""
+    """Gradient of the L2 normalisation in VGG networks. exact: the derivative. caffe: the formula
+    of Caffe, which differs from the derivative if the scales differ
+    (`normalize_layer.cpp:135-231`)."""
 
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, which is evaluated and saved. 0: no average."""
