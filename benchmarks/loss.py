@@ -6,10 +6,10 @@ python benchmarks/loss.py               # 8 images of 20 objects, SSD300's 8,732
 import argparse
 
 import torch
-from multibox.bench import random_batch
-from multibox.timing import Work, timed
 
 from multibox.build import build_network, matcher
+from multibox.commands.bench.bench import random_batch
+from multibox.commands.bench.timing import Work, timed
 from multibox.ssd.loss import multibox_loss
 from multibox.structures import Output
 
@@ -17,7 +17,7 @@ CLASSES = 20
 
 
 def main() -> None:
-    """Prints the medians, the matches being those of `multibox.bench.random_batch`."""
+    """Prints the medians for the objects of `random_batch`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="ssd300-vgg16")
     parser.add_argument("--images", type=int, default=8)

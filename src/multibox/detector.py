@@ -8,7 +8,7 @@ detections = detector("photo.jpg")
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from multibox.config import Precision
 from multibox.data.geometry import whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import render
+from multibox.errors import DataError
 from multibox.precision import autocast, cast_convolutions, compute_dtype
 from multibox.processes.distributed import pick_device
 from multibox.ssd.network import SSD
@@ -38,6 +39,17 @@ class Detection(NamedTuple):
     name: str
     score: float
     box_px: tuple[float, float, float, float]
+
+
+@runtime_checkable
+class PillowImage(Protocol):
+    """The part of `PIL.Image.Image` that `Detector` uses."""
+
+    mode: str
+
+    def convert(self, mode: str) -> Any:
+        """Returns a copy in another mode."""
+        ...
 
 
 class Detector:
@@ -90,18 +102,21 @@ class Detector:
         return cls(network, weights.classes, precision, weights.notes)
 
     def __call__(
-        self, image: Path | str | UInt8[np.ndarray, "H W 3"], *, score_threshold: float = 0.5
+        self, image: Path | str | np.ndarray | PillowImage, *, score_threshold: float = 0.5
     ) -> list[Detection]:
         """Returns the objects in an image, by descending score.
 
         Args:
-            image: An image file, or RGB pixels as uint8 (H, W, 3).
+            image: An image file, a Pillow image, or pixels as a uint8 array of shape (H, W),
+                (H, W, 1), (H, W, 3) or (H, W, 4): grey, RGB or RGBA. Transparency is ignored, as
+                in files.
             score_threshold: Detections with a lower score are left out, 0..1.
 
         Raises:
-            DataError: The file does not exist, is damaged or is not an image.
+            DataError: The file does not exist, is damaged or is not an image, or the object is
+                neither of these images.
         """
-        pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+        pixels = read_image(Path(image)) if isinstance(image, Path | str) else rgb_pixels(image)
         return self.name(self.detect(pixels, score_threshold=score_threshold), pixels)
 
     def name(self, detections: Detections, pixels: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
@@ -137,6 +152,41 @@ class Detector:
             output = network(images)
         (found,) = network.detect(output, score_threshold=score_threshold)
         return Detections(*(field.cpu() for field in found))
+
+
+def rgb_pixels(image: object) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the RGB pixels of an image in memory.
+
+    Args:
+        image: A Pillow image or an array, as `Detector` takes them.
+
+    Raises:
+        DataError: It is neither, or its type or shape is not that of an image with 8 bits.
+    """
+    if isinstance(image, PillowImage):
+        if image.mode.startswith(("I", "F")):
+            raise DataError(
+                f"the image has the mode {image.mode!r}, which does not have 8 bits",
+                kind="image-format",
+                remedy="Scale it to 0..255 and convert it to mode 'L' or 'RGB'",
+            )
+        image = np.asarray(image.convert("RGB"))
+    if not isinstance(image, np.ndarray):
+        raise DataError(
+            f"the image is of type {type(image).__name__}",
+            kind="image-format",
+            remedy="Give a path, a NumPy array or a Pillow image",
+        )
+    pixels = image[..., None] if image.ndim == 2 else image
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        raise DataError(
+            f"the image is a {image.dtype} array of shape {image.shape}",
+            kind="image-format",
+            remedy="Give uint8 pixels, 0..255, of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)",
+        )
+    if not pixels.size:
+        raise DataError("the image has no pixels", kind="image-empty", remedy="Give another image")
+    return pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels[..., :3]
 
 
 def _precision_of(file: Path) -> Precision:

@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 
 from multibox import Detector
@@ -15,8 +17,9 @@ from multibox.build import build_network, new_network
 from multibox.commands.predict import predict
 from multibox.config import Config, Precision, RunConfig
 from multibox.data.images import read_image
+from multibox.detector import rgb_pixels
 from multibox.drawing import draw_detections, draw_truth, write_picture
-from multibox.errors import ConfigError, StorageError, WeightsError
+from multibox.errors import ConfigError, DataError, StorageError, WeightsError
 from multibox.precision import autocast, cast_convolutions
 from multibox.ssd.network import Traits
 from multibox.storage.checkpoint import Checkpoint, save
@@ -55,6 +58,49 @@ def test_a_run_s_checkpoints_are_found(run: Path, which: str, step: int) -> None
 def test_a_checkpoint_that_is_not_there_names_those_that_are(run: Path) -> None:
     with pytest.raises(WeightsError, match="4, 8"):
         find_weights(run, "5")
+
+
+def test_images_in_memory_give_what_files_give(run: Path, tmp_path: Path) -> None:
+    detector = Detector.open(run, device="cpu")
+    grey = np.random.default_rng(0).integers(0, 256, (60, 80), np.uint8)
+    rgb = np.stack([grey, grey.T.reshape(60, 80), 255 - grey], axis=2)
+    rgba = np.concatenate([rgb, grey[..., None]], axis=2)
+    for pixels in (grey, rgb, rgba):
+        file = tmp_path / f"{pixels.shape[-1]}.png"
+        picture = Image.fromarray(pixels)
+        picture.save(file)
+        expected = detector(file, score_threshold=0.0)
+        assert len(expected) > 10
+        assert detector(pixels, score_threshold=0.0) == expected
+        assert detector(picture, score_threshold=0.0) == expected
+    assert detector(grey[..., None], score_threshold=0.0) == detector(grey, score_threshold=0.0)
+    palette = Image.fromarray(rgb).convert("P")
+    assert detector(palette) == detector(palette.convert("RGB"))
+    assert detector(rgb[::2, ::-1]) == detector(rgb[::2, ::-1].copy())
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (np.zeros((4, 4, 3)), "a float64 array of shape (4, 4, 3). Give uint8"),
+        (np.zeros((4, 4, 3), np.float32), "a float32 array"),
+        (np.zeros((4, 4), np.bool_), "a bool array"),
+        (np.zeros((4, 4, 3), np.uint16), "a uint16 array"),
+        (np.zeros((4, 4, 3), np.int64), "int64 array"),
+        (np.zeros((3, 40, 40), np.uint8), "a uint8 array of shape (3, 40, 40)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "of shape (1, 4, 4, 3)"),
+        (np.zeros(12, np.uint8), "of shape (12,)"),
+        (np.zeros((0, 4, 3), np.uint8), "has no pixels"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), "of type Tensor. Give a path"),
+        ([[1, 2, 3]], "of type list"),
+        (None, "of type NoneType"),
+        (Image.new("I;16", (4, 4)), "the mode 'I;16'"),
+        (Image.new("F", (4, 4)), "the mode 'F'"),
+    ],
+)
+def test_what_is_not_an_image_is_refused(run: Path, image: object, reason: str) -> None:
+    with pytest.raises(DataError, match=re.escape(reason)):
+        rgb_pixels(image)
 
 
 @pytest.mark.parametrize(
