@@ -38,6 +38,25 @@ def test_strangers_are_not_taken_for_a_process(words: bytes) -> None:
         assert not heartbeat._thread.is_alive()
 
 
+@pytest.mark.parametrize("words", [b"[" * 100_000, b"{", b"[]", b'{"code": "x"}', b"\xff"])
+def test_a_damaged_message_is_a_lost_connection(
+    words: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = queue.Queue[tuple[int, str]]()
+    monkeypatch.setattr(Heartbeat, "_end", lambda _, code, message: ended.put((code, message)))
+    thread, address, found = first_of(2, seconds=30.0)
+    port, token = address.split()
+    with socket.create_connection(("127.0.0.1", int(port))) as peer:
+        peer.sendall(f"1 {token}\n".encode() + words + b"\n")
+        code, message = ended.get(timeout=10)
+    assert code == 8
+    assert "process 1 has ended without a word" in message
+    thread.join(timeout=10)
+    assert isinstance(found[0], Heartbeat)
+    found[0]._thread.join(timeout=10)
+    assert not found[0]._thread.is_alive()
+
+
 def test_a_process_that_does_not_connect_is_not_waited_for_for_ever() -> None:
     thread, _, found = first_of(2, seconds=0.2)
     thread.join(timeout=10)

@@ -30,6 +30,23 @@ def test_damaged_line_is_named(run: Path) -> None:
         read_record(run)
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timings.jsonl"])
+def test_journal_that_cannot_be_read_is_named(run: Path, name: str) -> None:
+    """A folder in its place: root may read any file."""
+    (run / name).unlink()
+    (run / name).mkdir()
+    with pytest.raises(StorageError, match=rf"{name}: cannot be read \(Is a directory\)"):
+        read_record(run)
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"\xff"])
+def test_line_of_any_content_is_named(run: Path, line: bytes) -> None:
+    with (run / "metrics.jsonl").open("ab") as journal:
+        journal.write(line + b"\n{}\n")
+    with pytest.raises(StorageError, match="not a JSON object"):
+        read_record(run)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

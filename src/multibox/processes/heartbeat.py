@@ -205,14 +205,18 @@ class Heartbeat:
             received = b""
         peer.silence = 0
         *lines, peer.rest = (peer.rest + received).split(b"\n")
-        for line in lines:
-            message = json.loads(line)
+        try:
+            messages = [_parsed(line) for line in lines]
+        except (ValueError, RecursionError):
+            # A damaged message means that the connection cannot be used any more.
+            messages, received = [], b""
+        for message in messages:
             if "code" in message:
                 peer.parted = True
             if message.get("code") and self._rank == 0:
                 # If all processes find the same error, the first one prints its own.
                 self._left.wait(SAME_ERROR_SECONDS)
-                self._end(message["code"], f"process {peer.rank}: {message['reason']}")
+                self._end(message["code"], f"process {peer.rank}: {message.get('reason')}")
             elif message.get("code"):
                 self._end(message["code"], "")
         if not received:
@@ -268,3 +272,16 @@ def _last_words(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 130, "was interrupted."
     return 1, f"{type(error).__name__}: {error}"
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """Returns a message: an object that may have an integer `code`.
+
+    Raises:
+        ValueError: It is not such an object.
+        RecursionError: It is nested too deeply.
+    """
+    message = json.loads(line)
+    if not isinstance(message, dict) or type(message.get("code", 0)) is not int:
+        raise ValueError
+    return message

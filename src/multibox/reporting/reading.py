@@ -95,10 +95,13 @@ def _load(path: Path) -> Any:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Returns the objects of a JSON-lines file, without an incomplete last line."""
-    if not path.exists():
-        return []
     found = []
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(f"cannot be read ({error.strerror})", file=path) from None
     for number, line in enumerate(lines, start=1):
         try:
             if line.strip():

@@ -14,7 +14,7 @@ class Loss(NamedTuple):
     Attributes:
         step: The last of these steps.
         multibox: Confidence + localization.
-        l2: Weight decay times the sum of the squared convolution kernels.
+        l2: 0.0005 times the sum of the squared convolution kernels, whatever the weight decay.
     """
 
     step: int
