@@ -33,7 +33,7 @@ def test_damaged_line_is_named(run: Path) -> None:
 @pytest.mark.parametrize("name", ["metrics.jsonl", "timings.jsonl"])
 def test_journal_that_cannot_be_read_is_named(run: Path, name: str) -> None:
     """A folder in its place: root may read any file."""
-    (run / name).unlink()
+    (run / name).unlink(missing_ok=True)
     (run / name).mkdir()
     with pytest.raises(StorageError, match=rf"{name}: cannot be read \(Is a directory\)"):
         read_record(run)
