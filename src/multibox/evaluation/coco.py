@@ -1,13 +1,13 @@
-"""The average precision of COCO, over ten thresholds of overlap, for a class at once, in NumPy.
+"""COCO's average precision over ten overlap thresholds, in NumPy for all images of a class at once.
 
-It takes the same detections and objects as `voc.py`. COCO knows no difficult objects; they become
-crowds, the only objects that its evaluation ignores (`cocoeval.py` overwrites `ignore` with
-`iscrowd`). As in VOC, any number of detections may hit one without counting; other than in VOC, it
-suffices that half of the detection, rather than of the union, lies in it.
+It takes the same detections and objects as `voc.py`. Difficult objects become crowds, the only
+objects that COCO ignores (`cocoeval.py` overwrites `ignore` with `iscrowd`). As in VOC, any number
+of detections may hit a crowd without counting. Unlike in VOC, the overlap with a crowd is the share
+of the detection that lies in it.
 
-pycocotools matches the detections of every image, threshold and range of areas on its own
-(`COCOeval.evaluateImg`). Here the best detections of all images, then all second ones, are matched
-at once for all 40 settings, and only those that overlap an object by half.
+pycocotools matches each image, threshold and range of areas separately (`COCOeval.evaluateImg`).
+This module matches the best detections of all images for all 40 settings at once, then the second
+best, and so on. It considers only detections that overlap an object by half.
 """
 
 import math
@@ -28,18 +28,18 @@ from multibox.evaluation.voc import (
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0, 1, 101)
-# Lowest and highest area of all, small, medium and large objects (`Params.setDetParams`).
+# Smallest and largest area of all, small, medium and large objects (`Params.setDetParams`).
 AREAS_PX = np.array([(0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10)])
 MAX_DETECTIONS = 100
 
-# A setting is a threshold of overlap and a range of areas: S of them, ranges running faster.
+# The S settings are pairs of an overlap threshold and a range of areas. The range varies faster.
 _LEAST = IOU_THRESHOLDS.repeat(len(AREAS_PX))
 _RANGE = np.tile(np.arange(len(AREAS_PX)), len(IOU_THRESHOLDS))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CocoResult:
-    """Average precisions over all classes, each NaN where there is no such object."""
+    """Mean average precisions over all classes. Each is NaN if there are no such objects."""
 
     mean: float
     """AP@[.5:.95]."""
@@ -66,13 +66,13 @@ class CocoResult:
 def evaluate_coco(
     detections: Mapping[str, ClassDetections], objects: Mapping[str, ClassObjects]
 ) -> CocoResult:
-    """Returns COCO's average precisions, of the best 100 detections per image and class.
+    """Returns COCO's average precisions for the best 100 detections per image and class.
 
-    Boxes are taken as they are, without VOC's additional pixel: the width is x1 - x0.
+    The width of a box is x1 - x0, without VOC's additional pixel.
 
     Args:
-        detections: By class; a class that is absent has none.
-        objects: By class; a class that an image set lacks has empty arrays.
+        detections: Detections by class. A class may be absent.
+        objects: Objects by class. Arrays are empty for a class without objects.
 
     Raises:
         DataError: There are detections of a class that is not among the objects'.
@@ -82,7 +82,7 @@ def evaluate_coco(
         name: _average_precisions(detections.get(name, NO_DETECTIONS), objects[name])
         for name in objects
     }
-    # By class, threshold and range.
+    # Axes: class, threshold, range.
     table = np.array([*by_class.values()]).reshape(-1, len(IOU_THRESHOLDS), len(AREAS_PX))
     return CocoResult(
         mean=_mean(table[..., 0]),
@@ -96,13 +96,13 @@ def evaluate_coco(
 
 
 def _mean(values: Float64[np.ndarray, "*any"]) -> float:
-    """The mean over what there are objects for."""
+    """Returns the mean of the values that are not NaN."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else math.nan
 
 
 class _Boxes(NamedTuple):
-    """Boxes in COCO's form: (x, y, width, height), whose right side is x + width."""
+    """Boxes in COCO's form: (x, y, width, height). The right side is x + width."""
 
     low: Float64[np.ndarray, "N 2"]
     size: Float64[np.ndarray, "N 2"]
@@ -121,10 +121,10 @@ def _average_precisions(
 ) -> Float64[np.ndarray, " S"]:
     """Returns the average precision of a class in every setting (`COCOeval.accumulate`)."""
     truth = _coco_boxes(objects.boxes_px)
-    # The area of an object is that of its mask, of a detection that of its box.
+    # The area of an object is that of its mask. The area of a detection is that of its box.
     areas = truth.area if objects.areas_px2 is None else objects.areas_px2
     ignored = (objects.difficult | _outside(areas))[_RANGE]
-    # By descending score; equal ones by image, and in an image as they come.
+    # Sort by descending score, then by image, then by position.
     order = np.lexsort((detections.images, -detections.scores))
     order = order[place_among_equals(detections.images[order]) < MAX_DETECTIONS]
     images = detections.images[order]
@@ -133,7 +133,7 @@ def _average_precisions(
     near = np.unique(pairs.detection)
     matched, unjudged = _match(pairs, images, near, ignored, objects.difficult)
     far_off = _outside(found.area)
-    # Of those that overlap nothing by half, how many count up to a detection, by range.
+    # Number of detections without an object up to each detection, by range.
     alone = ~far_off
     alone[:, near] = False
     wrong_alone = alone.cumsum(axis=1)[:, near]
@@ -149,16 +149,16 @@ def _average_precisions(
 
 
 def _outside(area: Float64[np.ndarray, " N"]) -> Bool[np.ndarray, "A N"]:
-    """Whether areas are outside of each range; its limits belong to it."""
+    """Returns whether areas are outside each range. The limits belong to the range."""
     return np.asarray((area < AREAS_PX[:, :1]) | (area > AREAS_PX[:, 1:]))
 
 
 def _average_precision(counted: Int64[np.ndarray, " N"], num_objects: int) -> float:
-    """Returns the mean of the best precisions at 101 recalls; NaN without objects.
+    """Returns the mean of the best precisions at 101 recalls, or NaN without objects.
 
     Args:
-        counted: For each right detection, by descending score: how many count up to it.
-        num_objects: Those that are not ignored.
+        counted: Number of counted detections up to each right one, by descending score.
+        num_objects: Number of objects that are not ignored.
     """
     if not num_objects:
         return math.nan
@@ -170,10 +170,10 @@ def _average_precision(counted: Int64[np.ndarray, " N"], num_objects: int) -> fl
 
 
 class _Pairs(NamedTuple):
-    """Detections and objects of the same images that overlap by half; P of them.
+    """The P pairs of a detection and an object of the same image that overlap by half.
 
-    Of a detection's pairs, the last that may be matched is the one to be matched: they come by
-    overlap, and of equal ones pycocotools takes the last.
+    The pairs of a detection are sorted by overlap. A detection is matched to its last free object,
+    because pycocotools takes the last of several equal overlaps.
     """
 
     detection: Int64[np.ndarray, " P"]
@@ -188,7 +188,7 @@ def _pairs(
     truth: _Boxes,
     crowd: Bool[np.ndarray, " G"],
 ) -> _Pairs:
-    """Returns the pairs, by detection (`bbIou` in `maskApi.c`)."""
+    """Returns the pairs, sorted by detection (`bbIou` in `maskApi.c`)."""
     detection, index = of_the_same_image(images, object_images)
     low = np.maximum(found.low[detection], truth.low[index])
     high = np.minimum((found.low + found.size)[detection], (truth.low + truth.size)[index])
@@ -211,17 +211,17 @@ def _match(
     ignored: Bool[np.ndarray, "S G"],
     crowd: Bool[np.ndarray, " G"],
 ) -> tuple[Bool[np.ndarray, "S n"], Bool[np.ndarray, "S n"]]:
-    """Returns whether the detections with pairs are matched, and whether to an ignored object.
+    """Returns whether each detection is matched, and whether it is matched to an ignored object.
 
-    Every detection in turn takes the object that it overlaps most of those still free, and an
-    ignored one only where there is no other.
+    Each detection in turn takes the free object that it overlaps most, and an ignored object only
+    if no other is free.
 
     Args:
-        pairs: By detection.
-        images: Of all detections, by descending score.
-        near: The detections that have pairs, ascending.
-        ignored: Which objects are ignored in each setting.
-        crowd: Which objects any number of detections may take.
+        pairs: The pairs, sorted by detection.
+        images: The image of each detection, by descending score.
+        near: The detections with pairs, ascending.
+        ignored: Whether an object is ignored in each setting.
+        crowd: Whether any number of detections may take an object.
     """
     matched = np.zeros((len(_LEAST), len(near)), dtype=bool)
     unjudged = np.zeros_like(matched)
@@ -244,7 +244,7 @@ def _match(
         best = np.where(best < 0, np.maximum.reduceat(number_of, first, axis=1), best)
         hit = best >= 0
         chosen = candidate[best]
-        # Detections of a turn are of different images, so that no two choose the same.
+        # The detections of a turn belong to different images, so they choose different objects.
         taken[np.broadcast_to(settings, hit.shape)[hit], chosen[hit]] = True
         matched[:, column] = hit
         unjudged[:, column] = hit & ignored[settings, chosen]

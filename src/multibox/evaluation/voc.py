@@ -1,9 +1,10 @@
-"""The average precision of the VOC devkit, for all images of a class at once, in NumPy.
+"""Average precision as the VOC devkit computes it, in NumPy for all images of a class at once.
 
-Both editions of the devkit decide alike which detections are right (`VOCevaldet.m`): overlaps
-count the boxes' last pixels (+1), an overlap of at least 0.5 is a hit, a second hit of an object
-is wrong, hits of difficult objects do not count at all. They differ in how the curve becomes one
-number: 11 points in 2007, the area in 2012 (`VOCap.m`). Fact sheet: sections 7.1 and 7.2.
+Both editions of the devkit use the same rules for detections (`VOCevaldet.m`): the overlap includes
+the last pixels of the boxes (+1); a detection is right if its overlap is at least 0.5; a second
+detection of the same object is wrong; detections of difficult objects do not count. The editions
+differ in how they average the curve: over 11 points in 2007, by the area in 2012 (`VOCap.m`). Fact
+sheet: sections 7.1 and 7.2.
 """
 
 import math
@@ -31,12 +32,12 @@ OCTAVE_RECALL_THRESHOLDS = _UP
 
 
 class ClassDetections(NamedTuple):
-    """The detections of one class in all images; among equal scores the first counts first.
+    """The detections of one class in all images. Among equal scores, the first is ranked first.
 
     Attributes:
-        images: int64 (N,), the images' places in the image set.
+        images: int64 (N,), the index of the image in the image set.
         scores: float64 (N,), in any order.
-        boxes_px: float64 (N, 4), xyxy in the annotations' frame.
+        boxes_px: float64 (N, 4), xyxy in the frame of the annotations.
     """
 
     images: Int64[np.ndarray, " N"]
@@ -48,10 +49,10 @@ class ClassObjects(NamedTuple):
     """The annotated objects of one class in all images.
 
     Attributes:
-        images: int64 (G,), the images' places in the image set.
+        images: int64 (G,), the index of the image in the image set.
         boxes_px: float64 (G, 4), xyxy as annotated.
         difficult: bool (G,).
-        areas_px2: float64 (G,), areas as annotated, for COCO's sizes. None: those of the boxes.
+        areas_px2: float64 (G,), annotated areas, for COCO's sizes. None: the areas of the boxes.
     """
 
     images: Int64[np.ndarray, " G"]
@@ -63,13 +64,13 @@ class ClassObjects(NamedTuple):
 class Curve(NamedTuple):
     """Recall and precision after each detection that counts, by descending score.
 
-    Detections that hit a difficult object are left out: they change neither number.
+    Detections of difficult objects are left out, because they change neither number.
 
     Attributes:
-        recall: float64 (N,), ascending, in 0..1; NaN where there are no objects.
+        recall: float64 (N,), ascending, in 0..1; NaN if there are no objects.
         precision: float64 (N,), in 0..1.
         scores: float64 (N,), descending.
-        num_objects: The objects that are not difficult.
+        num_objects: Number of objects that are not difficult.
     """
 
     recall: Float64[np.ndarray, " N"]
@@ -80,19 +81,19 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VocResult:
-    """The average precision over all classes, and what it is made of."""
+    """The mean average precision, with the average precision and the curve of each class."""
 
     metric: VocMetric
-    """voc07: 11 points; voc12: the area."""
+    """voc07: 11 points. voc12: area."""
 
     mean: float
-    """Over the classes that have objects."""
+    """Mean over the classes with objects."""
 
     by_class: dict[str, float]
-    """NaN for a class without objects."""
+    """Average precision of each class; NaN for a class without objects."""
 
     curves: dict[str, Curve]
-    """The curve of every class."""
+    """Curve of each class."""
 
 
 NO_DETECTIONS = ClassDetections(np.empty(0, np.int64), np.empty(0), np.empty((0, 4)))
@@ -106,8 +107,8 @@ def evaluate_voc(
     """Returns the devkit's average precision of every class in `objects`.
 
     Args:
-        detections: By class; a class that is absent has none.
-        objects: By class; a class that an image set lacks has empty arrays.
+        detections: Detections by class. A class may be absent.
+        objects: Objects by class. Arrays are empty for a class without objects.
         metric: voc07 is what the VOC2007 devkit prints in MATLAB, voc12 what that of VOC2012 does.
 
     Raises:
@@ -119,7 +120,7 @@ def evaluate_voc(
 def voc_curves(
     detections: Mapping[str, ClassDetections], objects: Mapping[str, ClassObjects]
 ) -> dict[str, Curve]:
-    """Returns the curve of every class in `objects`, which both editions have in common.
+    """Returns the curve of every class in `objects`. It is the same in both editions.
 
     Raises:
         DataError: There are detections of a class that is not among the objects'.
@@ -146,7 +147,7 @@ def require_ground_truth(
     unknown = sorted(set(detections) - set(objects))
     if unknown:
         raise DataError(
-            f"detections of {', '.join(unknown)}, of which there is no ground truth",
+            f"there are detections of {', '.join(unknown)}, but no ground truth",
             kind="class-unknown",
             remedy="Evaluate with the classes that the network was trained on",
         )
@@ -157,15 +158,15 @@ def precision_recall(
 ) -> Curve:
     """Returns the curve of one class (`VOCevaldet.m`).
 
-    Every detection looks at the object it overlaps most, at the first of several, and at no other:
-    it is right if that object is not difficult and no detection with a higher score has hit it.
+    Each detection is compared only with the object that it overlaps most, or the first of several.
+    It is right if no detection with a higher score has hit that object.
 
     Args:
-        detections: The class's detections.
-        objects: The class's objects, in the order of the annotations.
-        iou_threshold: The least overlap that is a hit, above 0.
+        detections: Detections of the class.
+        objects: Objects of the class, in the order of the annotations.
+        iou_threshold: Minimum overlap of a hit, above 0.
     """
-    # MATLAB's sort is stable: of equal scores the first in the file goes first.
+    # MATLAB's sort is stable: equal scores keep the order of the file.
     order = np.argsort(-detections.scores, kind="stable")
     overlaps, nearest = _nearest_objects(detections, objects)
     nearest = nearest[order]
@@ -193,7 +194,7 @@ def average_precision_11_point(
     A class without objects has NaN, where the devkit prints 0.
 
     Args:
-        curve: The class's.
+        curve: The curve of the class.
         thresholds: The recalls. `OCTAVE_RECALL_THRESHOLDS` gives what the devkit prints in Octave.
     """
     if not curve.num_objects:
@@ -225,7 +226,7 @@ def mean_average_precision(by_class: Mapping[str, float]) -> float:
 
 
 def _envelope(precision: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
-    """The best precision at this recall or any higher."""
+    """Returns the best precision at this recall or a higher one."""
     envelope: np.ndarray = np.maximum.accumulate(precision[::-1])[::-1]
     return envelope
 
@@ -233,9 +234,9 @@ def _envelope(precision: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]
 def _nearest_objects(
     detections: ClassDetections, objects: ClassObjects
 ) -> tuple[Float64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
-    """The greatest overlap of every detection with an object of its image, and that object.
+    """Returns the largest overlap of each detection with an object of its image, and that object.
 
-    A detection whose image has no object has the overlap 0 and the index -1.
+    If the image has no object, the overlap is 0 and the index -1.
     """
     detection, index = of_the_same_image(detections.images, objects.images)
     overlaps, nearest = np.zeros(len(detections.images)), np.full(len(detections.images), -1)
@@ -255,7 +256,7 @@ def _nearest_objects(
 def _overlaps(
     a: Float64[np.ndarray, "P 4"], b: Float64[np.ndarray, "P 4"]
 ) -> Float64[np.ndarray, " P"]:
-    """The devkit's intersection over union of pairs: a box includes the pixels it ends at."""
+    """Returns the devkit's intersection over union of pairs. A box includes its last pixels."""
     width, height = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + 1).T
     intersection = width.clip(min=0) * height.clip(min=0)
     union = _area(a) + _area(b) - intersection
