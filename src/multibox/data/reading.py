@@ -1,4 +1,4 @@
-"""Shared by the format readers: checks sizes and boxes, collects faults, makes the dataset."""
+"""What the format readers share: checks of sizes and boxes, and the collection of faults."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Reading:
             only ("ignore").
         faults: The images and objects that cannot be used.
         notes: How many annotations or boxes each note applies to.
-        places: Where each image was listed, by image.
+        places: Where each image is listed (as text for a message), by its path or name.
     """
 
     root: Path
@@ -117,7 +117,7 @@ class Reading:
         """Returns the dataset.
 
         Args:
-            name: The names of the splits.
+            name: The names of the splits, joined by `+`.
             scenes: The images that can be used.
             classes: The class names of all objects in the scenes, in label order.
             notes: Further notes. They come before the collected ones.
