@@ -153,7 +153,7 @@ def _resize(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the image resized to (width, height)."""
     if interpolation == cv2.INTER_LANCZOS4:
-        # For LANCZOS4, OpenCV has vector code only in float32. It is twice as fast as uint8, and
+        # For LANCZOS4, OpenCV has vector code only in float32. That is twice as fast as uint8, and
         # the results differ by at most one level.
         resized = cv2.resize(image.astype(np.float32), size, interpolation=interpolation)
         np.clip(np.rint(resized, out=resized), 0, 255, out=resized)

@@ -46,7 +46,7 @@ class Reading:
             only ("ignore").
         faults: The images and objects that cannot be used.
         notes: How many annotations or boxes each note applies to.
-        places: Where each image is listed (as text for a message), by its path or name.
+        places: Where each image is listed (as text for a message), by its id (VOC) or path (COCO).
     """
 
     root: Path
@@ -65,6 +65,10 @@ class Reading:
 
     def list_once(self, image: str, place: str) -> None:
         """Remembers where an image is listed.
+
+        Args:
+            image: The image's id (VOC) or path (COCO).
+            place: The file and the position in it, as text for a message.
 
         Raises:
             DataError: It was listed before. The error names no file.

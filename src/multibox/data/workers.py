@@ -1,6 +1,6 @@
 """Processes that prepare samples ahead of the training process.
 
-A *list* holds the numbers of the samples that are prepared together, usually those of one batch.
+A *list* is the request for one batch: the numbers of its samples, or one object that holds them.
 Worker i of W gets lists i, i + W, i + 2W, ... through a pipe of its own and answers them in order.
 Workers share no lock and no queue, so a worker that dies or hangs does not block the others. If a
 worker dies, its pipe closes; if it hangs, the training process kills it after a time limit. In both
@@ -71,13 +71,13 @@ def work_ahead(
     The results do not depend on the number of workers or on how many of them are lost.
 
     Args:
-        examples: Makes a sample from its number.
+        examples: Makes a sample from an entry of a list, usually its number: `examples[number]`.
         join: Combines the samples of a list. It returns a `MultiboxError` instead of raising it.
-        numbers: The sample numbers of each list, taken `AHEAD` lists ahead for each worker.
+        numbers: The lists, taken `AHEAD` lists ahead for each worker.
         workers: The number of processes. With 0, this process prepares each list on demand.
         pin_memory: Whether to copy tensors into pinned memory.
         files: Returns the image files of a list, for the error message.
-        on_loss: Is called before a worker is replaced.
+        on_loss: Is called before a worker is replaced (see `OnLoss`).
 
     Raises:
         MultiboxError: The one that `join` returned.

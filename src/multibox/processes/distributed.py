@@ -1,6 +1,6 @@
 """The only module that uses `torch.distributed`.
 
-If a run has one process, the functions that communicate return their input at once.
+If a run has one process, nothing is sent, and functions that combine values return their input.
 """
 
 import json

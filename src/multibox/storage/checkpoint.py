@@ -146,8 +146,8 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         checkpoint.
 
     Raises:
-        WeightsError: All checkpoints are damaged. Nothing is renamed, because a restart from the
-            first step would hide the damage.
+        WeightsError: All checkpoints are damaged. Nothing is renamed. This is an error because
+            a restart from the first step would hide the damage.
         StorageError: The folder cannot be listed, a file cannot be read because of its permissions,
             or a folder cannot be renamed.
     """

@@ -85,6 +85,7 @@ class Checkpointer:
 
         Raises:
             WeightsError: There are checkpoints, but all are damaged.
+            StorageError: A checkpoint cannot be read, renamed or removed.
         """
         found = None
         if self._processes.is_first:

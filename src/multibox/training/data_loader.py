@@ -117,7 +117,7 @@ class BatchLoader:
         )
 
     def _decoded(self) -> DecodedImages | None:
-        """Returns the decoded images on disk. The first process writes them."""
+        """Returns the decoded images on disk, if any. The first process writes them."""
         folder, dataset, limit, found = self._folder, self._dataset, self._limit_bytes, None
         if self._processes.is_first:
             found = decode_into(folder, dataset, limit_bytes=limit, say=self._print)

@@ -137,7 +137,7 @@ class Learner:
         """Returns the number that the loss of each part is divided by.
 
         The gradients are summed over the parts but averaged over the processes, so the divisor is
-        smaller by the number of processes.
+        divided by the number of processes.
 
         Args:
             positives: The number of matched default boxes in each part, over all processes.

@@ -182,7 +182,7 @@ def _check_annotations(
 
 
 def _check_files(root: Path) -> Iterator[Finding]:
-    """Yields findings for files in VOC layouts that no list names or that share their name."""
+    """Yields findings for VOC files that no list names, and for images that share a name."""
     listed: dict[Path, set[str]] = {}
     for file in split_lists(root).values():
         try:

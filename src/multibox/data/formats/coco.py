@@ -23,7 +23,7 @@ from multibox.errors import DataError
 _OFFICIAL, _EXPORTED = "annotations/instances_", "_annotations.coco.json"
 _LISTS = ("images", "annotations", "categories")
 _MAX_JSON_BYTES = 1 << 30
-# Limit of all coordinates and sides. No image is that large, and the sum of two does not overflow.
+# Limit of all coordinates, sides and areas. The sum of two such numbers does not overflow.
 _MAX_PX = 1e9
 _LISTED_CATEGORIES = 12
 
