@@ -19,8 +19,8 @@ from jaxtyping import Float, Float32, Int
 from multibox.config import AugmentationConfig
 
 # `ssd_pascal.py:89-174`. The first of the seven samplers takes the whole canvas, always succeeds
-# and is not listed. The last one asks for an IoU of at most 1. That is always true, so it
-# is listed here with a minimum of 0.
+# and is not listed. The last one asks for an IoU of at most 1. That is always true, so it is
+# listed here with a minimum of 0.
 SAMPLER_MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 SAMPLER_TRIALS = 50
 _MIN_IOUS = np.array(SAMPLER_MIN_IOUS)[:, None]

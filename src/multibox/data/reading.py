@@ -1,4 +1,4 @@
-"""What the format readers share: checks of sizes and boxes, and the collection of faults."""
+"""Code that the format readers share: it checks boxes, collects faults and makes the dataset."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -202,8 +202,8 @@ class _Worker:
         # The training process handles the signals that are sent to the whole run.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        # The pipe must close when the training process dies. Workers that were
-        # started later have copies of its other end, too, but they end before this one.
+        # The pipe must close when the training process dies. Workers that were started
+        # later have copies of its other end, too, but they end before this one.
         self._pipe.close()
         torch.set_num_threads(1)
         keep_memory()

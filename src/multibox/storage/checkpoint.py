@@ -50,9 +50,9 @@ class Checkpoint(NamedTuple):
 def save(folder: Path, checkpoint: Checkpoint, *, metadata: Mapping[str, str]) -> Path:
     """Saves a checkpoint, waits until it is on the disk, and returns its folder.
 
-    If the step already has a checkpoint, that one is kept. Tensors are stored contiguously,
-    and tensors that share memory are stored separately. So whoever loads them has to restore the
-    memory format `channels_last`. The remains of interrupted saves are removed.
+    If the step already has a checkpoint, that one is kept. Tensors are stored contiguously, and
+    tensors that share memory are stored separately. So whoever loads them has to restore the memory
+    format `channels_last`. The remains of interrupted saves are removed.
 
     Args:
         folder: The folder of all checkpoints; created if it does not exist.

@@ -1,4 +1,6 @@
-"""Reads folders with annotations in COCO's JSON, in the official layout or the exported one.
+"""Reads folders with annotations in COCO's JSON, in one of two layouts.
+
+The first layout is the official one, the second that of exports (for example from Roboflow):
 
     annotations/instances_<split>.json    with the images in <split>/ or images/<split>/
     <split>/_annotations.coco.json        with the images in the same folder
