@@ -19,7 +19,8 @@ from jaxtyping import Float, Float32, Int
 from multibox.config import AugmentationConfig
 
 # `ssd_pascal.py:89-174`. The first of the seven samplers takes the whole canvas, always succeeds
-# and is not listed. The last one asks for an IoU of at most 1, which is always true: the 0 here.
+# and is not listed. The last one asks for an IoU of at most 1. That is always true, so it is
+# listed here with a minimum of 0.
 SAMPLER_MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 SAMPLER_TRIALS = 50
 _MIN_IOUS = np.array(SAMPLER_MIN_IOUS)[:, None]
@@ -144,14 +145,14 @@ def _draw_patch(rng: np.random.Generator, boxes: Float[np.ndarray, "M 4"]) -> _B
 
 
 def _draw_candidates(rng: np.random.Generator, count: int) -> Float[np.ndarray, "4 count"]:
-    """Returns random patches (`sampler.cpp:86-118`).
+    """Returns random patches, one (x0, y0, x1, y1) per column (`sampler.cpp:86-118`).
 
-    The area is scale^2. The aspect ratio is that of the fractions, not of pixels. It is clipped
-    to the range in which the patch fits into the canvas.
+    The area of a patch is scale^2. Its aspect ratio is that of the fractions, not of pixels. The
+    ratio is clipped to the range in which the patch fits into the canvas.
 
-    A patch that is clipped has the full width or height of the canvas. Sides are rounded to float32
-    as in Caffe, because float64 can give 0.99999... of the canvas, which is truncated to one pixel
-    less.
+    A patch with a clipped ratio has the full width or height of the canvas. Sides are rounded to
+    float32 as in Caffe, because float64 can give 0.99999... of the canvas, which would be truncated
+    to one pixel less.
     """
     drawn = rng.random((4, count))
     scale, ratio = (
@@ -172,9 +173,10 @@ def _largest_iou(
 ) -> Float[np.ndarray, " T"]:
     """Returns each patch's largest IoU with an object. M is at least 1.
 
-    Same as `boxes.pairwise_iou`, but in NumPy, which is faster for few boxes; float32 as in Caffe.
+    It computes the same as `boxes.pairwise_iou`, but in NumPy, which is faster for few boxes, and
+    in float32 as in Caffe.
     """
-    # Dimensions: x and y, boxes, patches.
+    # The dimensions of these arrays are: x and y, boxes, patches.
     low, high = patches.astype(np.float32).reshape(2, 2, 1, -1)
     box_low, box_high = boxes.T.astype(np.float32, order="C").reshape(2, 2, -1, 1)
     shared = np.maximum(np.minimum(high, box_high) - np.maximum(low, box_low), 0)

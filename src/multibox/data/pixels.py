@@ -31,11 +31,12 @@ CONTRAST_FACTORS = (0.5, 1.5)
 SATURATION_FACTORS = (0.5, 1.5)
 HUE_DELTA = 18.0
 
-# How far from its centre LANCZOS4 reads pixels. It has the widest kernel.
+# LANCZOS4 has the widest kernel: it reads pixels up to this far from its centre.
 _REACH_PX = 4
-# How much margin may be resized with the image to place it exactly, and the fraction of an output
-# pixel (1/32) that counts as exact.
+# `_edge` may enlarge the margin that is resized with the image by up to this many image pixels, to
+# place the image exactly.
 _SLACK_PX = 64
+# A place counts as exact if it is off by at most 1/32 of an output pixel.
 _PRECISION = 32
 
 
@@ -44,7 +45,7 @@ class Colour(NamedTuple):
 
     Attributes:
         brightness: Added to R, G and B, in levels of 0..255.
-        contrast: Factor of R, G and B. 0 is the fixed point, not the mean.
+        contrast: Factor of R, G and B. Level 0 does not change; the mean level does.
         saturation: Factor of the saturation.
         hue: Added to the hue, in OpenCV's units of two degrees.
         contrast_last: Whether contrast comes after hue instead of before saturation.
@@ -60,7 +61,7 @@ class Colour(NamedTuple):
 def draw_colour(rng: np.random.Generator, config: AugmentationConfig) -> Colour:
     """Returns a random distortion. Each of the four stages has a probability of one half.
 
-    So has the order in which contrast comes last.
+    Contrast comes last with a probability of one half, too.
     """
     if not config.distort:
         return Colour()
@@ -84,8 +85,10 @@ def render(
 
     Args:
         image: RGB, as decoded.
-        geometry: The crop, interpolation and mirroring. Outside the image it has `MEAN_RGB`.
-        colour: The distortion of the image. It does not change the mean colour outside.
+        geometry: The crop, interpolation and mirroring. Outside the image, the crop has
+            the colour `MEAN_RGB`.
+        colour: The distortion of the image, or None for none. It does not change the mean colour
+            outside the image.
         size: (height, width) of the output.
     """
     x0, y0, x1, y1 = geometry.crop_px
@@ -150,7 +153,8 @@ def _resize(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the image resized to (width, height)."""
     if interpolation == cv2.INTER_LANCZOS4:
-        # OpenCV has vector code for it in float32 only: twice as fast, and at most one level off.
+        # For LANCZOS4, OpenCV has vector code only in float32. That is twice as fast as uint8, and
+        # the results differ by at most one level.
         resized = cv2.resize(image.astype(np.float32), size, interpolation=interpolation)
         np.clip(np.rint(resized, out=resized), 0, 255, out=resized)
         return np.asarray(resized, dtype=np.uint8)
@@ -176,13 +180,13 @@ class _Axis(NamedTuple):
 
 
 def _lay(start: int, stop: int, length: int, size: int) -> _Axis:
-    """Returns the layout of the crop start..stop of an axis of `length` image pixels.
+    """Returns the layout of one axis of the crop.
 
     Args:
-        start: First pixel of the crop. May be negative.
-        stop: End of the crop, exclusive. May be above `length`.
-        length: Length of the image.
-        size: Length of the output.
+        start: First image pixel of the crop. It may be negative.
+        stop: End of the crop in image pixels, exclusive. It may be above `length`.
+        length: Length of the image on this axis, in pixels.
+        size: Length of the output on this axis, in pixels.
     """
     extent = stop - start
     low, high = max(start, 0), max(min(stop, length), 0)
@@ -208,10 +212,10 @@ def _lay(start: int, stop: int, length: int, size: int) -> _Axis:
 def _edge(candidates: Iterable[int], extent: int, size: int) -> int:
     """Returns the output pixel at which the window begins or ends.
 
-    `cv2.resize` needs whole numbers of pixels before and after. So the window should begin where an
-    output pixel and an image pixel begin at the same place: then it equals the same part of the
-    resized crop. This returns the first candidate at which the two agree to 1/32 of an output
-    pixel, or the best one if there is none.
+    `cv2.resize` reads and writes whole pixels. So the window should begin at a place where both an
+    output pixel and an image pixel begin. Then it equals the same part of the resized crop. This
+    function returns the first candidate at which the two agree to 1/32 of an output pixel. If there
+    is none, it returns the candidate at which they agree best.
     """
     best, least = -1, size
     for candidate in candidates:

@@ -1,4 +1,4 @@
-"""Shared by the format readers: checks sizes and boxes, collects faults, makes the dataset."""
+"""Code that the format readers share: it checks boxes, collects faults and makes the dataset."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Reading:
             only ("ignore").
         faults: The images and objects that cannot be used.
         notes: How many annotations or boxes each note applies to.
-        places: Where each image was listed, by image.
+        places: Where each image is listed (as text for a message), by its id (VOC) or path (COCO).
     """
 
     root: Path
@@ -65,6 +65,10 @@ class Reading:
 
     def list_once(self, image: str, place: str) -> None:
         """Remembers where an image is listed.
+
+        Args:
+            image: The image's id (VOC) or path (COCO).
+            place: The file and the position in it, as text for a message.
 
         Raises:
             DataError: It was listed before. The error names no file.
@@ -117,7 +121,7 @@ class Reading:
         """Returns the dataset.
 
         Args:
-            name: The names of the splits.
+            name: The names of the splits, joined by `+`.
             scenes: The images that can be used.
             classes: The class names of all objects in the scenes, in label order.
             notes: Further notes. They come before the collected ones.

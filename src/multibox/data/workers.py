@@ -1,9 +1,11 @@
 """Processes that prepare samples ahead of the training process.
 
+A *list* is the request for one batch: the numbers of its samples, or one object that holds them.
 Worker i of W gets lists i, i + W, i + 2W, ... through a pipe of its own and answers them in order.
-Workers share no lock and no queue, so a worker that dies or hangs blocks nobody else: the training
-process finds the end of its pipe, or kills it after a time limit, and starts a new worker with the
-same lists. PyTorch's `DataLoader` cannot replace a worker.
+Workers share no lock and no queue, so a worker that dies or hangs does not block the others. If a
+worker dies, its pipe closes; if it hangs, the training process kills it after a time limit. In both
+cases, the training process starts a new worker with the same lists. PyTorch's `DataLoader` cannot
+replace a worker.
 """
 
 import ctypes
@@ -33,10 +35,10 @@ from multibox.errors import MultiboxError, WorkerError
 T = TypeVar("T")
 
 AHEAD = 2
-"""Lists that each worker has in hand."""
+"""Number of lists that each worker has been given and has not answered."""
 
 STUCK_SECONDS = 45.0
-"""A worker that is waited for longer than this counts as hanging."""
+"""If the training process waits longer than this for a worker, the worker counts as hanging."""
 
 MAX_LOSSES = 4
 """The run ends when it has lost this many workers at the same list."""
@@ -47,7 +49,7 @@ _FORKING = Lock()
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 OnLoss: TypeAlias = Callable[[str, float], None]
-"""Gets the reason why a worker is replaced, and how many seconds it was waited for."""
+"""Called with the reason why a worker is replaced, and the seconds that it was waited for."""
 
 
 def ignore_loss(_reason: str, _seconds: float) -> None:
@@ -69,13 +71,13 @@ def work_ahead(
     The results do not depend on the number of workers or on how many of them are lost.
 
     Args:
-        examples: Makes a sample from its number.
+        examples: Makes a sample from an entry of a list, usually its number: `examples[number]`.
         join: Combines the samples of a list. It returns a `MultiboxError` instead of raising it.
-        numbers: The sample numbers of each list, taken `AHEAD` lists ahead for each worker.
+        numbers: The lists, taken `AHEAD` lists ahead for each worker.
         workers: The number of processes. With 0, this process prepares each list on demand.
         pin_memory: Whether to copy tensors into pinned memory.
         files: Returns the image files of a list, for the error message.
-        on_loss: Is called before a worker is replaced.
+        on_loss: Is called before a worker is replaced (see `OnLoss`).
 
     Raises:
         MultiboxError: The one that `join` returned.
@@ -138,8 +140,8 @@ class _Worker:
     """A process that answers lists with `make(list)`, in order.
 
     Args:
-        make: Is called in the process.
-        in_hand: The first lists.
+        make: Prepares a list. It is called in the new process.
+        in_hand: Lists to give to the process as soon as it has started.
 
     Attributes:
         in_hand: The lists that it was given and has not answered.
@@ -149,13 +151,15 @@ class _Worker:
         self.make, self.in_hand = make, deque[list[Any]]()
         # Forked processes share the memory of this one. Python 3.14 has another default.
         fork = multiprocessing.get_context("fork")
-        # A fork by another thread would keep a copy of `its_end` open after this worker's death.
+        # If another thread forked a process now, that process would have a copy of `its_end`, and
+        # this pipe would stay open after the death of this worker.
         with _FORKING:
             self._pipe, its_end = fork.Pipe()
             self._process = fork.Process(target=self._serve, args=(its_end,))
             self._process.start()
             its_end.close()
-        # A traceback may hold the generator until Python exits, where it waits for its processes.
+        # A traceback may keep the generator, and so this object, alive until Python exits. Python
+        # then waits for all child processes, so this one is killed before that.
         Finalize(self, self._process.kill, exitpriority=0)
         for item in in_hand:
             self.give(item)
@@ -198,12 +202,13 @@ class _Worker:
         # The training process handles the signals that are sent to the whole run.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        # The pipe must close when the training process dies. Younger workers have copies of its
-        # other end, too; they end first.
+        # The pipe must close when the training process dies. Workers that were started
+        # later have copies of its other end, too, but they end before this one.
         self._pipe.close()
         torch.set_num_threads(1)
         keep_memory()
-        # By value: PyTorch's own way needs this process to live until the tensor is received.
+        # Send tensors by value. PyTorch would send a reference to shared memory, and this process
+        # would have to live until the tensor is received.
         ForkingPickler.register(Tensor, lambda tensor: (torch.from_numpy, (tensor.numpy(),)))
         try:
             while True:

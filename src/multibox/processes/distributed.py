@@ -1,6 +1,6 @@
 """The only module that uses `torch.distributed`.
 
-If a run has one process, every function returns its input.
+If a run has one process, nothing is sent, and functions that combine values return their input.
 """
 
 import json
@@ -27,26 +27,26 @@ _Store = Any
 """A `torch.distributed.Store`. PyTorch does not export this name."""
 
 _ENDED: list[Any] = []
-"""The process groups that this process has left."""
+"""The process groups that this process has left. `_part` explains why they are kept."""
 
 MEETING_SECONDS = 120.0
 """How long a process waits for the others to start."""
 
 GROUP_SECONDS = 1800.0
 """How long a process waits in a collective. Another process may be reading a large dataset or
-drawing pictures meanwhile. `heartbeat` notices much earlier if it has died."""
+drawing pictures meanwhile. If that process has died, `heartbeat` notices it much earlier."""
 
 POLL_SECONDS = 0.2
-"""How often `wait_without_limit` checks for the other processes."""
+"""How long `wait_without_limit` sleeps between two checks for the other processes."""
 
 
 class Processes(NamedTuple):
     """This process among those of the run.
 
     Attributes:
-        rank: Its number, 0..world_size-1. Process 0 writes files and messages.
+        rank: The number of this process, 0..world_size-1. Process 0 writes files and messages.
         world_size: The number of processes.
-        device: The device of its network.
+        device: The device of this process's network.
         store: Key-value store for messages outside of collectives; None for a single process.
     """
 
@@ -85,7 +85,7 @@ def join(device: str) -> Iterator[Processes]:
 
     torchrun sets the variables that describe them: `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and
     `MASTER_PORT`. Without `WORLD_SIZE`, this process is alone. If one process ends by an error, all
-    end with one message and one exit status (`heartbeat`).
+    end with one message and one exit status (see `heartbeat`).
 
     Args:
         device: `auto`, `cpu` or `cuda`.
@@ -125,9 +125,10 @@ def join(device: str) -> Iterator[Processes]:
 
 
 def _part(heartbeat: Heartbeat) -> None:
-    # The last owner of the group joins gloo's threads. If that were the replica, which is kept
-    # alive by the frames of an exception, it would join them with Python's lock held, and they
-    # wait for that lock.
+    # When the last reference to the group goes, gloo's threads are joined. That reference may be in
+    # the replica, which the frames of an exception keep alive. Python's lock would be held during
+    # the join, and the threads wait for that lock, so the process would hang. `_ENDED` keeps a
+    # reference, so that this never happens.
     _ENDED.append(dist.group.WORLD)
     dist.destroy_process_group()
     heartbeat.leave()
@@ -196,7 +197,7 @@ def _await_first() -> None:
 
 
 def _own_device(device: str, rank: int) -> torch.device:
-    """Returns the device that no other process uses."""
+    """Returns the CPU, or a GPU that no other process of the run uses."""
     place = pick_device(device)
     if place.type == "cpu":
         return place
@@ -226,21 +227,22 @@ def _require_same_device(place: torch.device, rank: int, store: _Store) -> None:
 def replicate(network: nn.Module, example: Tensor, processes: Processes) -> nn.Module:
     """Returns the network with gradients averaged over the processes.
 
-    After its first backward pass, PyTorch changes which gradients are sent together, and so the
-    order in which the gradients of three or more processes are added. Therefore this function runs
-    one pass and drops its gradients: a continued run then adds in the same order as an
-    uninterrupted one.
+    After the first backward pass, PyTorch changes which gradients are sent together. With three or
+    more processes, this also changes the order in which gradients are added. Therefore this
+    function runs one pass and drops its gradients, so that a continued run adds in the same order
+    as an uninterrupted one.
 
     Args:
         network: The network, on its device.
-        example: An input.
+        example: A batch of images that the network accepts.
         processes: This process among the others.
     """
     if processes.world_size == 1:
         return network
     devices = [processes.device] if processes.device.type == "cuda" else None
     with warnings.catch_warnings():
-        # The new argument also synchronizes the buffers once, and torch 2.11 does not have it.
+        # The argument that replaces `broadcast_buffers` also synchronizes the buffers once, and
+        # torch 2.11 does not have it.
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
         replica = nn.parallel.DistributedDataParallel(
             network, device_ids=devices, broadcast_buffers=False
@@ -255,7 +257,12 @@ def replicate(network: nn.Module, example: Tensor, processes: Processes) -> nn.M
 
 @contextmanager
 def summing(replica: nn.Module, *, last: bool) -> Iterator[None]:
-    """Adds up gradients within each process; the last part of a batch averages them over all."""
+    """Adds up the gradients of the parts of a batch within each process.
+
+    Args:
+        replica: The result of `replicate`.
+        last: Whether this is the last part. Its backward pass averages the sums over all processes.
+    """
     if last or not isinstance(replica, nn.parallel.DistributedDataParallel):
         yield
     else:

@@ -44,7 +44,7 @@ GONE_SECONDS = 20
 """A machine that acknowledges no data for this long counts as gone (Linux only)."""
 
 SAME_ERROR_SECONDS = 1.0
-"""How long the first process waits for an error of its own before it prints another's."""
+"""How long the first process waits for its own error before it prints that of another one."""
 
 PARTING_SECONDS = 10.0
 """How long a process that fails waits for the others to end."""
@@ -79,8 +79,8 @@ class _Peer:
 class Heartbeat:
     """The connections of this process: from the first process to all others, or to the first one.
 
-    `listen` and `connect` make it. Forked processes close their copies of the connections at once,
-    so a worker that outlives its process does not keep them open.
+    Use `listen` or `connect` to make one. Forked processes close their copies of the connections at
+    once, so a worker that outlives its process does not keep them open.
     """
 
     def __init__(self, rank: int, peers: Iterable[_Peer]) -> None:
@@ -88,7 +88,8 @@ class Heartbeat:
         self._peers = list(peers)
         self._left = threading.Event()
         self._failing = False
-        # Its holder decides how this process ends: the thread, or the main thread with an error.
+        # Whoever holds this lock decides how this process ends: the thread with `_end`, or the main
+        # thread with an error of its own.
         self._last_word = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._thread.start()
@@ -104,7 +105,7 @@ class Heartbeat:
             host: The name by which the others reach this process.
             world_size: The number of processes.
             seconds: The time limit.
-            publish: Passes the address to the others.
+            publish: Called with the address (port and secret token), to pass it to the others.
 
         Raises:
             OSError: This process cannot be connected to, or some processes did not connect.
@@ -136,7 +137,7 @@ class Heartbeat:
 
         Args:
             host: The name of the first process's machine.
-            address: What it has published.
+            address: The address that the first process has published (port and secret token).
             rank: The number of this process.
 
         Raises:
@@ -230,7 +231,10 @@ class Heartbeat:
         self._end(error.exit_code, str(error))
 
     def _end(self, code: int, message: str) -> None:
-        """Prints a message and ends this process, whatever it does; the first ends the others."""
+        """Prints a message and ends this process, whatever the main thread is doing.
+
+        The first process ends the others, too. If this process is ending already, nothing happens.
+        """
         if self._left.is_set() or not self._last_word.acquire(blocking=False):
             return
         if message:
@@ -256,7 +260,7 @@ class Heartbeat:
 
 
 def _introduced(connection: socket.socket, token: str) -> int | None:
-    """Returns the rank of a process that has just connected; None for a stranger."""
+    """Returns the rank of a process that has just connected; None if it has not sent the token."""
     connection.settimeout(GONE_SECONDS)
     with suppress(OSError, ValueError), connection.makefile("rb", buffering=0) as line:
         rank, word = line.readline(100).split()
@@ -266,7 +270,7 @@ def _introduced(connection: socket.socket, token: str) -> int | None:
 
 
 def _last_words(error: BaseException) -> tuple[int, str]:
-    """Returns the exit status and the reason that the others get."""
+    """Returns the exit status, and the reason to send to the other processes."""
     if isinstance(error, MultiboxError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):

@@ -38,7 +38,7 @@ class Checkpoint(NamedTuple):
         step: Number of completed steps.
         model: The network's weights and buffers by name, of any dtype.
         optimizer: The optimizer's tensors by name.
-        state: Other numbers as JSON values, e.g. sums of losses and the length of `metrics.jsonl`.
+        state: Other values by name, in JSON, e.g. sums of losses and the length of `metrics.jsonl`.
     """
 
     step: int
@@ -50,9 +50,9 @@ class Checkpoint(NamedTuple):
 def save(folder: Path, checkpoint: Checkpoint, *, metadata: Mapping[str, str]) -> Path:
     """Saves a checkpoint, waits until it is on the disk, and returns its folder.
 
-    If the step already has a checkpoint, that one is kept. Tensors are stored contiguously and
-    without sharing, so the reader has to restore `channels_last`. Remains of interrupted saves are
-    removed.
+    If the step already has a checkpoint, that one is kept. Tensors are stored contiguously, and
+    tensors that share memory are stored separately. So whoever loads them has to restore the memory
+    format `channels_last`. The remains of interrupted saves are removed.
 
     Args:
         folder: The folder of all checkpoints; created if it does not exist.
@@ -142,11 +142,12 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         folder: The folder of all checkpoints.
 
     Returns:
-        The checkpoint, or None if there are no checkpoints; and one message per damaged newer one.
+        The checkpoint, or None if there are no checkpoints; and a message for each damaged newer
+        checkpoint.
 
     Raises:
-        WeightsError: All checkpoints are damaged. Nothing is renamed. A restart from the first step
-            would hide the damage.
+        WeightsError: All checkpoints are damaged. Nothing is renamed. This is an error because
+            a restart from the first step would hide the damage.
         StorageError: The folder cannot be listed, a file cannot be read because of its permissions,
             or a folder cannot be renamed.
     """
@@ -156,7 +157,8 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             checkpoint = load(path)
         except WeightsError as error:
-            # Another process may be reading, e.g. predict, while the run removes old checkpoints.
+            # This process may be reading, e.g. for `predict`, while the run of another process
+            # removes old checkpoints. One that is gone is not damaged.
             if path.exists():
                 refused.append((path, str(error)))
             continue
@@ -285,8 +287,8 @@ def _set_aside(damaged: Sequence[Path]) -> None:
             aside = path.with_name(f"{path.name}.bad{number}")
         try:
             path.rename(aside)
-            # This must be on the disk before `metrics.jsonl` is cut. Otherwise the checkpoint could
-            # reappear after a power failure, without its lines.
+            # The new name must be on the disk before `metrics.jsonl` is cut. Otherwise the old name
+            # could reappear after a power failure, without its lines of `metrics.jsonl`.
             sync_folder(path.parent)
         except OSError as error:
             reason = f"is damaged and cannot be renamed ({error.strerror})"

@@ -16,7 +16,7 @@ from multibox.training.train_step import Learner
 
 @dataclass
 class TrainingState:
-    """The numbers of a checkpoint, besides its tensors.
+    """The part of a checkpoint that is not tensors.
 
     Attributes:
         lr: Learning rate of the last step.
@@ -25,7 +25,7 @@ class TrainingState:
         validation_losses: All validation losses so far, oldest first, for the plateau schedule.
         best: `step` and `mAP` (VOC 2007) of the best evaluation; None before the first.
         lr_scale: Factor of the learning rate; each rollback halves it.
-        journal: Length of `metrics.jsonl`, in bytes.
+        journal: Length of `metrics.jsonl` when the checkpoint was saved, in bytes.
     """
 
     lr: float
@@ -37,7 +37,7 @@ class TrainingState:
 
 
 class Checkpointer:
-    """Saves the state of a run and restores the newest one.
+    """Saves the state of a run and restores the newest saved state.
 
     The first process saves; all processes restore.
 
@@ -47,7 +47,7 @@ class Checkpointer:
         learner: The learner to save and restore.
         processes: This process among the others.
         console: Prints the messages of the first process.
-        metadata: Stored in every weights file.
+        metadata: Texts by name, stored in the header of every `model.safetensors`.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Checkpointer:
         """Saves the state after a step, and removes checkpoints that are no longer needed.
 
         Raises:
+            NonFiniteError: A tensor has NaN or infinite values. Nothing is written.
             StorageError: The disk is full or fails. Earlier checkpoints are unchanged.
         """
         learner, numbers = self._learner, dataclasses.asdict(state)
@@ -84,6 +85,7 @@ class Checkpointer:
 
         Raises:
             WeightsError: There are checkpoints, but all are damaged.
+            StorageError: A checkpoint cannot be read, renamed or removed.
         """
         found = None
         if self._processes.is_first:
@@ -98,7 +100,7 @@ class Checkpointer:
         state = TrainingState(**cast(dict[str, Any], found.state))
         self._learner.restore(found.model, found.optimizer, state.lr)
         if self._processes.is_first:
-            # A run that was killed right after saving has not removed the old ones.
+            # A run that was killed right after saving has not removed the old checkpoints.
             self._prune(state)
         return step, state
 

@@ -1,4 +1,7 @@
-"""Yields the training batches of a run: from files, decoded images on disk, or GPU memory."""
+"""Yields the training batches of a run.
+
+The images come from the dataset's files, from decoded copies on disk, or from GPU memory.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +33,7 @@ class BatchLoader:
         folder: The run's folder.
         processes: This process among the others.
         console: Prints the messages of the first process.
-        decoded_cache_gib: Disk space that decoded images may take, in GiB.
+        decoded_cache_gib: Disk space that decoded images may take, in GiB. With 0, none are stored.
 
     Attributes:
         workers: Number of worker processes that prepare images, per process of the run.
@@ -76,11 +79,12 @@ class BatchLoader:
             wait_without_limit("loaded", self._processes)
 
     def batches(self, first_step: int, *, on_loss: OnLoss) -> Iterator[Batch]:
-        """Yields this process's share of each batch, from a step to the last one.
+        """Yields this process's share of each batch, from a step to the last step of the run.
 
         Args:
             first_step: The step of the first batch, from 0.
-            on_loss: Called with the reason when workers are replaced.
+            on_loss: Called when a worker is replaced, with the reason and the seconds that it was
+                waited for.
         """
         processes = self._processes
         numbers = training_numbers(
@@ -113,7 +117,7 @@ class BatchLoader:
         )
 
     def _decoded(self) -> DecodedImages | None:
-        """Returns the decoded images on disk. The first process writes them, the others read."""
+        """Returns the decoded images on disk, if any. The first process writes them."""
         folder, dataset, limit, found = self._folder, self._dataset, self._limit_bytes, None
         if self._processes.is_first:
             found = decode_into(folder, dataset, limit_bytes=limit, say=self._print)

@@ -19,7 +19,7 @@ REPORTED_DECAY = 0.0005
 """Factor of the L2 term in ssd_keras's loss. It does not depend on the run's weight decay."""
 
 _VELOCITY = "momentum_buffer"
-"""Key under which PyTorch's SGD keeps a parameter's velocity, divided by the learning rate."""
+"""Key of a parameter's buffer in PyTorch's SGD: the velocity, divided by the learning rate."""
 
 
 class StepLosses(NamedTuple):
@@ -58,7 +58,7 @@ class Learner:
 
     Attributes:
         network: The network, on the device of this process.
-        precision: The dtype of its arithmetic: `torch.bfloat16` or `torch.float32`.
+        precision: The dtype of the network's arithmetic: `torch.bfloat16` or `torch.float32`.
     """
 
     def __init__(self, network: SSD, config: Config, processes: Processes) -> None:
@@ -68,7 +68,8 @@ class Learner:
         self._processes = processes
         self._optimizer = build_optimizer(self.network, config.optimizer)
         blank = torch.zeros(1, 3, *network.image_size_px, dtype=torch.uint8)
-        # In benchmark mode, cuDNN picks the fastest algorithm, and so the order of additions.
+        # In benchmark mode, cuDNN would time its algorithms and pick the fastest one. Another run
+        # might pick another one, which adds numbers in another order.
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         self._replica = replicate(self.network, blank.to(processes.device), processes)
         self._forward = compile_network(self._replica) if config.run.compile else self._replica
@@ -122,8 +123,8 @@ class Learner:
                 "the loss or a gradient is NaN or infinite, and the weights were not updated"
             )
         clip_norm = self._config.clip_norm or float("inf")
-        # Smaller norms are skipped: PyTorch would multiply by 1, which takes as long. Like PyTorch,
-        # this adds 1e-6 to the norm.
+        # Gradients with a smaller norm need no clipping. PyTorch would multiply them by 1, which
+        # takes as long as clipping. The comparison adds 1e-6 to the norm, as PyTorch does.
         if norm + 1e-6 > clip_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, clip_norm, norm, foreach=True)
         self._set_lr(lr)
@@ -133,9 +134,13 @@ class Learner:
         return StepLosses(confidence, localization, positives.sum().item())
 
     def _normalisers(self, positives: Float[Tensor, " parts"]) -> Float[Tensor, " parts"]:
-        """Returns the divisor of the loss of each part, given the matches of each part.
+        """Returns the number that the loss of each part is divided by.
 
-        Gradients are averaged over the processes and summed over the parts.
+        The gradients are summed over the parts but averaged over the processes, so the divisor is
+        divided by the number of processes.
+
+        Args:
+            positives: The number of matched default boxes in each part, over all processes.
         """
         if self._config.accumulate_normaliser == "part":
             divisor = positives.clamp(min=1) * len(positives)
@@ -146,11 +151,12 @@ class Learner:
     def _set_lr(self, lr: float) -> None:
         """Sets the learning rates of all parameter groups.
 
-        With `lr_in_velocity`, it also keeps the velocity, lr * buffer, as Caffe does.
+        With `lr_in_velocity`, it also scales the momentum buffers, so that the velocity (learning
+        rate times buffer) stays the same, as in Caffe.
         """
         for group in self._optimizer.param_groups:
             new = lr * group["lr_multiplier"]
-            # At a rate of 0, no buffer would give the same velocity.
+            # If the new rate is 0, no buffer gives the same velocity.
             if self._config.lr_in_velocity and 0 < new != group["lr"]:
                 states = [self._optimizer.state[parameter] for parameter in group["params"]]
                 # Adam, and SGD without momentum, have no velocity.
@@ -240,7 +246,8 @@ class Learner:
                 continue
             key, _, name = rest.partition(".")
             parameter = by_name[name]
-            # It needs the memory format of the parameter. The number of steps is a scalar.
+            # The tensor needs the memory format of its parameter. Only Adam's number of steps is a
+            # scalar, which has no memory format.
             blank = torch.empty_like(parameter) if tensor.dim() else parameter.new_empty(())
             self._optimizer.state[parameter][key] = blank.copy_(tensor)
         for group in self._optimizer.param_groups:

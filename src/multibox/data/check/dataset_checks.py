@@ -35,7 +35,7 @@ from multibox.data.reading import NoImagesError
 from multibox.errors import DataError
 
 Progress = Callable[[int, int], None]
-"""Gets the number of decoded images and the number of all images."""
+"""Called with the number of images that were checked so far, and the number of all images."""
 
 
 class CheckedDataset(NamedTuple):
@@ -51,7 +51,12 @@ class CheckedDataset(NamedTuple):
 
 
 class _CheckedImage(NamedTuple):
-    """The findings about an image file, and a hash of its pixels, or None if decoding failed."""
+    """The result of decoding an image file.
+
+    Attributes:
+        pixels: A hash of its size and pixels; None if decoding failed.
+        findings: The findings about the file.
+    """
 
     pixels: bytes | None
     findings: list[Finding]
@@ -101,7 +106,7 @@ def check_dataset(
     found += _check_annotations(root, datasets, classes, pixels)
     if has_layouts(root) and not splits:
         found += _check_files(root)
-    # An image in several splits has the same findings in each.
+    # An image in several splits has the same findings in each. Keep them once.
     return CheckedDataset(datasets, tuple(dict.fromkeys(found)))
 
 
@@ -177,7 +182,7 @@ def _check_annotations(
 
 
 def _check_files(root: Path) -> Iterator[Finding]:
-    """Yields findings for files of VOC layouts that are not listed, and images with one name."""
+    """Yields findings for VOC files that no list names, and for images that share a name."""
     listed: dict[Path, set[str]] = {}
     for file in split_lists(root).values():
         try:
@@ -199,7 +204,7 @@ def _check_files(root: Path) -> Iterator[Finding]:
         try:
             annotations = list_folder(folder / "Annotations")
         except DataError as error:
-            # Its files may still be read by name.
+            # The folder cannot be listed, but its files may still be readable by name.
             annotations = []
             yield Finding(error.kind, folder / "Annotations", None, error.reason)
         for path in annotations:

@@ -1,4 +1,6 @@
-"""Reads folders with annotations in COCO's JSON, in the official layout or that of exports.
+"""Reads folders with annotations in COCO's JSON, in one of two layouts.
+
+The first layout is the official one, the second that of exports (for example from Roboflow):
 
     annotations/instances_<split>.json    with the images in <split>/ or images/<split>/
     <split>/_annotations.coco.json        with the images in the same folder
@@ -23,7 +25,7 @@ from multibox.errors import DataError
 _OFFICIAL, _EXPORTED = "annotations/instances_", "_annotations.coco.json"
 _LISTS = ("images", "annotations", "categories")
 _MAX_JSON_BYTES = 1 << 30
-# Far outside any image, but the sum of two does not overflow.
+# Limit of all coordinates, sides and areas. The sum of two such numbers does not overflow.
 _MAX_PX = 1e9
 _LISTED_CATEGORIES = 12
 
@@ -60,7 +62,7 @@ def read_coco(
 
     Args:
         root: The folder that holds `annotations`, or the folders of the splits.
-        splits: For example `train2017` or `train+valid`.
+        splits: The names of the splits, joined by `+`, for example `train2017` or `train+valid`.
         classes: Class names in label order. If empty, the names of all categories with objects,
             sorted by category id.
         on_bad: Whether to raise all faults as one error ("fail"), or to leave out the faulty images
@@ -90,7 +92,7 @@ def read_coco(
 
 
 def annotation_files(root: Path) -> dict[str, Path]:
-    """Returns the annotation files of a folder by split. Empty if it has no COCO layout.
+    """Returns the annotation files of a folder by split: none if it has no COCO layout.
 
     Raises:
         DataError: The folder or its `annotations` cannot be listed.
@@ -230,7 +232,7 @@ def _names(records: list[Any], file: Path) -> dict[int, str]:
 
 
 def _scenes(records: list[Any], split: _Split, reading: Reading) -> dict[int, Scene | None]:
-    """Returns the images by id, without their objects. None stands for an image left out."""
+    """Returns the images by id, without their objects. An image that is left out is None."""
     scenes: dict[int, Scene | None] = {}
     for place, record in enumerate(records):
         position = _position("images", place, record)
@@ -304,7 +306,7 @@ def _file_name(record: _Record) -> PurePosixPath:
 
 
 def _box_px(record: _Record) -> tuple[float, float, float, float]:
-    """Returns the corners. bool, NaN and numbers above `_MAX_PX` are rejected."""
+    """Returns x0, y0, x1 and y1. Rejects bool, NaN and numbers above `_MAX_PX`."""
     bbox = record.get("bbox")
     if type(bbox) is not list or len(bbox) != 4 or not all(map(_is_plain, bbox)):
         raise DataError(
