@@ -173,8 +173,7 @@ def _largest_iou(
 ) -> Float[np.ndarray, " T"]:
     """Returns each patch's largest IoU with an object. M is at least 1.
 
-    It computes the same as `boxes.pairwise_iou`, but in NumPy, which is faster for few boxes, and
-    in float32 as in Caffe.
+    It equals `boxes.pairwise_iou` in float32. NumPy is faster for few boxes.
     """
     # The dimensions of these arrays are: x and y, boxes, patches.
     low, high = patches.astype(np.float32).reshape(2, 2, 1, -1)

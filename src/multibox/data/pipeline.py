@@ -19,15 +19,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 
 from multibox.config import AugmentationConfig
-from multibox.data.collate import (
-    NO_PIXELS,
-    Example,
-    Labels,
-    Match,
-    collate,
-    label,
-    unmatched,
-)
+from multibox.data.collate import NO_PIXELS, Example, Labels, Match, collate, label, unmatched
 from multibox.data.dataset import Annotation
 from multibox.data.decoded import DecodedImages
 from multibox.data.geometry import Geometry, draw_geometry, whole_image

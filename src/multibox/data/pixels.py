@@ -85,8 +85,7 @@ def render(
 
     Args:
         image: RGB, as decoded.
-        geometry: The crop, interpolation and mirroring. Outside the image, the crop has
-            the colour `MEAN_RGB`.
+        geometry: The crop, interpolation and mirroring. The crop is `MEAN_RGB` outside the image.
         colour: The distortion of the image, or None for none. It does not change the mean colour
             outside the image.
         size: (height, width) of the output.

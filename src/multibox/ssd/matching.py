@@ -27,9 +27,7 @@ _PAIRS_AT_A_TIME = 2**18
 
 
 def match(
-    default_boxes: Float[Tensor, "K 4"],
-    targets: Targets,
-    variances: Variances = CAFFE_VARIANCES,
+    default_boxes: Float[Tensor, "K 4"], targets: Targets, variances: Variances = CAFFE_VARIANCES
 ) -> Matches:
     """Returns the matched default boxes of each image of a batch, with their classes and offsets.
 

@@ -1,7 +1,4 @@
-"""Yields the training batches of a run.
-
-The images come from the dataset's files, from decoded copies on disk, or from GPU memory.
-"""
+"""Yields training batches. Images come from files, decoded copies on disk, or GPU memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,8 +80,7 @@ class BatchLoader:
 
         Args:
             first_step: The step of the first batch, from 0.
-            on_loss: Called when a worker is replaced, with the reason and the seconds that it was
-                waited for.
+            on_loss: Called when a worker is replaced (see `OnLoss`).
         """
         processes = self._processes
         numbers = training_numbers(

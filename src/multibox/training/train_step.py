@@ -68,8 +68,7 @@ class Learner:
         self._processes = processes
         self._optimizer = build_optimizer(self.network, config.optimizer)
         blank = torch.zeros(1, 3, *network.image_size_px, dtype=torch.uint8)
-        # In benchmark mode, cuDNN would time its algorithms and pick the fastest one. Another run
-        # might pick another one, which adds numbers in another order.
+        # In benchmark mode, the fastest algorithm and so the order of additions could vary.
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         self._replica = replicate(self.network, blank.to(processes.device), processes)
         self._forward = compile_network(self._replica) if config.run.compile else self._replica
@@ -246,8 +245,7 @@ class Learner:
                 continue
             key, _, name = rest.partition(".")
             parameter = by_name[name]
-            # The tensor needs the memory format of its parameter. Only Adam's number of steps is a
-            # scalar, which has no memory format.
+            # Tensors need the memory format of the parameter. Adam's step count is a scalar.
             blank = torch.empty_like(parameter) if tensor.dim() else parameter.new_empty(())
             self._optimizer.state[parameter][key] = blank.copy_(tensor)
         for group in self._optimizer.param_groups:
