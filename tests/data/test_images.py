@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from multibox.data.files import read_bytes
 from multibox.data.images import (
     check_image,
     decode_image,
     find_images,
     image_size,
-    read_bytes,
     read_image,
 )
 from multibox.errors import DataError

@@ -11,7 +11,7 @@ from fuzz.choices import TEXTS, Choices, damaged
 
 from multibox.data.check.dataset_checks import check_dataset
 from multibox.data.dataset import Dataset
-from multibox.data.formats.coco import read_coco
+from multibox.data.formats.layouts import read_dataset
 from multibox.data.formats.voc import read_voc
 
 WIDTH, HEIGHT = 40, 30
@@ -239,7 +239,7 @@ def coco_json(choices: Choices, folder: Path) -> None:
     file = root / "annotations" / "instances_train.json"
     file.write_bytes(values.mutated_bytes(COCO_SEED, choices))
     how = choices.pick((("check", "skip"), ("ignore", "skip"), ("check", "fail")))
-    _check(read_coco(root, "train", images=how[0], on_bad=how[1]), root)
+    _check(read_dataset(root, "train", images=how[0], on_bad=how[1]), root)
 
 
 def check_verb(choices: Choices, folder: Path) -> None:

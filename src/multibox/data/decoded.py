@@ -31,7 +31,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from multibox.data.dataset import Annotation, Dataset
-from multibox.data.images import read_image
+from multibox.data.files import file_facts
+from multibox.data.images import MAX_BYTES, read_image
 from multibox.errors import DataError
 from multibox.hardware import usable_cores
 
@@ -206,9 +207,9 @@ def _key(dataset: Dataset, count: int) -> str:
     digest = hashlib.sha256(json.dumps([dataset.digest, count, decoders]).encode())
     for annotation in dataset.annotations[:count]:
         try:
-            status = annotation.image_path.stat()
-            facts = (str(annotation.image_path.resolve()), status.st_size, status.st_mtime_ns)
-        except OSError:
+            found = file_facts(annotation.image_path, limit=MAX_BYTES)
+            facts = (str(annotation.image_path.resolve()), *found)
+        except DataError:
             facts = (str(annotation.image_path), 0, 0)
         digest.update(json.dumps(facts).encode())
     return digest.hexdigest()

@@ -5,8 +5,6 @@ example that nobody notices. The EXIF orientation is not applied, because annota
 stored pixels. An image that is too large is rejected by its header, before it is decoded.
 """
 
-import os
-import stat
 import struct
 from pathlib import Path
 from typing import Literal
@@ -16,6 +14,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
+from multibox.data.files import list_folder, read_bytes, read_ends
 from multibox.errors import DataError
 
 MAX_PIXELS = 50_000_000
@@ -118,14 +117,7 @@ def check_image(path: Path) -> tuple[int, int]:
     Raises:
         DataError: The file cannot be read or is cut short, or `image_size` rejects its header.
     """
-    length = _regular_size(path, MAX_BYTES)
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(_HEAD_BYTES)
-            stream.seek(-min(length, _TAIL_BYTES), os.SEEK_END)
-            tail = stream.read()
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    head, tail = read_ends(path, head=_HEAD_BYTES, tail=_TAIL_BYTES, limit=MAX_BYTES)
     try:
         size = image_size(head, file=path)
     except DataError:
@@ -142,71 +134,9 @@ def find_images(folder: Path) -> dict[str, Path]:
     Raises:
         DataError: The folder cannot be listed.
     """
-    try:
-        paths = sorted(folder.iterdir(), reverse=True)
-    except OSError as error:
-        raise _unreadable(folder, error) from error
+    paths = reversed(list_folder(folder, missing_ok=False))
     ranked = sorted(paths, key=lambda path: SUFFIXES.get(path.suffix.lower(), 0))
     return {path.stem: path for path in ranked if path.suffix.lower() in SUFFIXES}
-
-
-def list_folder(folder: Path) -> list[Path]:
-    """Returns the sorted content of a folder. The list is empty if there is no such folder.
-
-    `Path.glob` would treat a folder that cannot be listed as empty.
-
-    Raises:
-        DataError: The folder cannot be listed.
-    """
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-
-
-def read_bytes(path: Path, *, limit: int) -> bytes:
-    """Returns the content of a regular file of at most `limit` bytes.
-
-    Raises:
-        DataError: The file does not exist, is larger, or is not a regular file. Reading a pipe
-            would block forever.
-    """
-    _regular_size(path, limit)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _regular_size(path: Path, limit: int) -> int:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(
-            "is not a regular file", kind="not-a-file", file=path, remedy="Replace it with a file"
-        )
-    if status.st_size > limit:
-        reason = f"has {status.st_size} bytes, but the limit is {limit}"
-        raise DataError(
-            reason, kind="file-too-large", file=path, remedy="Check that it is the right file"
-        )
-    return status.st_size
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    if isinstance(error, FileNotFoundError):
-        kind = "annotation-missing" if path.suffix == ".xml" else "image-missing"
-        return DataError("does not exist", kind=kind, file=path, remedy="Check the path")
-    return DataError(
-        f"cannot be read: {error.strerror}",
-        kind="unreadable",
-        file=path,
-        remedy="Check the path and its permissions",
-    )
 
 
 def _decode_jpeg(data: bytes, file: Path) -> UInt8[np.ndarray, "H W 3"]:

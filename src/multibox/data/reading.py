@@ -1,5 +1,6 @@
 """Code that the format readers share: it checks boxes, collects faults and makes the dataset."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from multibox.data.images import check_image
 from multibox.errors import DataError
 
 _NO_SIZE = Note("size-missing", "annotations without a size: the image's size is used")
+_LISTED_CLASSES = 12
 _CLIPPED = Note("box-clipped", "boxes that left their image by up to a pixel were clipped")
 
 
@@ -47,6 +49,8 @@ class Reading:
         faults: The images and objects that cannot be used.
         notes: How many annotations or boxes each note applies to.
         places: Where each image is listed (as text for a message), by its id (VOC) or path (COCO).
+        order: Numbers of classes, for files that number them. Labels follow these numbers. Names
+            without a number come last, in alphabetical order.
     """
 
     root: Path
@@ -56,6 +60,7 @@ class Reading:
     faults: list[Fault] = field(default_factory=list)
     notes: Counter[Note] = field(default_factory=Counter)
     places: dict[str, str] = field(default_factory=dict)
+    order: dict[str, float] = field(default_factory=dict)
 
     def add_fault(self, error: DataError, file: Path, position: str | None = None) -> None:
         """Adds an error's fault. If the error names no file, this file and position are used."""
@@ -115,15 +120,12 @@ class Reading:
         self.notes[_CLIPPED] += 1
         return found._replace(box_px=box_px)
 
-    def conclude(
-        self, name: str, scenes: Sequence[Scene], classes: tuple[str, ...], notes: Sequence[Note]
-    ) -> Dataset:
+    def conclude(self, name: str, scenes: Sequence[Scene], notes: Sequence[Note] = ()) -> Dataset:
         """Returns the dataset.
 
         Args:
             name: The names of the splits, joined by `+`.
             scenes: The images that can be used.
-            classes: The class names of all objects in the scenes, in label order.
             notes: Further notes. They come before the collected ones.
 
         Raises:
@@ -139,6 +141,14 @@ class Reading:
             )
             error.faults = tuple(self.faults)
             raise error
+        used = {item.name for scene in scenes for item in scene.objects}
+        numbered = sorted(used, key=lambda name: (self.order.get(name, math.inf), name))
+        classes = self.classes or tuple(numbered)
+        unused = [] if self.classes else sorted(self.order.keys() - used)
+        if unused:
+            shown = ", ".join(map(repr, unused[:_LISTED_CLASSES]))
+            left_out = f"{len(unused)} classes without objects were left out, including {shown}"
+            notes = [*notes, Note("category-idle", left_out)]
         annotations = tuple(annotate(scene, classes) for scene in scenes)
         counted = (note._replace(text=f"{count} {note.text}") for note, count in self.notes.items())
         return Dataset(name, classes, annotations, tuple(self.faults), (*notes, *counted))

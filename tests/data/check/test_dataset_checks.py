@@ -24,8 +24,7 @@ from multibox.data.check.dataset_checks import check_dataset
 from multibox.data.check.findings import FAULTS, KINDS, Finding
 from multibox.data.check.image_metadata import find_orientation, without_orientation
 from multibox.data.check.split_checks import roles
-from multibox.data.formats.coco import read_coco
-from multibox.data.formats.layouts import known_splits
+from multibox.data.formats.layouts import known_splits, read_dataset
 from multibox.data.images import read_image
 from multibox.errors import DataError
 from multibox.recipes import RECIPES
@@ -132,7 +131,7 @@ def test_all_that_is_planted_in_coco_is_found_and_nothing_else(tmp_path: Path) -
     assert sum(expected.values()) >= 69
     assert training_refuses(tmp_path, "train", "val")
     with pytest.raises(DataError, match=f"{sum(expected.values())} faults"):
-        read_coco(tmp_path, "train")
+        read_dataset(tmp_path, "train")
 
 
 def edit_coco(folder: Path, key: str, records: object) -> Path:

@@ -18,7 +18,6 @@ from pycocotools.cocoeval import COCOeval
 
 from multibox.commands.demo.dataset import draw_dataset
 from multibox.data.dataset import Dataset, Note
-from multibox.data.formats.coco import read_coco
 from multibox.data.formats.layouts import read_dataset
 from multibox.errors import DataError
 from multibox.evaluation.coco import evaluate_coco
@@ -78,7 +77,7 @@ def lay_out(
 
 
 def one(tmp_path: Path, *things: object, **options: object) -> Dataset:
-    return read_coco(lay_out(tmp_path, content(*things)), "train", **options)
+    return read_dataset(lay_out(tmp_path, content(*things)), "train", **options)
 
 
 def random_content(seed: int) -> Content:
@@ -147,7 +146,7 @@ def test_average_precision_is_what_pycocotools_makes_of_the_file(tmp_path: Path,
         width, height = rng.choice(sides, 2).tolist()
         record |= {"bbox": [x, y, width, height], "area": width * height * rng.uniform(0.2, 1)}
     file = lay_out(tmp_path, written, "train2017") / OFFICIAL.format("train2017")
-    dataset = read_coco(tmp_path, "train2017", images="ignore")
+    dataset = read_dataset(tmp_path, "train2017", images="ignore")
     ids = {item.image_id: place for place, item in enumerate(dataset.annotations)}
     found = []
     for record in written["annotations"]:
@@ -196,13 +195,13 @@ def test_names_are_classes_over_the_splits(tmp_path: Path) -> None:
     lay_out(tmp_path, {"images": [image(1)], **train}, "train", EXPORTED)
     valid = {"images": [image(1), image(2)], "annotations": things, "categories": other}
     lay_out(tmp_path, valid, "valid", EXPORTED)
-    dataset = read_coco(tmp_path, "train+valid+train")
+    dataset = read_dataset(tmp_path, "train+valid+train")
     assert (dataset.name, dataset.classes) == ("train+valid", ("dog", "cat"))
     ids = [item.image_id for item in dataset.annotations]
     assert ids == ["train/0001.jpg", "valid/0001.jpg", "0002"]
     assert [item.labels.tolist() for item in dataset.annotations] == [[1], [0, 0, 1], []]
-    assert read_coco(tmp_path, "train").classes == ("cat",)
-    given = read_coco(tmp_path, "valid", classes=("fox", "cat", "dog"))
+    assert read_dataset(tmp_path, "train").classes == ("cat",)
+    given = read_dataset(tmp_path, "valid", classes=("fox", "cat", "dog"))
     assert given.classes == ("fox", "cat", "dog")
     assert given.notes == (
         Note("category-twice", "1 categories with the name of another one were merged with it"),
@@ -213,7 +212,7 @@ def test_what_may_be_missing_and_what_is_clipped(tmp_path: Path) -> None:
     bare = {"id": 5, "file_name": "sub/a.b.jpg"}
     item = {"id": 9, "image_id": 5, "category_id": 3, "bbox": [-0.5, 0, 101.25, 50.0]}
     written = content(item, images=[bare, image(1)])
-    dataset = read_coco(lay_out(tmp_path, written), "train")
+    dataset = read_dataset(lay_out(tmp_path, written), "train")
     first, second = dataset.annotations
     assert (first.image_id, first.width_px, first.height_px) == ("a.b", WIDTH, HEIGHT)
     assert first.boxes_px.tolist() == [[0, 0, 100, 50]]
@@ -225,8 +224,8 @@ def test_what_may_be_missing_and_what_is_clipped(tmp_path: Path) -> None:
     )
     (tmp_path / "train" / "0001.jpg").unlink()
     with pytest.raises(DataError, match=r"images\[0\] \(id 5\): has no size above 0"):
-        read_coco(tmp_path, "train", images="ignore")
-    assert len(read_coco(tmp_path, "train", images="ignore", on_bad="skip")) == 1
+        read_dataset(tmp_path, "train", images="ignore")
+    assert len(read_dataset(tmp_path, "train", images="ignore", on_bad="skip")) == 1
 
 
 BAD_OBJECTS = {
@@ -302,8 +301,8 @@ def test_bad_images_are_left_out(tmp_path: Path, changes: Content, reason: str) 
     written = content(images=[image(1), image(5) | changes, image(3)])
     lay_out(tmp_path, written)
     with pytest.raises(DataError, match="1 fault\n"):
-        read_coco(tmp_path, "train")
-    dataset = read_coco(tmp_path, "train", on_bad="skip")
+        read_dataset(tmp_path, "train")
+    dataset = read_dataset(tmp_path, "train", on_bad="skip")
     (fault,) = dataset.faults
     assert reason in fault.reason
     # Whose objects are those of an id that two images have?
@@ -340,7 +339,7 @@ def test_any_value_is_read_or_refused(
     written[part][0] = value if key is None else written[part][0] | {key: value}
     (tmp_path / OFFICIAL.format("train")).write_text(json.dumps(written))
     try:
-        annotations = read_coco(tmp_path, "train", images=images, on_bad="skip").annotations
+        annotations = read_dataset(tmp_path, "train", images=images, on_bad="skip").annotations
     except DataError as error:
         annotations, refused = (), error.position or "nowhere"
     else:
@@ -358,12 +357,12 @@ def test_all_faults_are_listed_and_counted(tmp_path: Path) -> None:
     broken = tmp_path / "train" / "0002.jpg"
     broken.write_bytes(IMAGE[:-40])
     with pytest.raises(DataError, match="3 faults") as caught:
-        read_coco(tmp_path, "train")
+        read_dataset(tmp_path, "train")
     message = str(caught.value)
     assert f"\n  {broken}: is " in message or f"\n  {broken}: its " in message
     assert "annotations[1] (id 2): its iscrowd" in message
     assert "annotations[2] (id 3): its category_id" in message
-    assert len(read_coco(tmp_path, "train", on_bad="skip").faults) == 3
+    assert len(read_dataset(tmp_path, "train", on_bad="skip").faults) == 3
 
 
 BAD_FILES = {
@@ -390,7 +389,7 @@ BAD_FILES = {
 def test_files_in_another_form_are_refused(tmp_path: Path, text: str, reason: str) -> None:
     lay_out(tmp_path, text)
     with pytest.raises(DataError) as caught:
-        read_coco(tmp_path, "train", on_bad="skip")
+        read_dataset(tmp_path, "train", on_bad="skip")
     assert "instances_train.json" in str(caught.value)
     assert reason in str(caught.value)
 
@@ -400,7 +399,7 @@ def test_files_over_the_limit_are_refused_unread(tmp_path: Path) -> None:
     with file.open("ab") as stream_:
         stream_.truncate(2**30 + 1)
     with pytest.raises(DataError, match="the limit is 1073741824"):
-        read_coco(tmp_path, "train")
+        read_dataset(tmp_path, "train")
 
 
 def voc(folder: Path) -> None:
@@ -437,11 +436,11 @@ def test_missing_splits_are_refused_with_those_there_are(tmp_path: Path, splits:
     lay_out(tmp_path, content())
     lay_out(tmp_path, content(), "valid", EXPORTED)
     with pytest.raises(DataError, match=r"has no split .* Choose from train, valid"):
-        read_coco(tmp_path, splits)
+        read_dataset(tmp_path, splits)
 
 
 def test_missing_folders_of_images_are_refused(tmp_path: Path) -> None:
     lay_out(tmp_path, content(), folder="elsewhere")
     with pytest.raises(DataError, match=f"neither in {tmp_path}/train nor in {tmp_path}/images"):
-        read_coco(tmp_path, "train")
-    assert len(read_coco(tmp_path, "train", images="ignore")) == 2
+        read_dataset(tmp_path, "train")
+    assert len(read_dataset(tmp_path, "train", images="ignore")) == 2

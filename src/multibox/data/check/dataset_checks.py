@@ -21,6 +21,7 @@ from multibox.data.check.findings import Finding, finding_of
 from multibox.data.check.image_metadata import unusual_properties
 from multibox.data.check.split_checks import compare_classes, shared_images
 from multibox.data.dataset import Dataset, Fault
+from multibox.data.files import list_folder, read_bytes
 from multibox.data.formats.layouts import known_splits, read_dataset
 from multibox.data.formats.voc import MAX_LIST_BYTES, annotation_file, has_layouts, split_lists
 from multibox.data.images import (
@@ -28,8 +29,6 @@ from multibox.data.images import (
     SUFFIXES,
     decode_image,
     find_images,
-    list_folder,
-    read_bytes,
 )
 from multibox.data.reading import NoImagesError
 from multibox.errors import DataError

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from multibox.data.check.fixes import Change, correct_image, correct_tree, new_tree
 from multibox.data.dataset import Annotation, Dataset, Fault
+from multibox.data.files import read_bytes
 from multibox.data.formats.layouts import known_splits, read_dataset
 from multibox.data.formats.voc import (
     MAX_LIST_BYTES,
@@ -20,7 +21,7 @@ from multibox.data.formats.voc import (
     parse_annotation,
     split_lists,
 )
-from multibox.data.images import find_images, read_bytes
+from multibox.data.images import find_images
 from multibox.data.reading import NoImagesError
 from multibox.errors import ConfigError, DataError, StorageError
 

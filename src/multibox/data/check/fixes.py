@@ -15,8 +15,9 @@ from multibox.data.check.image_metadata import (
     without_orientation,
 )
 from multibox.data.dataset import Annotation, Object, fit_box
+from multibox.data.files import read_bytes
 from multibox.data.formats.voc import declared_size, object_position, parse_object
-from multibox.data.images import MAX_BYTES, decode_image, read_bytes
+from multibox.data.images import MAX_BYTES, decode_image
 from multibox.errors import DataError
 
 _SAVED_AS_PNG = ("cmyk", "sixteen-bit", "alpha", "animated")

@@ -13,146 +13,51 @@ written.
 
 import json
 import reprlib
-from collections import Counter
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any
 
-from multibox.data.dataset import Dataset, Note, Object, Scene
-from multibox.data.images import list_folder, read_bytes
+from multibox.data.dataset import Note, Object, Scene
+from multibox.data.files import read_bytes
+from multibox.data.formats.tree import FileTree
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
-_OFFICIAL, _EXPORTED = "annotations/instances_", "_annotations.coco.json"
+_OFFICIAL, _EXPORTED = "instances_", "_annotations.coco.json"
 _LISTS = ("images", "annotations", "categories")
 _MAX_JSON_BYTES = 1 << 30
 # Limit of all coordinates, sides and areas. The sum of two such numbers does not overflow.
 _MAX_PX = 1e9
-_LISTED_CATEGORIES = 12
 
 _REPEATED = Note("category-twice", "categories with the name of another one were merged with it")
 
 _Record = dict[str, Any]
 
 
-class _Split(NamedTuple):
-    """A split's annotation file, and the folder that its image names are relative to."""
-
-    name: str
-    file: Path
-    images: Path
-
-
-def read_coco(
-    root: Path,
-    splits: str,
-    *,
-    classes: tuple[str, ...] = (),
-    on_bad: Literal["fail", "skip"] = "fail",
-    images: Literal["check", "ignore"] = "check",
-) -> Dataset:
-    """Reads the annotated images of one or more splits, in the order of their files.
-
-    The id of an image is its file name without the suffix, as in VOC, because COCO's numbers are
-    unique within a split only. If several images of these splits share that name, the id is the
-    split and the path, for example `train/left/0001.jpg`.
-
-    Images without annotations are kept. A box that leaves its image by up to one pixel is clipped.
-    If `iscrowd` is missing, it is 0. If `width` and `height` are missing, the size of the image is
-    used. Categories with the same name are one class.
-
-    Args:
-        root: The folder that holds `annotations`, or the folders of the splits.
-        splits: The names of the splits, joined by `+`, for example `train2017` or `train+valid`.
-        classes: Class names in label order. If empty, the names of all categories with objects,
-            sorted by category id.
-        on_bad: Whether to raise all faults as one error ("fail"), or to leave out the faulty images
-            and objects ("skip").
-        images: Whether to check each image's header and end ("check"), or to read the annotations
-            only ("ignore").
-
-    Raises:
-        DataError: A split or its image folder is missing, a file is not JSON in COCO's form, or no
-            image can be used. If `on_bad` is "fail", also if there is any fault; the message lists
-            the faults.
-    """
-    reading = Reading(root, classes, on_bad, images)
-    chosen = _find_splits(root, splits, reading)
-    numbers: dict[str, int] = {}
-    found = [scene for split in chosen for scene in _read_split(split, numbers, reading)]
-    used = {item.name for scene in found for item in scene.objects}
-    listed = sorted(numbers, key=numbers.__getitem__)
-    # Some exports list a parent category that has no objects.
-    names = classes or tuple(name for name in listed if name in used)
-    unused = [] if classes else [name for name in listed if name not in used]
-    shown = ", ".join(map(repr, unused[:_LISTED_CATEGORIES]))
-    left_out = f"{len(unused)} categories without objects were left out, including {shown}"
-    notes = [Note("category-idle", left_out)] if unused else []
-    name = "+".join(split.name for split in chosen)
-    return reading.conclude(name, _shortly_named(found), names, notes)
+def find_splits(tree: FileTree) -> dict[str, list[Path]]:
+    """Returns the annotation files of each split: none if no file is in COCO's format."""
+    splits: dict[str, list[Path]] = {}
+    for file in tree.with_suffix(".json"):
+        if file.name == _EXPORTED:
+            splits.setdefault(tree.split_of(file), []).append(file)
+        elif file.name.startswith(_OFFICIAL):
+            splits.setdefault(file.stem.removeprefix(_OFFICIAL), []).append(file)
+    return splits
 
 
-def annotation_files(root: Path) -> dict[str, Path]:
-    """Returns the annotation files of a folder by split: none if it has no COCO layout.
-
-    Raises:
-        DataError: The folder or its `annotations` cannot be listed.
-    """
-    official = [
-        path for path in list_folder((root / _OFFICIAL).parent) if path.match(f"{_OFFICIAL}*.json")
-    ]
-    exported = [folder / _EXPORTED for folder in list_folder(root)]
-    return {path.parent.name: path for path in exported if _is_there(path)} | {
-        path.stem.partition("_")[2]: path for path in official
-    }
+def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scene]:
+    """Returns the images of a split that can be used."""
+    return [scene for file in files for scene in _read_file(file, tree, reading)]
 
 
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except PermissionError:
-        # The user may not enter the folder, such as lost+found.
-        return False
-
-
-def _find_splits(root: Path, splits: str, reading: Reading) -> list[_Split]:
-    """Returns the named splits, without repetitions."""
-    files = annotation_files(root)
-    found: dict[_Split, None] = {}
-    for name in splits.split("+"):
-        if name not in files:
-            known = ", ".join(sorted(files)) or f"none: there is no {_OFFICIAL}<split>.json"
-            raise DataError(
-                f"has no split {name!r}",
-                kind="split-missing",
-                file=root,
-                remedy=f"Choose from {known}",
-            )
-        file = files[name]
-        official = [root / name, root / "images" / name]
-        folders = [file.parent] if file.name == _EXPORTED else official
-        there = [folder for folder in folders if folder.is_dir()]
-        if reading.images == "check" and not there:
-            reason = f"the images of {name!r} are neither in {folders[0]} nor in {folders[1]}"
-            raise DataError(
-                reason,
-                kind="images-folder-missing",
-                file=root,
-                remedy="Move them to one of these folders",
-            )
-        found[_Split(name, file, (there or folders)[0])] = None
-    return list(found)
-
-
-def _read_split(split: _Split, numbers: dict[str, int], reading: Reading) -> list[Scene]:
-    """Returns the usable images. Adds new category names and their ids to `numbers`."""
-    content = _load(split.file)
-    names = _names(content["categories"], split.file)
+def _read_file(file: Path, tree: FileTree, reading: Reading) -> list[Scene]:
+    content = _load(file)
+    names = _names(content["categories"], file)
     for number, name in names.items():
-        numbers.setdefault(name, number)
+        reading.order.setdefault(name, number)
     repeated = len(names) - len(set(names.values()))
     if repeated:
         reading.notes[_REPEATED] += repeated
-    scenes = _scenes(content["images"], split, reading)
+    scenes = _scenes(content["images"], file, tree, reading)
     seen: set[int] = set()
     for place, record in enumerate(content["annotations"]):
         try:
@@ -177,7 +82,7 @@ def _read_split(split: _Split, numbers: dict[str, int], reading: Reading) -> lis
                 )
                 scene.objects.append(reading.fitted(item, scene.size_px))
         except DataError as error:
-            reading.add_fault(error, split.file, _position("annotations", place, record))
+            reading.add_fault(error, file, _position("annotations", place, record))
     return [scene for scene in scenes.values() if scene is not None]
 
 
@@ -231,7 +136,9 @@ def _names(records: list[Any], file: Path) -> dict[int, str]:
     return names
 
 
-def _scenes(records: list[Any], split: _Split, reading: Reading) -> dict[int, Scene | None]:
+def _scenes(
+    records: list[Any], file: Path, tree: FileTree, reading: Reading
+) -> dict[int, Scene | None]:
     """Returns the images by id, without their objects. An image that is left out is None."""
     scenes: dict[int, Scene | None] = {}
     for place, record in enumerate(records):
@@ -243,14 +150,14 @@ def _scenes(records: list[Any], split: _Split, reading: Reading) -> dict[int, Sc
                 raise DataError(
                     "has the id of another image, so both are left out", kind="duplicate-id"
                 )
-            name = _file_name(record)
-            path = split.images / name
-            reading.list_once(str(path), f"{split.file}, {position}")
+            name = _text(record, "file_name")
+            path = tree.find_image(name, beside=file, required=reading.images == "check")
+            reading.list_once(str(path), f"{file}, {position}")
             declared = _side(record, "width"), _side(record, "height")
             size = reading.frame(declared, path)
-            scenes[number] = Scene(f"{split.name}/{name}", path, size, [])
+            scenes[number] = Scene(str(tree.relative(path)), path, size, [])
         except DataError as error:
-            reading.add_fault(error, split.file, position)
+            reading.add_fault(error, file, position)
     return scenes
 
 
@@ -294,17 +201,6 @@ def _side(record: _Record, key: str) -> int:
     return side
 
 
-def _file_name(record: _Record) -> PurePosixPath:
-    """Returns an image's path relative to the image folder. It must not leave the folder."""
-    text = _text(record, "file_name")
-    path = PurePosixPath(text)
-    if path.is_absolute() or ".." in path.parts or "\\" in text or not path.name:
-        raise DataError(
-            f"its file_name {text[:80]!r} is not a path in the image folder", kind="path-unsafe"
-        )
-    return path
-
-
 def _box_px(record: _Record) -> tuple[float, float, float, float]:
     """Returns x0, y0, x1 and y1. Rejects bool, NaN and numbers above `_MAX_PX`."""
     bbox = record.get("bbox")
@@ -338,12 +234,3 @@ def _is_crowd(record: _Record) -> bool:
 
 def _is_plain(value: object) -> bool:
     return type(value) in (int, float) and abs(value) <= _MAX_PX  # type: ignore[arg-type]  # a number
-
-
-def _shortly_named(scenes: list[Scene]) -> list[Scene]:
-    """Shortens each image's id to its file's stem if no other image has that stem."""
-    stems = Counter(scene.path.stem for scene in scenes)
-    return [
-        scene._replace(image_id=scene.path.stem) if stems[scene.path.stem] == 1 else scene
-        for scene in scenes
-    ]

@@ -1,12 +1,72 @@
-"""Detects the format of a dataset's folder and calls its reader."""
+"""Recognises the format of a dataset's folder by its files, and calls the reader of the format."""
 
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-from multibox.data.dataset import Dataset
-from multibox.data.formats.coco import annotation_files, read_coco
+from multibox.data.dataset import Dataset, Scene
+from multibox.data.files import is_file, is_folder
+from multibox.data.formats import coco
+from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import has_layouts, read_voc, split_lists
+from multibox.data.reading import Reading
 from multibox.errors import DataError
+
+
+class Format(NamedTuple):
+    """A format of annotations that may lie anywhere in a folder.
+
+    Attributes:
+        name: The name of the format, for messages.
+        find_splits: Returns what the format's reader needs for each split, by split. The result is
+            empty if the files are not in this format.
+        read_split: Reads the images and objects of a split. It adds faults and notes to the
+            reading. The id of a scene is its path from the root.
+    """
+
+    name: str
+    find_splits: Callable[[FileTree], Mapping[str, Any]]
+    read_split: Callable[[Any, FileTree, Reading], list[Scene]]
+
+
+FORMATS = (Format("COCO JSON", coco.find_splits, coco.read_split),)
+"""The formats, in the order in which they are tried. The first one that finds files is used."""
+
+
+class DatasetFolder(NamedTuple):
+    """A folder in a known format.
+
+    Attributes:
+        root: The folder or .zip archive.
+        format: The name of the format.
+        splits: The names of its splits.
+        read: Reads one or more splits, joined by `+`, with the arguments of `read_dataset`.
+    """
+
+    root: Path
+    format: str
+    splits: tuple[str, ...]
+    read: Callable[..., Dataset]
+
+
+def open_dataset(root: Path) -> DatasetFolder:
+    """Recognises the format of a folder. Its annotations are not read yet.
+
+    Raises:
+        DataError: The folder does not exist, or its files are in no known format.
+    """
+    if not is_folder(root):
+        raise _not_a_folder(root)
+    if has_layouts(root):
+        return DatasetFolder(root, "PASCAL VOC", tuple(split_lists(root)), _reader(read_voc, root))
+    tree = FileTree(root)
+    for each in FORMATS:
+        sources = each.find_splits(tree)
+        if sources:
+            read = _reader(_read_splits, each, sources, tree)
+            return DatasetFolder(root, each.name, tuple(sources), read)
+    raise _unknown(tree)
 
 
 def read_dataset(
@@ -17,13 +77,13 @@ def read_dataset(
     on_bad: Literal["fail", "skip"] = "fail",
     images: Literal["check", "ignore"] = "check",
 ) -> Dataset:
-    """Reads the annotated images of a folder in VOC or COCO layout.
+    """Reads the annotated images of a folder or .zip archive.
 
-    The layout is detected by the files in the folder. A folder with both is read as VOC.
+    The format is recognised by the files in it (see `open_dataset`).
 
     Args:
-        root: The folder.
-        splits: One or more splits, joined by `+` (see `read_voc` and `read_coco`).
+        root: The folder or archive.
+        splits: One or more splits, joined by `+` (for years of VOC, see `read_voc`).
         classes: Class names in label order. If empty, the names that are found.
         on_bad: Whether to raise all faults as one error ("fail"), or to leave out the faulty images
             and objects ("skip").
@@ -31,32 +91,81 @@ def read_dataset(
             only ("ignore").
 
     Raises:
-        DataError: The folder has neither layout, or the reader rejects the dataset.
+        DataError: The format is unknown, or the reader rejects the dataset.
     """
-    if has_layouts(root):
-        return read_voc(root, splits, classes=classes, on_bad=on_bad, images=images)
-    if annotation_files(root):
-        return read_coco(root, splits, classes=classes, on_bad=on_bad, images=images)
-    raise _unknown(root)
+    return open_dataset(root).read(splits, classes=classes, on_bad=on_bad, images=images)
 
 
 def known_splits(root: Path) -> tuple[str, ...]:
-    """Returns the splits of a folder in VOC or COCO layout.
+    """Returns the splits of a folder or .zip archive.
 
     Raises:
-        DataError: The folder has neither layout.
+        DataError: The format is unknown.
     """
-    names = split_lists(root) if has_layouts(root) else sorted(annotation_files(root))
-    if not names and not has_layouts(root):
-        raise _unknown(root)
-    return tuple(names)
+    return open_dataset(root).splits
 
 
-def _unknown(root: Path) -> DataError:
+def _reader(read: Callable[..., Dataset], *first: object) -> Callable[..., Dataset]:
+    def call(splits: str, **options: Any) -> Dataset:
+        return read(*first, splits, **options)
+
+    return call
+
+
+def _read_splits(
+    format_: Format,
+    sources: Mapping[str, Any],
+    tree: FileTree,
+    splits: str,
+    *,
+    classes: tuple[str, ...] = (),
+    on_bad: Literal["fail", "skip"] = "fail",
+    images: Literal["check", "ignore"] = "check",
+) -> Dataset:
+    reading = Reading(tree.root, classes, on_bad, images)
+    chosen = tuple(dict.fromkeys(splits.split("+")))
+    for name in chosen:
+        if name not in sources:
+            raise DataError(
+                f"has no split {name!r}",
+                kind="split-missing",
+                file=tree.root,
+                remedy=f"Choose from {', '.join(sources)}",
+            )
+    found = [scene for name in chosen for scene in format_.read_split(sources[name], tree, reading)]
+    return reading.conclude("+".join(chosen), _shortly_named(found))
+
+
+def _shortly_named(scenes: Sequence[Scene]) -> list[Scene]:
+    """Shortens each image's id to its file's stem if no other image has that stem."""
+    stems = Counter(scene.path.stem for scene in scenes)
+    return [
+        scene._replace(image_id=scene.path.stem) if stems[scene.path.stem] == 1 else scene
+        for scene in scenes
+    ]
+
+
+def _not_a_folder(root: Path) -> DataError:
+    if is_file(root):
+        return DataError(
+            "is a file",
+            kind="layout-unknown",
+            file=root,
+            remedy="Use the folder that holds the images and the annotations, or a .zip of it",
+        )
+    return DataError("does not exist", kind="layout-unknown", file=root, remedy="Check the path")
+
+
+def _unknown(tree: FileTree) -> DataError:
+    """Returns the error for a folder in no known format. It says what is in the folder."""
+    suffixes = Counter(path.suffix.lower() or "no suffix" for path in tree.files)
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(6))
+    found = f"{len(tree.images)} images" if tree.images else "no images"
     return DataError(
-        "is not a folder in VOC or COCO layout",
+        f"has no annotations in a known format. It holds {found}"
+        + (f" (files: {listed})" if listed else ""),
         kind="layout-unknown",
-        file=root,
-        remedy="Use a folder that holds ImageSets/Main and Annotations, or VOC<year> folders with "
-        "these, or annotations/instances_<split>.json, or <split>/_annotations.coco.json",
+        file=tree.root,
+        remedy="Add annotations in VOC's XML, COCO's JSON, YOLO's text files, CSV, or the format "
+        "of LabelMe, CVAT or Label Studio; see the README",
     )

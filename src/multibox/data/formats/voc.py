@@ -14,7 +14,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser, ParseError
 
 from multibox.data.dataset import Dataset, Note, Object, Scene
-from multibox.data.images import find_images, list_folder, read_bytes
+from multibox.data.files import is_file, is_folder, list_folder, read_bytes
+from multibox.data.images import find_images
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
@@ -68,8 +69,7 @@ def read_voc(
     chosen, notes = _find_splits(root, splits)
     reading = Reading(root, classes, on_bad, images)
     found = [scene for split in chosen for scene in _read_split(split, reading)]
-    names = classes or tuple(sorted({item.name for scene in found for item in scene.objects}))
-    return reading.conclude("+".join(split.name for split in chosen), found, names, notes)
+    return reading.conclude("+".join(split.name for split in chosen), found, notes)
 
 
 def _find_splits(root: Path, splits: str) -> tuple[list[_Split], list[Note]]:
@@ -84,7 +84,7 @@ def _find_splits(root: Path, splits: str) -> tuple[list[_Split], list[Note]]:
             for own, folder in folders.items()
             if name and (not year or own in ("", year))
         ]
-        existing = {split: None for split in among if split.list_file.is_file()}
+        existing = {split: None for split in among if is_file(split.list_file)}
         if not existing:
             remedy = f"Choose from {_known_splits(folders)}"
             raise DataError(
@@ -131,7 +131,7 @@ def annotation_file(image: Path) -> Path:
 
 def _is_layout(folder: Path) -> bool:
     try:
-        return (folder / _LISTS).is_dir() and (folder / "Annotations").is_dir()
+        return is_folder(folder / _LISTS) and is_folder(folder / "Annotations")
     except PermissionError:
         # The user may not enter the folder, such as lost+found.
         return False

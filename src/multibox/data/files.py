@@ -1,0 +1,270 @@
+"""Reads the files of datasets, also those in a .zip archive.
+
+A file in an archive is named by a path through the archive: `photos.zip/images/1.jpg`. Nothing is
+unpacked and nothing is written.
+"""
+
+import os
+import stat
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from zipfile import BadZipFile, ZipFile, ZipInfo
+
+from multibox.errors import DataError
+
+_MAX_MEMBERS = 5_000_000
+
+
+class FileFacts(NamedTuple):
+    """Size and time of a file, which change when its content changes.
+
+    Attributes:
+        size: Size in bytes.
+        changed: Time of the last change, in nanoseconds. For a file in an archive, the archive's.
+    """
+
+    size: int
+    changed: int
+
+
+class _Archive(NamedTuple):
+    """An open .zip archive.
+
+    Attributes:
+        file: The archive.
+        members: The files in it by path.
+        folders: The names in each folder, by the folder's path. The top is the empty path.
+    """
+
+    file: ZipFile
+    members: Mapping[str, ZipInfo]
+    folders: Mapping[str, tuple[str, ...]]
+
+
+def file_facts(path: Path, *, limit: int) -> FileFacts:
+    """Returns size and time of a regular file of at most `limit` bytes.
+
+    Raises:
+        DataError: The file does not exist, is larger, or is not a regular file. Reading a pipe
+            would block forever.
+    """
+    inside = _inside_archive(path)
+    if inside:
+        archive, member = inside
+        info = _open(archive).members.get(member)
+        if info is None:
+            raise _unreadable(path, FileNotFoundError())
+        facts = FileFacts(info.file_size, archive.stat().st_mtime_ns)
+    else:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(
+                "is not a regular file",
+                kind="not-a-file",
+                file=path,
+                remedy="Replace it with a file",
+            )
+        facts = FileFacts(status.st_size, status.st_mtime_ns)
+    if facts.size > limit:
+        reason = f"has {facts.size} bytes, but the limit is {limit}"
+        raise DataError(
+            reason, kind="file-too-large", file=path, remedy="Check that it is the right file"
+        )
+    return facts
+
+
+def read_bytes(path: Path, *, limit: int) -> bytes:
+    """Returns the content of a regular file of at most `limit` bytes.
+
+    Raises:
+        DataError: `file_facts` rejects the file, or it cannot be read.
+    """
+    file_facts(path, limit=limit)
+    inside = _inside_archive(path)
+    try:
+        return _read_member(*inside) if inside else path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_ends(path: Path, *, head: int, tail: int, limit: int) -> tuple[bytes, bytes]:
+    """Returns the first `head` bytes and the last `tail` bytes of a regular file.
+
+    Raises:
+        DataError: `file_facts` rejects the file, or it cannot be read.
+    """
+    if _inside_archive(path):
+        data = read_bytes(path, limit=limit)
+        return data[:head], data[-tail:]
+    length = file_facts(path, limit=limit).size
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(head)
+            stream.seek(-min(length, tail), os.SEEK_END)
+            return start, stream.read()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def list_folder(folder: Path, *, missing_ok: bool = True) -> list[Path]:
+    """Returns the sorted content of a folder.
+
+    `Path.glob` would treat a folder that cannot be listed as empty.
+
+    Args:
+        folder: The folder or .zip archive.
+        missing_ok: Whether a folder that does not exist counts as empty.
+
+    Raises:
+        DataError: The folder cannot be listed.
+    """
+    inside = _inside_archive(folder, whole=True)
+    if inside:
+        archive, member = inside
+        names = _open(archive).folders.get(member)
+        if names is None and not missing_ok:
+            raise _unreadable(folder, FileNotFoundError())
+        return [folder / name for name in names or ()]
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        if missing_ok and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return []
+        raise _unreadable(folder, error) from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path names a file, on the disk or in an archive.
+
+    Raises:
+        PermissionError: The user may not enter the folder.
+    """
+    inside = _inside_archive(path)
+    return inside[1] in _open(inside[0]).members if inside else path.is_file()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path names a folder, on the disk or in an archive, or an archive.
+
+    Raises:
+        PermissionError: The user may not enter the folder.
+    """
+    inside = _inside_archive(path, whole=True)
+    return inside[1] in _open(inside[0]).folders if inside else path.is_dir()
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Yields all files below a folder, or in an archive, in sorted order.
+
+    Hidden files and folders are left out, and those that macOS adds to archives. Links to folders
+    are followed, but no folder is listed twice.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
+    if _inside_archive(root, whole=True):
+        yield from (root / member for member in sorted(_open(root).members))
+        return
+    entered = set[tuple[int, int]]()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse_listing):
+        here = Path(folder)
+        status = here.stat()
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(filter(_is_visible, folders))
+        yield from (here / name for name in sorted(filter(_is_visible, names)))
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name not in ("__MACOSX", "lost+found")
+
+
+def _refuse_listing(error: OSError) -> None:
+    raise _unreadable(Path(error.filename), error) from error
+
+
+def _inside_archive(path: Path, *, whole: bool = False) -> tuple[Path, str] | None:
+    """Returns the archive that a path leads through and the rest of the path.
+
+    Args:
+        path: Any path.
+        whole: Whether the path may be the archive itself. Then the rest is empty.
+    """
+    for archive in (path, *path.parents) if whole else path.parents:
+        if archive.suffix.lower() == ".zip" and archive.is_file():
+            rest = path.relative_to(archive).as_posix()
+            return archive, "" if rest == "." else rest
+    return None
+
+
+def _open(path: Path) -> _Archive:
+    status = path.stat()
+    # Processes must not share a file position, so each opens the archive itself.
+    return _open_once(path, status.st_mtime_ns, status.st_size, os.getpid())
+
+
+@lru_cache(maxsize=4)
+def _open_once(path: Path, _changed: int, _size: int, _process: int) -> _Archive:
+    try:
+        file = ZipFile(path)
+    except (OSError, BadZipFile, ValueError, NotImplementedError) as error:
+        raise DataError(
+            f"is not a .zip archive that can be read: {error}",
+            kind="archive-damaged",
+            file=path,
+            remedy="Download or export it again",
+        ) from None
+    infos = file.infolist()
+    if len(infos) > _MAX_MEMBERS:
+        reason = f"has {len(infos)} files, but the limit is {_MAX_MEMBERS}"
+        remedy = "Unpack it, and use a part of it"
+        raise DataError(reason, kind="archive-too-large", file=path, remedy=remedy)
+    members = dict[str, ZipInfo]()
+    folders: dict[str, dict[str, None]] = {"": {}}
+    for info in infos:
+        member = PurePosixPath(info.filename)
+        outside = member.is_absolute() or ".." in member.parts
+        if info.is_dir() or outside or not all(map(_is_visible, member.parts)):
+            continue
+        members[member.as_posix()] = info
+        for below in (member, *member.parents[:-1]):
+            above = below.parent.as_posix()
+            folders.setdefault("" if above == "." else above, {})[below.name] = None
+    return _Archive(file, members, {name: tuple(sorted(found)) for name, found in folders.items()})
+
+
+def _read_member(archive: Path, member: str) -> bytes:
+    opened = _open(archive)
+    info = opened.members[member]
+    try:
+        with opened.file.open(info) as stream:
+            # A damaged or hostile archive may contain more bytes than it declares.
+            return stream.read(info.file_size)
+    except (BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError) as bad:
+        encrypted = bool(info.flag_bits & 1)
+        raise DataError(
+            "is encrypted" if encrypted else f"is damaged: {bad}",
+            kind="archive-encrypted" if encrypted else "archive-damaged",
+            file=archive / member,
+            remedy="Make the archive again" + (" without a password" if encrypted else ""),
+        ) from None
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        return DataError(
+            f"cannot be read: {error.strerror}",
+            kind="unreadable",
+            file=path,
+            remedy="Check the path and its permissions",
+        )
+    kind = "annotation-missing" if path.suffix == ".xml" else "image-missing"
+    return DataError("does not exist", kind=kind, file=path, remedy="Check the path")

@@ -1,0 +1,179 @@
+"""The files of a dataset's folder, listed once and found by the names that annotations use.
+
+Annotation tools write image names in many ways: with the folders of another machine, with
+backslashes, as addresses. Only the files that were listed are ever found, so no name leads out of
+the dataset's folder.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from multibox.data.files import walk
+from multibox.data.images import SUFFIXES
+from multibox.errors import DataError
+
+UNSPLIT = "all"
+"""The split of files that belong to no split."""
+
+_SPLIT = re.compile(
+    r"(?<![a-z])((?:trainval|train|valid|val|test)(?:ing|ation)?[0-9]*)(?![a-z])", re.IGNORECASE
+)
+_DRIVE = re.compile(r"[A-Za-z]:")
+_LISTED = 3
+
+
+class FileTree:
+    """The files below a dataset's folder.
+
+    Args:
+        root: The folder or .zip archive.
+
+    Attributes:
+        root: The folder or .zip archive.
+        files: All files except hidden ones, in sorted order.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files = tuple(walk(root))
+
+    def with_suffix(self, *suffixes: str) -> list[Path]:
+        """Returns the files with one of these suffixes. Upper and lower case are the same."""
+        return [path for path in self.files if path.suffix.lower() in suffixes]
+
+    def relative(self, file: Path) -> PurePosixPath:
+        """Returns a file's path from the root."""
+        return PurePosixPath(file.relative_to(self.root))
+
+    @cached_property
+    def images(self) -> tuple[Path, ...]:
+        """The files with a suffix of an image."""
+        return tuple(self.with_suffix(*SUFFIXES))
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        return _grouped((path.name.casefold(), path) for path in self.images)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[Path]]:
+        return _grouped((path.stem.casefold(), path) for path in self.images)
+
+    @cached_property
+    def _image_folders(self) -> frozenset[str]:
+        return frozenset(path.parent.name for path in self.images)
+
+    def split_of(self, file: Path) -> str:
+        """Returns the split in a file's path, or `UNSPLIT`.
+
+        A folder called `train`, `valid` or `test2017` names it, or the file itself, such as
+        `train_labels.csv`. The innermost folder wins.
+        """
+        relative = self.relative(file)
+        for part in (*reversed(relative.parent.parts), relative.stem):
+            found = _SPLIT.search(part)
+            if found:
+                return found[1]
+        return UNSPLIT
+
+    def find_image(self, name: str, *, beside: Path, required: bool) -> Path:
+        """Returns the image that an annotation names.
+
+        The image with this file name is looked up in the whole tree. If there are several, the one
+        that shares most folders with the name wins, then the one closest to the annotation. An
+        image in a folder of another split is never used.
+
+        Args:
+            name: A file name, a path of any machine, or an address. It may lack the suffix.
+            beside: The annotation file.
+            required: Whether the image must exist. Otherwise the path where it would be is
+                returned.
+
+        Raises:
+            DataError: There is no such image, or there are several. The error names no file.
+        """
+        wanted = image_parts(name)
+        if not wanted:
+            raise DataError(f"its image name {name[:80]!r} names no file", kind="text-malformed")
+        last = wanted[-1].casefold()
+        named = self._by_name.get(last, [])
+        if not named and PurePosixPath(last).suffix not in SUFFIXES:
+            named = self._by_stem.get(last, [])
+        split = self.split_of(beside)
+
+        def closeness(path: Path) -> tuple[int, int, int, int]:
+            return (
+                _shared_start(path.parts[::-1], wanted[::-1]),
+                int(path.name == wanted[-1]),
+                _shared_start(path.parts, beside.parent.parts),
+                SUFFIXES[path.suffix.lower()],
+            )
+
+        found = [path for path in named if self._may_belong(path, wanted, split)]
+        ranked = sorted(found, key=closeness, reverse=True)
+        if not ranked and required:
+            raise self._missing(name, wanted[-1])
+        if not ranked:
+            return self.root.joinpath(*wanted)
+        if len(ranked) > 1 and closeness(ranked[0]) == closeness(ranked[1]):
+            both = " or ".join(str(self.relative(path)) for path in ranked[:2])
+            raise DataError(
+                f"its image {name[:80]!r} may be {both}",
+                kind="image-ambiguous",
+                remedy="Rename one of them, or name it with its folder",
+            )
+        return ranked[0]
+
+    def _may_belong(self, path: Path, wanted: tuple[str, ...], split: str) -> bool:
+        own = self.split_of(path)
+        if UNSPLIT not in (own, split) and own.casefold() != split.casefold():
+            return False
+        # A folder that exists here was meant. Others are folders of another machine.
+        folder = wanted[-2] if len(wanted) > 1 else ""
+        return folder not in self._image_folders or path.parent.name == folder
+
+    def _missing(self, name: str, last: str) -> DataError:
+        stem = PurePosixPath(last).stem.casefold()
+        similar = [*self._by_name.get(last.casefold(), []), *self._by_stem.get(stem, [])]
+        shown = dict.fromkeys(str(self.relative(path)) for path in similar)
+        hint = f"Did you mean {' or '.join(list(shown)[:_LISTED])}?" if shown else None
+        return DataError(
+            f"its image {name[:80]!r} does not exist" + (f". {hint[:-1]}" if hint else ""),
+            kind="image-missing",
+            remedy="Add the image, or remove the annotation",
+        )
+
+
+def image_parts(name: str) -> tuple[str, ...]:
+    """Returns the folders and the file name in an image name, path or address.
+
+    Of an address such as `/data/local-files/?d=photos/1.jpg`, the path in its query is returned.
+    """
+    text = name.strip().replace("\\", "/")
+    if "://" in text or text.startswith("/data/"):
+        address = urlsplit(text)
+        inner = parse_qs(address.query).get("d", [""])[0]
+        text = inner or unquote(address.path)
+    parts = [part for part in text.split("/") if part not in ("", ".", "..")]
+    return tuple(part for part in parts if not _DRIVE.fullmatch(part))
+
+
+def _grouped(pairs: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for key, path in pairs:
+        groups[key].append(path)
+    return dict(groups)
+
+
+def _shared_start(one: tuple[str, ...], two: tuple[str, ...]) -> int:
+    """Returns how many first parts two paths share."""
+    for count, (a, b) in enumerate(zip(one, two, strict=False)):
+        if a != b:
+            return count
+    return min(len(one), len(two))
