@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from multibox.config import Config
-from multibox.data.formats.layouts import read_dataset
+from multibox.data.formats.layouts import open_dataset, read_dataset
+from multibox.data.splits.draw import pool, take
 from multibox.data.workers import OnLoss, ignore_loss
 from multibox.errors import ConfigError
 from multibox.evaluation.results import file_split, read_results
@@ -19,7 +20,7 @@ from multibox.inference import (
 )
 from multibox.precision import compute_dtype
 from multibox.processes.distributed import join
-from multibox.storage.run_folder import read_run
+from multibox.storage.run_folder import read_run, read_split
 from multibox.training.data_loader import worker_count
 from multibox.weights.files import find_weights, load_network, read_weights
 
@@ -65,11 +66,14 @@ def evaluate_model(
         MultiboxError: The network or the data cannot be used.
     """
     weights = read_weights(find_weights(path, which))
+    drawn: dict[str, list[str]] = {}
     config = Config(network=weights.network)
     if (path / "config.json").exists():
         config, facts = read_run(path)
         data = data or _data_root(facts, path / "run.json")
-        split = split or config.data.test_split
+        drawn = read_split(path) or {}
+        declared = [config.data.val_split, config.data.test_split, *drawn]
+        split = split or list(filter(None, declared))[-1]
     if data is None or split is None:
         raise ConfigError(
             "is not a run, so the dataset and the split are unknown",
@@ -77,9 +81,11 @@ def evaluate_model(
             remedy="Use --data and --split",
         )
     run = replace(config.run, workers=workers)
-    dataset = read_dataset(
-        data, split, classes=weights.classes, on_bad=on_bad or config.data.on_bad
-    )
+    folder, bad = open_dataset(data), on_bad or config.data.on_bad
+    read = pool(folder.splits) if split in drawn else split
+    dataset = folder.read(read, classes=weights.classes, on_bad=bad)
+    if split in drawn:
+        dataset = take(dataset, drawn[split], split)
     with join(device) as processes:
         network = load_network(weights, processes.device)
         precision = compute_dtype(run.precision, processes.device)

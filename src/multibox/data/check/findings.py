@@ -42,6 +42,11 @@ FAULTS = _kinds(
         "empty-split": "Add images to the split, or remove it",
         "no-usable-image": "Correct the faults of its images",
         "list-encoding": "Save the list as UTF-8",
+        "too-few-images": "Add images",
+        "image-ambiguous": "Rename one of them, or name it with its folder",
+        "archive-damaged": "Download or export it again",
+        "archive-encrypted": "Make the archive again without a password",
+        "archive-too-large": "Unpack it, and use a part of it",
         "path-unsafe": "Use a file name inside the image folder",
         "listed-twice": "Remove one of the two entries",
         "image-missing": "Add the image, or remove it from the list",
@@ -123,6 +128,8 @@ NOTES = _kinds(
         "class-not-tested": "Add images of the class to the test split to evaluate it",
         "category-idle": "No action needed",
         "read-otherwise": "No action needed",
+        "near-duplicates": "No action needed",
+        "all-alike": "Draw the splits by scene or by day: give the images folders train, val, test",
     },
 )
 
