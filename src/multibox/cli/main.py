@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -18,10 +19,12 @@ from multibox.cli.arguments import (
     DownloadArguments,
     EvaluateArguments,
     PredictArguments,
+    RecipeArguments,
     ReportArguments,
     TrainArguments,
     parse,
 )
+from multibox.commands.automatic import AUTOMATIC, choose
 from multibox.commands.bench.bench import bench
 from multibox.commands.check import check, print_check
 from multibox.commands.convert import convert
@@ -71,11 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(verb: object, console: Console) -> int:
     match verb:
         case TrainArguments(recipe=r):
-            request = Request(
-                r.recipe, r.config, r.data, r.out, r.init, r.licence, r.decoded_cache_gib
-            )
-            train(request, console)
-            console.print(f"Done: {r.out}. Summary: multibox report {r.out}", highlight=False)
+            _train(r, console)
         case CheckArguments():
             return _check(verb, console)
         case EvaluateArguments():
@@ -118,6 +117,26 @@ def _run(verb: object, console: Console) -> int:
             console.print("Summary page:", end=" ")
             _print(page)
     return 0
+
+
+def _train(verb: RecipeArguments, console: Console) -> None:
+    name = verb.data.resolve()
+    out = verb.out or Path("runs") / (name.stem if name.suffix == ".zip" else name.name)
+    request = Request(
+        verb.recipe, verb.config, verb.data, out, verb.init, verb.licence, verb.decoded_cache_gib
+    )
+    if verb.recipe == AUTOMATIC or verb.minutes is not None or verb.dry_run:
+        request, lines = choose(request, verb.typed, minutes=verb.minutes, console=console)
+        for subject, text in lines:
+            console.print(f"{subject:11}{text}", highlight=False, markup=False, soft_wrap=True)
+    if verb.dry_run:
+        return
+    train(request, console)
+    if verb.recipe == AUTOMATIC:
+        console.print("Summary page:", end=" ")
+        _print(write_report(out))
+    else:
+        console.print(f"Done: {out}. Summary: multibox report {out}", highlight=False)
 
 
 def _check(verb: CheckArguments, console: Console) -> int:

@@ -56,6 +56,7 @@ class Request(NamedTuple):
         init: Run or weights file to start from; None: random weights.
         licence: Licence of the trained weights, in the owner's words.
         decoded_cache_gib: Disk space that decoded images may take, in GiB.
+        datasets: The splits, if they were read before. None: `train` reads them.
     """
 
     recipe: str
@@ -65,6 +66,7 @@ class Request(NamedTuple):
     init: Path | None
     licence: str
     decoded_cache_gib: float = 0.0
+    datasets: Datasets | None = None
 
 
 def train(request: Request, console: Console) -> None:
@@ -89,7 +91,9 @@ def train(request: Request, console: Console) -> None:
             stack.enter_context(RunLock(request.out))
             _require_room(request.out, config, shape, images=0)
         init_digest, weights = _read_init(request, console)
-        datasets = read_datasets(config, request.data, read_split(request.out))
+        datasets = request.datasets
+        if datasets is None:
+            datasets = read_datasets(config, request.data, read_split(request.out))
         train_set = datasets.train
         for dataset in filter(None, datasets[:3]):
             _print_dataset(dataset, console)
