@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from multibox.config import Config, OptimizerConfig
-from multibox.data.dataset import Dataset, require_objects
+from multibox.data.dataset import Dataset, Note, require_objects
 from multibox.data.formats.layouts import open_dataset
 from multibox.data.pipeline import without_difficult
 from multibox.data.splits.draw import draw, parse_shares, pool, take
@@ -247,6 +247,9 @@ def _read_drawn(config: Config, root: Path, drawn: Mapping[str, Sequence[str]] |
         paths = [item.image_path for item in pooled.annotations]
         found = draw(pooled, thumbnails(paths, threads=usable_cores()), shares, config.run.seed)
         drawn, notes = found.ids, (*notes, *found.notes)
+    elif extra := len(pooled) - sum(map(len, drawn.values())):
+        added = f"{extra} images were added after the splits were drawn, and are not used"
+        notes = (*notes, Note("images-added", added))
     train, *others = (take(pooled, ids, name) for name, ids in drawn.items())
     require_objects(train)
     train = replace(train, faults=pooled.faults, notes=notes)

@@ -238,8 +238,8 @@ def parse(arguments: Sequence[str] | None = None) -> object:
     if given == ["--version"]:
         print(f"multibox {version('multibox')}")  # noqa: T201  # the result
         raise SystemExit(0)
-    words = given[1:2] if given[:1] == ["train"] else []
-    if words and words[0] not in (*_RECIPES, "-h", "--help"):
+    first = given[1] if given[:1] == ["train"] and len(given) > 1 else ""
+    if first.startswith("-") and first not in ("-h", "--help"):
         given = ["train", AUTOMATIC, *given[1:]]
     verb: object = tyro.cli(
         _Verb,

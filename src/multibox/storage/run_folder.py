@@ -160,6 +160,14 @@ def claim(
         sync_files(folder, [stored])
         return
     before, facts_before = read_run(folder)
+    if facts_before.get("data_digest") != facts["data_digest"] and before == config:
+        counts = [_count_images(each) for each in (facts_before, facts)]
+        number = f": {counts[0]} images then, {counts[1]} now" if counts[0] != counts[1] else ""
+        raise ConfigError(
+            f"its images or annotations have changed since the run began{number}",
+            file=folder,
+            remedy=f"Start a new run from its weights: --init {folder} --out NEW",
+        )
     changed = differences(before, config)
     changed += [
         f"{name}: {facts_before.get(name)}, now {facts[name]}"
@@ -172,6 +180,13 @@ def claim(
             file=folder,
             remedy="Repeat the command that started it, or choose another folder for --out",
         )
+
+
+def _count_images(facts: dict[str, JSON]) -> int | None:
+    try:
+        return sum(int(split["images"]) for split in facts["data"].values())
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
 
 
 def read_config(folder: Path) -> Config:

@@ -128,6 +128,7 @@ NOTES = _kinds(
         "class-not-tested": "Add images of the class to the test split to evaluate it",
         "category-idle": "No action needed",
         "read-otherwise": "No action needed",
+        "images-added": "Start a run in another folder to use them",
         "near-duplicates": "No action needed",
         "all-alike": "Draw the splits by scene or by day: give the images folders train, val, test",
     },
