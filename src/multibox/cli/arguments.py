@@ -78,10 +78,13 @@ class TrainArguments:
 
 @dataclass(frozen=True)
 class CheckArguments:
-    """List the faults of a dataset and show its statistics, before training on it."""
+    """List the faults of a dataset and show its statistics, or the doubtful labels of a run."""
 
     data: tyro.conf.Positional[Path]
-    """Folder of the dataset, in VOC or COCO layout. It is not changed."""
+    """Folder or .zip archive of the dataset. It is not changed.
+    For the folder of a run: compare the annotations of its training images with its detections."""
+    runs: tuple[Path, ...] = ()
+    """Further runs with other seeds: list only the labels that all runs disagree with."""
     splits: tuple[str, ...] = ()
     """Splits to check, named as for train; by default all."""
     classes: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from multibox.cli.arguments import (
     BenchArguments,
@@ -27,6 +28,7 @@ from multibox.cli.arguments import (
 from multibox.commands.automatic import AUTOMATIC, choose
 from multibox.commands.bench.bench import bench
 from multibox.commands.check import check, print_check
+from multibox.commands.check_labels import FOLDER, check_labels, is_run
 from multibox.commands.convert import convert
 from multibox.commands.demo.demo import demo
 from multibox.commands.evaluate import evaluate_model, evaluate_results
@@ -140,6 +142,9 @@ def _train(verb: RecipeArguments, console: Console) -> None:
 
 
 def _check(verb: CheckArguments, console: Console) -> int:
+    if is_run(verb.data):
+        return _check_labels(verb)
+    _refuse_unused("a dataset", {"--runs": bool(verb.runs)})
     found = check(
         verb.data,
         console,
@@ -157,6 +162,28 @@ def _check(verb: CheckArguments, console: Console) -> int:
             console.print(f"{found.changes} changes are in {verb.fix / RECORD}", highlight=False)
     counting = found.count("fault") + verb.strict * found.count("warning")
     return DataError.exit_code if counting else 0
+
+
+def _check_labels(verb: CheckArguments) -> int:
+    unused = {"--splits": bool(verb.splits), "--classes": bool(verb.classes)}
+    unused |= {"--network": verb.network is not None, "--fix": verb.fix is not None}
+    _refuse_unused("a run", unused | {"--strict": verb.strict})
+    found = check_labels([verb.data, *verb.runs])
+    if verb.json:
+        _print(json.dumps([doubt.as_json() for doubt in found]))
+        return 0
+    table = Table("kind", "count", "examples")
+    for kind in dict.fromkeys(doubt.kind for doubt in found):
+        of_kind = [doubt for doubt in found if doubt.kind == kind]
+        shown = [
+            f"{doubt.image.image_path.name}: {doubt.describe()}"
+            for doubt in of_kind[: max(1, verb.examples)]
+        ]
+        table.add_row(kind, str(len(of_kind)), Text("\n".join(shown), overflow="fold"))
+    with _printing():
+        Console().print(table)
+    _print(verb.data / FOLDER / "index.html")
+    return 0
 
 
 def _evaluate(verb: EvaluateArguments, console: Console) -> int:
