@@ -35,7 +35,7 @@ SHARES = "80/10/10"
 """Shares of the splits that are drawn from a folder without splits."""
 
 _MANY_IMAGES = 2_000
-_MEASURED_STEPS, _MEASURED_SECONDS, _MEASURED_IMAGES = 14, 10.0, 32
+_MEASURED_STEPS, _MEASURED_SECONDS, _MEASURED_IMAGES = 15, 20.0, 32
 
 
 class Chosen(NamedTuple):
@@ -251,8 +251,8 @@ def _time_steps(loader: BatchLoader, learner: Learner) -> tuple[float, ...]:
         start = now
         if now - begun > _MEASURED_SECONDS:
             break
-    # The first steps take longer.
-    return tuple(seconds[4:] or seconds[-1:])
+    # The first steps take longer, as nothing is prepared yet.
+    return tuple(seconds[len(seconds) // 3 :])
 
 
 def _time_images(
@@ -299,9 +299,9 @@ def _describe_time(expected: float, least: float, most: float) -> str:
     def worded(seconds: float) -> str:
         if seconds < 90:
             return f"{seconds:.0f} seconds"
-        return f"{seconds / 60:.0f} minutes" if seconds < 7_200 else f"{seconds / 3_600:.1f} hours"
+        return f"{seconds / 60:.1f} minutes" if seconds < 7_200 else f"{seconds / 3_600:.1f} hours"
 
     return (
-        f"about {worded(expected)}; most steps of a short test would give between {worded(least)} "
-        f"and {worded(most)}"
+        f"about {worded(expected)}; between {worded(least)} and {worded(most)} by most steps of a "
+        "short test"
     )
