@@ -630,8 +630,8 @@ def test_objects_without_a_box_get_the_box_of_their_outline(tmp_path: Path) -> N
         [40, 12, 47, 31],
         [40, 12, 47, 31],
     ]
-    assert [note.text[:16] for note in dataset.notes if note.kind == "box-of-outline"] == [
-        "3 objects withou"
+    assert [note.text[:16] for note in dataset.notes if note.kind == "box-from-outline"] == [
+        "3 objects have a"
     ]
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from multibox.data.dataset import Note, Object, Scene
 from multibox.data.formats.json_files import (
+    OUTLINED,
     Box,
     Record,
     are_plain,
@@ -52,7 +53,6 @@ _FORM = "Use a file of object instances in COCO's format"
 
 _REPEATED = Note("category-twice", "categories with the name of another one were merged with it")
 _IDS = Note("annotation-ids", "annotations have no id or the id of another one; ids are not needed")
-_OUTLINES = Note("box-of-outline", "objects without a box got the box around their outline")
 
 
 def find_splits(tree: FileTree) -> dict[str, list[Path]]:
@@ -225,7 +225,7 @@ def _box_px(record: Record, reading: Reading) -> Box:
     outline = record.get("segmentation")
     if not bbox and outline:
         box = _outline_box(outline)
-        reading.notes[_OUTLINES] += 1
+        reading.notes[OUTLINED] += 1
         return box
     if type(bbox) is not list or not are_plain(bbox, 4):
         raise DataError(

@@ -29,7 +29,10 @@ _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _EMBEDDED = re.compile(rb'"imageData"\s*:\s*"')
 _LISTED = 12
 
-NO_AREA = Note("shape-without-area", "points, lines and other shapes without an area were left out")
+OUTLINED = Note("box-from-outline", "objects have an outline only: the box around it is used")
+ROTATED = Note("box-rotated", "boxes are rotated: the upright box around each is used")
+NO_BOX = Note("shape-without-box", "points, lines and other shapes without an area were left out")
+CUT = Note("box-clipped", "boxes around outlines that left their image were clipped")
 _OTHER = Note("json-other", "JSON files in another form were left out")
 
 
@@ -69,8 +72,10 @@ def load(file: Path, hook: Callable[[Record], Record] | None = None) -> Any:
     data = read_bytes(file, limit=_MAX_BYTES)
     embedded = _EMBEDDED.search(data)
     if embedded:
-        end = data.find(b'"', embedded.end())
-        data = data[: embedded.end()] + data[end:]
+        start = embedded.end()
+        end = data.find(b'"', start)
+        if data.find(b"\\", start, end) < 0 <= end:
+            data = data[:start] + data[end:]
     try:
         return json.loads(data, object_hook=hook)
     except (ValueError, RecursionError) as error:
@@ -156,14 +161,17 @@ def bounds(points: Sequence[Sequence[Any]]) -> Box:
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def clip(box_px: Box, size_px: tuple[int, int]) -> Box:
-    """Returns the part of a box in the image.
+def inside(box_px: Box, size_px: tuple[int, int], reading: Reading) -> Box:
+    """Returns the part of a box that is in the image.
 
-    Circles and rotated rectangles may leave the image although their object does not.
+    A circle or a rotated rectangle may leave the image although its object does not.
     """
     x0, y0, x1, y1 = box_px
     width, height = map(float, size_px)
-    return max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
+    clipped = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
+    if clipped != box_px:
+        reading.notes[CUT] += 1
+    return clipped
 
 
 def require_object(record: object) -> Record:
