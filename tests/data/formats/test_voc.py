@@ -202,7 +202,8 @@ BAD_OBJECTS = {
     "far outside": (bad_box("ymax", 10**9), "leaves the image"),
     "negative": (bad_box("xmin", -2), "leaves the image"),
     "nothing left of it": (annotation(thing(bndbox=box(100, 5, 101, 45))), "is empty"),
-    "exponent": (bad_box("xmax", "1e1"), "<xmax> is '1e1', not a plain number"),
+    "no exponent": (bad_box("xmax", "1e"), "<xmax> is '1e', not a plain number"),
+    "huge exponent": (bad_box("xmax", "1e999"), "<xmax> is '1e999', not a plain number"),
     "underscore": (bad_box("xmax", "4_0"), "not a plain number"),
     "not a number": (bad_box("xmin", "nan"), "not a plain number"),
     "infinite": (bad_box("xmax", "inf"), "not a plain number"),
@@ -434,7 +435,9 @@ def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="VOC<year>"):
         read_voc(tmp_path, "test")
     root = lay_out(tmp_path / "VOCdevkit" / "cells", {"a": annotation(thing())})
-    with pytest.raises(DataError, match=f"Use {root}"):
+    assert len(read_voc(tmp_path, "trainval")) == 1
+    other = lay_out(tmp_path / "VOCdevkit" / "more", {"a": annotation(thing())})
+    with pytest.raises(DataError, match=f"Use {root} or {other}"):
         read_voc(tmp_path, "trainval")
 
 

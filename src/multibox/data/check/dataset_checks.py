@@ -23,7 +23,8 @@ from multibox.data.check.split_checks import compare_classes, shared_images
 from multibox.data.dataset import Dataset, Fault
 from multibox.data.files import list_folder, read_bytes
 from multibox.data.formats.layouts import known_splits, read_dataset
-from multibox.data.formats.voc import MAX_LIST_BYTES, annotation_file, has_layouts, split_lists
+from multibox.data.formats.voc import has_layouts, split_lists
+from multibox.data.formats.voc_lists import LayoutFolder
 from multibox.data.images import (
     MAX_BYTES,
     SUFFIXES,
@@ -174,7 +175,8 @@ def _check_annotations(
         for item in dataset.annotations:
             if item.image_path not in seen:
                 seen.add(item.image_path)
-                yield from check_xml(item, annotation_file(item.image_path))
+                layout = LayoutFolder.of_image(item.image_path)
+                yield from check_xml(item, layout.xml(layout.id_of(item.image_path)))
     yield from check_names(count_objects(datasets.values()), root)
     yield from compare_classes(datasets, classes, root)
     yield from shared_images(datasets, pixels)
@@ -182,19 +184,18 @@ def _check_annotations(
 
 def _check_files(root: Path) -> Iterator[Finding]:
     """Yields findings for VOC files that no list names, and for images that share a name."""
-    listed: dict[Path, set[str]] = {}
+    listed: dict[Path, tuple[LayoutFolder, set[str]]] = {}
     for file in split_lists(root).values():
+        layout = LayoutFolder.of_list(file)
+        layout, names = listed.setdefault(layout.folder, (layout, set()))
         try:
-            lines = read_bytes(file, limit=MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
-        except (DataError, UnicodeDecodeError):
+            names |= layout.ids_in(file)
+        except DataError:
             # The reader has reported it.
             continue
-        names = listed.setdefault(file.parents[2], set())
-        names.update(line.strip() for line in lines)
-        names.update(line.split()[0] for line in lines if line.strip())
-    for folder, names in listed.items():
+    for folder, (layout, names) in listed.items():
         try:
-            images = find_images(folder / "JPEGImages")
+            images = find_images(layout.images)
         except DataError:
             continue
         for stem, path in images.items():
@@ -207,12 +208,10 @@ def _check_files(root: Path) -> Iterator[Finding]:
             annotations = []
             yield Finding(error.kind, folder / "Annotations", None, error.reason)
         for path in annotations:
-            if path.suffix == ".xml" and path.stem not in names:
+            if path.suffix.lower() == ".xml" and path.stem not in names:
                 yield Finding("annotation-unlisted", path, None, "is not in any list")
         stems = Counter(
-            path.stem
-            for path in (folder / "JPEGImages").iterdir()
-            if path.suffix.lower() in SUFFIXES
+            path.stem for path in list_folder(layout.images) if path.suffix.lower() in SUFFIXES
         )
         for stem, count in stems.items():
             if count > 1:

@@ -65,6 +65,7 @@ FAULTS = _kinds(
         "field-repeated": "Keep one of them",
         "number-malformed": "Use plain decimal numbers",
         "bbox-malformed": "Use four numbers: x, y, width and height",
+        "outline-malformed": "Use at least two points, each with x and y",
         "text-malformed": "Use printable text that is not empty",
         "name-empty": "Add the name of the object's class",
         "difficult-malformed": "Use 0 or 1",
@@ -122,6 +123,10 @@ NOTES = _kinds(
         "annotation-unlisted": "Add its image to a list if it should be used",
         "class-not-tested": "Add images of the class to the test split to evaluate it",
         "category-idle": "No action needed",
+        "image-unannotated": "Add an annotation without objects if the image shows none",
+        "box-from-outline": "No action needed",
+        "box-rotated": "Check that the upright boxes are good enough: only those are learned",
+        "shape-without-box": "Mark the objects with boxes if they should be learned",
         "read-otherwise": "No action needed",
     },
 )

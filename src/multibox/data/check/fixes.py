@@ -16,7 +16,7 @@ from multibox.data.check.image_metadata import (
 )
 from multibox.data.dataset import Annotation, Object, fit_box
 from multibox.data.files import read_bytes
-from multibox.data.formats.voc import declared_size, object_position, parse_object
+from multibox.data.formats.voc_xml import declared_size, object_position, parse_object
 from multibox.data.images import MAX_BYTES, decode_image
 from multibox.errors import DataError
 
