@@ -34,6 +34,7 @@ _OUTLINES = ("polygon", "polyline", "mask", "ellipse")
 _WITHOUT_BOX = ("points", "cuboid", "skeleton", "tag")
 _NO_BOX = Note("shape-without-box", "points, cuboids, skeletons and tags were left out")
 _WHOLE = re.compile(r"[0-9]{1,9}")
+_FRAME = re.compile(r"frame_([0-9]{6,9})")
 _TRUE = ("1", "true", "yes")
 
 _Box = tuple[float, float, float, float]
@@ -97,7 +98,7 @@ def _images_in(file: Path, tree: FileTree, labels: dict[str, None]) -> Iterator[
     nothing = _Image(file, None, "", file, ("", ""), [])
     try:
         root = parse_xml(file, root=_ROOT, limit=_MAX_XML_BYTES)
-        frames = list(_frames(root, file))
+        frames = list(_frames(root, file, tree))
     except DataError as error:
         yield own_split, nothing._replace(error=error)
         return
@@ -137,8 +138,10 @@ def _placed(image: _Image, subset: str, own_split: str, tree: FileTree) -> tuple
         return tree.split_of(tree.root.joinpath(*image_parts(image.name)[:-1], "x.xml")), image
 
 
-def _frames(root: Element, file: Path) -> Iterator[tuple[str, _Image]]:
+def _frames(root: Element, file: Path, tree: FileTree) -> Iterator[tuple[str, _Image]]:
     """Yields the subset and the annotations of each frame of a video.
+
+    These are the frames in tracks, and other frames of the task that have an image.
 
     Raises:
         DataError: A frame has no number, or there are several videos.
@@ -166,6 +169,11 @@ def _frames(root: Element, file: Path) -> Iterator[tuple[str, _Image]]:
             shapes = frames[int(number)]
             if shape.get("outside") != "1":
                 shapes.append((position, track.get("label", ""), shape))
+    if tracks:
+        count = _frame_count(root)
+        for named in (_FRAME.fullmatch(path.stem) for path in tree.images):
+            if named and int(named[1]) < count:
+                frames.setdefault(int(named[1]), [])
     size = next(root.iter("original_size"), None)
     written = ("", "") if size is None else (size.findtext("width"), size.findtext("height"))
     subset = next((track.get("subset") or "" for track in tracks), "").strip()
@@ -174,6 +182,15 @@ def _frames(root: Element, file: Path) -> Iterator[tuple[str, _Image]]:
         width, height = written
         position = f"frame {frame}"
         yield subset, _Image(file, position, name, file, (width or "", height or ""), shapes)
+
+
+def _frame_count(root: Element) -> int:
+    """Returns the number of the first frame after the video, or 0 if the file does not tell."""
+    size = (root.findtext("meta/task/size") or "").strip()
+    last = (root.findtext("meta/task/stop_frame") or "").strip()
+    if _WHOLE.fullmatch(last):
+        return int(last) + 1
+    return int(size) if _WHOLE.fullmatch(size) else 0
 
 
 def read_split(source: Source, tree: FileTree, reading: Reading) -> list[Scene]:

@@ -7,6 +7,7 @@ Label Studio and others write such folders.
 
 import re
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
@@ -77,6 +78,16 @@ def read_split(source: Source, tree: FileTree, reading: Reading) -> list[Scene]:
         stems = {file.stem for file in tree.with_suffix(".xml")}
         reading.notes[UNANNOTATED] += tree.count_others(used, stems)
     return scenes
+
+
+def annotation_files(tree: FileTree) -> dict[Path, Path]:
+    """Returns the annotation file of each image that has one."""
+    files = [file for folder in folders_of_xml(tree, ROOT) for file in folder]
+    found = dict[Path, Path]()
+    for file in reversed(files):
+        with suppress(DataError):
+            found[_image_of(parse_annotation(file), file, tree, required=True)] = file
+    return found
 
 
 def _splits_of_images(tree: FileTree) -> dict[str, str]:
