@@ -23,7 +23,7 @@ from multibox.cli.arguments import (
     parse,
 )
 from multibox.commands.bench.bench import bench
-from multibox.commands.check import check, print_check
+from multibox.commands.check import check, fix_summary, print_check
 from multibox.commands.convert import convert
 from multibox.commands.demo.demo import demo
 from multibox.commands.evaluate import evaluate_model, evaluate_results
@@ -136,6 +136,7 @@ def _check(verb: CheckArguments, console: Console) -> int:
             print_check(found, Console(), examples=max(1, verb.examples))
         if verb.fix is not None:
             console.print(f"{found.changes} changes are in {verb.fix / RECORD}", highlight=False)
+            console.print(fix_summary(found), highlight=False, markup=False, soft_wrap=True)
     counting = found.count("fault") + verb.strict * found.count("warning")
     return DataError.exit_code if counting else 0
 

@@ -10,13 +10,13 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import NamedTuple
 
-from multibox.data.check.fixes import Change, correct_image, correct_tree, new_tree
+from multibox.data.check.fixes import Change, class_names, correct_image, correct_tree, new_tree
 from multibox.data.dataset import Annotation, Dataset, Fault
 from multibox.data.files import is_file, read_bytes
 from multibox.data.formats.layouts import known_splits, read_dataset
 from multibox.data.formats.voc import all_lists, has_layouts, split_lists
 from multibox.data.formats.voc_lists import MAX_LIST_BYTES, LayoutFolder, ListLine
-from multibox.data.formats.voc_xml import MAX_XML_BYTES, parse_annotation
+from multibox.data.formats.voc_xml import MAX_XML_BYTES, object_elements, parse_annotation
 from multibox.data.reading import NoImagesError
 from multibox.errors import ConfigError, DataError, StorageError
 
@@ -56,16 +56,23 @@ class _Copy(NamedTuple):
         """Adds a list of images."""
         (self.folder / "ImageSets" / "Main" / f"{split}.txt").write_bytes(content)
 
-    def leave_out(self, error: DataError, file: Path, position: str | None = None) -> None:
-        """Records a file or object that is not copied."""
-        file = Path(error.file or file)
-        self.changes.append(Change(file, error.position or position, f"left out: {error.reason}"))
+    def leave_out(
+        self,
+        error: DataError,
+        file: Path,
+        position: str | None = None,
+        removed: tuple[str, ...] = (),
+    ) -> None:
+        """Records a file or object that is not copied, with the classes of its objects."""
+        file, position = Path(error.file or file), error.position or position
+        self.changes.append(Change(file, position, f"left out: {error.reason}", removed))
 
 
-def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> int:
-    """Writes a corrected copy of all splits of a dataset and returns the number of changes.
+def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> list[Change]:
+    """Writes a corrected copy of all splits of a dataset and returns what was changed.
 
     - Faulty objects and exact duplicates are removed, and boxes are clipped to their image.
+    - Reversed corners are swapped. Of an object with several boxes, each becomes an object.
     - A wrong image size is corrected if all boxes fit the image.
     - The EXIF orientation is set to 1; no other byte of the file changes.
     - Images with CMYK, 16 bits, transparency or animation become PNGs with the pixels that training
@@ -103,7 +110,7 @@ def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> int:
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
         raise StorageError(reason, file=out, remedy="Choose another folder") from None
-    return len(changes)
+    return changes
 
 
 def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
@@ -167,14 +174,16 @@ def _write_voc(layout: LayoutFolder, lists: list[Path], main: set[Path], copy: _
 def _write_voc_image(layout: LayoutFolder, image_id: str, copy: _Copy) -> bool:
     """Writes an image and its corrected annotation. Returns False if they cannot be used."""
     xml = layout.xml(image_id)
+    names: tuple[str, ...] = ()
     try:
+        tree = parse_annotation(xml)
+        names = class_names(object_elements(tree))
         if not is_file(layout.image(image_id)):
             raise DataError(f"{image_id!r} has no image file", kind="image-missing")
         image = correct_image(layout.image(image_id))
-        tree = parse_annotation(xml)
         image, found = correct_tree(tree, xml, image, copy.classes)
     except DataError as error:
-        copy.leave_out(error, xml)
+        copy.leave_out(error, xml, removed=names)
         return False
     copy.changes.extend((*image.changes, *found))
     altered = ET.tostring(tree, encoding="utf-8", xml_declaration=True) + b"\n"
@@ -225,7 +234,8 @@ def _write_coco_image(item: Annotation, dataset: Dataset, image_id: str, copy: _
     try:
         image = correct_image(item.image_path)
     except DataError as error:
-        copy.leave_out(error, item.image_path)
+        names = tuple(dataset.classes[label] for label in item.labels)
+        copy.leave_out(error, item.image_path, removed=names)
         return False
     tree, found = new_tree(item, dataset.classes)
     copy.changes.extend((*image.changes, *found))
