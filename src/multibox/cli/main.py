@@ -27,7 +27,7 @@ from multibox.cli.arguments import (
 )
 from multibox.commands.automatic import AUTOMATIC, choose
 from multibox.commands.bench.bench import bench
-from multibox.commands.check import check, print_check
+from multibox.commands.check import check, fix_summary, print_check
 from multibox.commands.check_labels import FOLDER, check_labels, is_run
 from multibox.commands.convert import convert
 from multibox.commands.demo.demo import demo
@@ -160,6 +160,7 @@ def _check(verb: CheckArguments, console: Console) -> int:
             print_check(found, Console(), examples=max(1, verb.examples))
         if verb.fix is not None:
             console.print(f"{found.changes} changes are in {verb.fix / RECORD}", highlight=False)
+            console.print(fix_summary(found), highlight=False, markup=False, soft_wrap=True)
     counting = found.count("fault") + verb.strict * found.count("warning")
     return DataError.exit_code if counting else 0
 

@@ -150,5 +150,7 @@ class Reading:
             left_out = f"{len(unused)} classes without objects were left out, including {shown}"
             notes = [*notes, Note("category-idle", left_out)]
         annotations = tuple(annotate(scene, classes) for scene in scenes)
-        counted = (note._replace(text=f"{count} {note.text}") for note, count in self.notes.items())
+        counted = (
+            note._replace(text=f"{count} {note.text}") for note, count in (+self.notes).items()
+        )
         return Dataset(name, classes, annotations, tuple(self.faults), (*notes, *counted))
