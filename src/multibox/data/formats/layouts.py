@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from multibox.data.dataset import Dataset, Scene
 from multibox.data.files import is_file, is_folder
-from multibox.data.formats import coco
+from multibox.data.formats import coco, yolo
 from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import has_layouts, read_voc, split_lists
 from multibox.data.reading import Reading
@@ -30,7 +30,10 @@ class Format(NamedTuple):
     read_split: Callable[[Any, FileTree, Reading], list[Scene]]
 
 
-FORMATS = (Format("COCO JSON", coco.find_splits, coco.read_split),)
+FORMATS = (
+    Format("COCO JSON", coco.find_splits, coco.read_split),
+    Format("YOLO", yolo.find_splits, yolo.read_split),
+)
 """The formats, in the order in which they are tried. The first one that finds files is used."""
 
 
