@@ -343,7 +343,7 @@ def _existing(entry: str, file: Path, path: str, tree: FileTree, about: _About) 
 
 
 def _usable(base: Path, parts: Sequence[str], tree: FileTree, about: _About) -> Path | None:
-    """Returns a path below a folder if it is a text file or has images. It never leaves the root."""
+    """Returns a path below a folder if it is a text file or has images, inside the root only."""
     place = base
     for part in parts:
         if part == "..":
@@ -552,7 +552,7 @@ def _box_px(
 
 
 def _snap(value: float, side: int) -> float:
-    """Returns a coordinate that leaves its image by no more than an error of float64, on the edge."""
+    """Moves a coordinate that leaves its image by an error of float64 only to the edge."""
     if -_ROUNDING * side <= value < 0:
         return 0.0
     return float(side) if side < value <= side * (1 + _ROUNDING) else value
