@@ -63,6 +63,7 @@ READERS = (
         "formats/layouts",
         "formats/tree",
         "formats/yolo",
+        "formats/csv_tables",
         "reading",
         "dataset",
     ),

@@ -66,6 +66,8 @@ FAULTS = _kinds(
         "field-missing": _EXPORT,
         "field-repeated": "Keep one of them",
         "number-malformed": "Use plain decimal numbers",
+        "csv-malformed": "Correct the quotes, or export it again",
+        "csv-header": "Name the columns filename, class, xmin, ymin, xmax and ymax",
         "columns-malformed": "Use the columns that the format has",
         "not-a-fraction": "Divide the coordinates by the width and height of the image",
         "bbox-malformed": "Use four numbers: x, y, width and height",

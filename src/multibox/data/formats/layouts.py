@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from multibox.data.dataset import Dataset, Scene
 from multibox.data.files import is_file, is_folder
-from multibox.data.formats import coco, yolo
+from multibox.data.formats import coco, csv_tables, yolo
 from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import has_layouts, read_voc, split_lists
 from multibox.data.reading import Reading
@@ -33,6 +33,7 @@ class Format(NamedTuple):
 FORMATS = (
     Format("COCO JSON", coco.find_splits, coco.read_split),
     Format("YOLO", yolo.find_splits, yolo.read_split),
+    Format("CSV", csv_tables.find_splits, csv_tables.read_split),
 )
 """The formats, in the order in which they are tried. The first one that finds files is used."""
 

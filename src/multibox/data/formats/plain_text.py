@@ -15,6 +15,8 @@ _NUMBER = re.compile(
     r"[-+]?(?:[0-9]{1,18}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,3})?"
 )
 _MAX = 1e9
+# Errors of float64 in this share of a side are no reason for a note.
+_ROUNDING = 1e-9
 _REPEATED = Note("category-twice", "class names of another number were merged with it")
 
 
@@ -63,6 +65,24 @@ def parse_index(text: str, what: str) -> int:
         reason = f"{what} is {text.strip()[:40]!r}, not a whole number from 0 on"
         raise DataError(reason, kind="number-malformed")
     return int(number)
+
+
+def snap_box(
+    corners_px: Sequence[float], size_px: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Returns a box's corners. Those that leave the image by rounding of float64 are on its edge.
+
+    Args:
+        corners_px: x0, y0, x1 and y1 in pixels.
+        size_px: (width, height) of the image.
+    """
+    left, top, right, bottom = (
+        min(max(corner, 0.0), float(side))
+        if -_ROUNDING * side <= corner <= side * (1 + _ROUNDING)
+        else corner
+        for corner, side in zip(corners_px, (*size_px, *size_px), strict=True)
+    )
+    return left, top, right, bottom
 
 
 def check_name(name: object, what: str) -> str:

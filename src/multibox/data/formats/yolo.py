@@ -33,6 +33,7 @@ from multibox.data.formats.plain_text import (
     parse_number,
     read_names,
     read_text,
+    snap_box,
     use_numbers,
 )
 from multibox.data.formats.tree import FileTree
@@ -53,8 +54,6 @@ _TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "n
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Numbers above it are pixels. Fractions exceed 1 by rounding only.
 _MAX_FRACTION = 2.0
-# Errors of float64 in this share of a side are no reason for a note.
-_ROUNDING = 1e-9
 
 _UNLABELLED = Note("label-missing", "images have no label file and count as without objects")
 
@@ -547,15 +546,7 @@ def _box_px(
     else:
         across, down = numbers[::2], numbers[1::2]
         corners = [min(across) * width, min(down) * height, max(across) * width, max(down) * height]
-    left, top, right, bottom = corners
-    return _snap(left, width), _snap(top, height), _snap(right, width), _snap(bottom, height)
-
-
-def _snap(value: float, side: int) -> float:
-    """Moves a coordinate that leaves its image by an error of float64 only to the edge."""
-    if -_ROUNDING * side <= value < 0:
-        return 0.0
-    return float(side) if side < value <= side * (1 + _ROUNDING) else value
+    return snap_box(corners, size_px)
 
 
 def _report_orphans(used: set[Path], split: _Split, tree: FileTree, reading: Reading) -> None:
