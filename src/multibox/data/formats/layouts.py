@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from multibox.data.dataset import Dataset, Fault, Scene
 from multibox.data.files import is_file, is_folder
-from multibox.data.formats import coco, cvat, labelme, voc_files
+from multibox.data.formats import coco, csv_tables, cvat, labelme, voc_files, yolo
 from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import has_layouts, read_voc, split_lists
 from multibox.data.reading import Reading
@@ -35,6 +35,8 @@ FORMATS = (
     Format("LabelMe", labelme.find_splits, labelme.read_split),
     Format("CVAT XML", cvat.find_splits, cvat.read_split),
     Format("VOC XML", voc_files.find_splits, voc_files.read_split),
+    Format("YOLO", yolo.find_splits, yolo.read_split),
+    Format("CSV", csv_tables.find_splits, csv_tables.read_split),
 )
 """The formats, in the order in which they are tried. The first one that finds files is used."""
 
