@@ -56,7 +56,7 @@ ALLOWED_IMPORTS = {
 # What reads datasets: nothing in it makes, alters or removes a file.
 READERS = (
     *("formats/voc", "formats/coco", "formats/layouts", "formats/tree", "reading", "dataset"),
-    *("files", "images"),
+    *("files", "images", "formats/json_files", "formats/labelme", "formats/label_studio"),
     *("check/image_metadata", "check/findings", "check/split_checks", "check/dataset_checks"),
     *("check/annotation_checks", "geometry", "pixels", "pipeline"),
 )

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from multibox.data.dataset import Dataset, Fault, Scene
 from multibox.data.files import is_file, is_folder
-from multibox.data.formats import coco, labelme
+from multibox.data.formats import coco, label_studio, labelme
 from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import has_layouts, read_voc, split_lists
 from multibox.data.reading import Reading
@@ -32,6 +32,7 @@ class Format(NamedTuple):
 
 FORMATS = (
     Format("COCO JSON", coco.find_splits, coco.read_split),
+    Format("Label Studio", label_studio.find_splits, label_studio.read_split),
     Format("LabelMe", labelme.find_splits, labelme.read_split),
 )
 """The formats, in the order in which they are tried. The first one that finds files is used."""
