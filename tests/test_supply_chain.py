@@ -56,7 +56,8 @@ ALLOWED_IMPORTS = {
 # What reads datasets: nothing in it makes, alters or removes a file.
 READERS = (
     *("formats/voc", "formats/coco", "formats/layouts", "formats/tree", "reading", "dataset"),
-    *("files", "images"),
+    *("formats/voc_files", "formats/voc_lists", "formats/voc_xml", "formats/cvat"),
+    *("formats/xml_files", "files", "images"),
     *("check/image_metadata", "check/findings", "check/split_checks", "check/dataset_checks"),
     *("check/annotation_checks", "geometry", "pixels", "pipeline"),
 )

@@ -11,6 +11,7 @@ import pytest
 import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from multibox.data.dataset import Dataset, Fault, Note, require_objects
 from multibox.data.formats.layouts import known_splits, open_dataset, read_dataset
@@ -443,12 +444,36 @@ def test_a_pixel_outside_is_clipped_and_noted(tmp_path: Path) -> None:
 
 def test_the_message_lists_twenty_faults_and_counts_the_rest(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        one(tmp_path, annotation(*[thing(bndbox=box(xmax=0))] * 33))
+        one(tmp_path, annotation(thing(), *[thing(bndbox=box(xmax=0))] * 33))
     message = str(caught.value)
     assert "33 faults" in message
     assert message.count(" is empty") == 20
     assert "and 13 more" in message
     assert "--on-bad skip" in message
+
+
+def test_skipping_is_proposed_only_if_it_leaves_objects(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"\nCorrect the files\.$"):
+        one(tmp_path / "a", annotation(thing(bndbox=box(xmax=0))))
+    with pytest.raises(DataError, match="use --on-bad skip"):
+        one(tmp_path / "b", annotation(thing(bndbox=box(xmax=0)), thing()))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+def test_swapped_sides_are_explained_by_the_exif_orientation(
+    tmp_path: Path, orientation: int
+) -> None:
+    size = "<size><width>50</width><height>100</height></size>"
+    root = lay_out(tmp_path, {"a": annotation(thing(), size=size)})
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (WIDTH, HEIGHT)).save(root / "JPEGImages" / "a.jpg", exif=exif)
+    with pytest.raises(
+        DataError, match="its size is 50 x 100, but its image is 100 x 50"
+    ) as caught:
+        read_voc(root, "trainval")
+    explained = "its EXIF orientation, which is not applied, swaps the sides" in str(caught.value)
+    assert explained == (orientation >= 5)
 
 
 def test_a_fault_is_one_line() -> None:
