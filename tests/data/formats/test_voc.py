@@ -255,6 +255,20 @@ def test_the_layout_may_lie_in_a_folder_of_the_archive(tmp_path: Path) -> None:
     assert len(read_dataset(tmp_path / "BCCD.zip", "trainval")) == 1
 
 
+def test_lists_of_classes_without_a_list_of_the_split(tmp_path: Path) -> None:
+    """As VoTT writes them: each list has all images of the split, with their suffix."""
+    root = lay_out(tmp_path, dict.fromkeys("abc", annotation(thing())))
+    lists = root / "ImageSets" / "Main"
+    (lists / "trainval.txt").unlink()
+    (lists / "cat_train.txt").write_text("a.jpg 1\nb.jpg -1\n")
+    (lists / "dog_train.txt").write_text("a.jpg -1\nb.jpg 1\n")
+    (lists / "cat_val.txt").write_text("c.jpg -1\n")
+    assert known_splits(root) == ("train", "val")
+    for split, expected in (("train", ["a", "b"]), ("val", ["c"]), ("cat_train", ["a"])):
+        dataset = read_voc(root, split)
+        assert [item.image_id for item in dataset.annotations] == expected
+
+
 @pytest.mark.parametrize(
     "line", ["../a", "/etc/passwd", "sub/../../a", "C:\\a", "C:a", "..", "a\0", "a\x1b[0m", "a"]
 )
