@@ -6,6 +6,8 @@ from fuzz.sweep import Target
 TARGETS = (
     Target("voc-xml", annotations.voc_xml, quick=150),
     Target("image-sets", annotations.image_sets, quick=500),
+    Target("voc-files", annotations.voc_files, quick=150),
+    Target("cvat-xml", annotations.cvat_xml, quick=250),
     Target("coco-json", annotations.coco_json, quick=400),
     Target("yolo-labels", tables.yolo_labels, quick=250),
     Target("yolo-description", tables.yolo_description, quick=250),

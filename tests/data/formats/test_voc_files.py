@@ -209,6 +209,32 @@ def test_other_xml_files_are_not_annotations(tmp_path: Path) -> None:
         open_dataset(lonely)
 
 
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (
+            {"a.xml": "<svg/>", "b.xml": "<svg/>"},
+            "the first of its 2 .xml files, a.xml, has the root element 'svg', not 'annotation'",
+        ),
+        ({"x/a.xml": "cat"}, "the first of its 1 .xml files, x/a.xml, is not XML"),
+        (
+            {"ImageSets/Main/train.txt": "a\n"},
+            "ImageSets/Main exists, but Annotations does not exist",
+        ),
+        ({"Annotations/a.md": ""}, "Annotations exists, but holds no .xml file"),
+    ],
+)
+def test_an_unknown_folder_is_told_what_it_lacks(
+    tmp_path: Path, files: dict[str, str], reason: str
+) -> None:
+    root = write(tmp_path, {"a.jpg": IMAGE, **files})
+    with pytest.raises(DataError) as caught:
+        open_dataset(root)
+    assert caught.value.kind == "layout-unknown"
+    assert reason in str(caught.value)
+    assert "It holds 1 images" in str(caught.value)
+
+
 def encoded(text: str, encoding: str, declared: str) -> bytes:
     return f'<?xml version="1.0" encoding="{declared}"?>\n{text}'.encode(encoding)
 

@@ -192,9 +192,11 @@ def _unknown(tree: FileTree) -> DataError:
     suffixes = Counter(path.suffix.lower() or "no suffix" for path in tree.files)
     listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(6))
     found = f"{len(tree.images)} images" if tree.images else "no images"
+    nearest = voc_files.what_is_missing(tree)
     return DataError(
         f"has no annotations in a known format. It holds {found}"
-        + (f" (files: {listed})" if listed else ""),
+        + (f" (files: {listed})" if listed else "")
+        + (f"; {nearest}" if nearest else ""),
         kind="layout-unknown",
         file=tree.root,
         remedy="Add annotations in VOC's XML, COCO's JSON, YOLO's text files, CSV, or the format "

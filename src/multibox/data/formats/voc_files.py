@@ -13,10 +13,11 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from multibox.data.dataset import Note, Scene
+from multibox.data.files import is_folder
 from multibox.data.formats.tree import UNSPLIT, FileTree, image_parts
 from multibox.data.formats.voc_lists import read_lines
 from multibox.data.formats.voc_xml import ROOT, declared_size, parse_annotation, read_objects
-from multibox.data.formats.xml_files import folders_of_xml
+from multibox.data.formats.xml_files import first_tags, folders_of_xml
 from multibox.data.images import SUFFIXES
 from multibox.data.reading import Reading
 from multibox.errors import DataError
@@ -78,6 +79,23 @@ def read_split(source: Source, tree: FileTree, reading: Reading) -> list[Scene]:
         stems = {file.stem for file in tree.with_suffix(".xml")}
         reading.notes[UNANNOTATED] += tree.count_others(used, stems)
     return scenes
+
+
+def what_is_missing(tree: FileTree) -> str | None:
+    """Returns why a folder that no reader recognises has no annotations of VOC, as a clause.
+
+    None if it has nothing of VOC.
+    """
+    xml = tree.with_suffix(".xml")
+    if xml:
+        tags = first_tags(xml[0])
+        found = f"has the root element {tags[0][:40]!r}, not {ROOT!r}" if tags else "is not XML"
+        return f"the first of its {len(xml)} .xml files, {tree.relative(xml[0])}, {found}"
+    if any(path.parts[-3:-1] == ("ImageSets", "Main") for path in tree.files):
+        return "ImageSets/Main exists, but Annotations does not exist"
+    if is_folder(tree.root / "Annotations"):
+        return "Annotations exists, but holds no .xml file"
+    return None
 
 
 def annotation_files(tree: FileTree) -> dict[Path, Path]:

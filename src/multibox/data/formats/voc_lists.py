@@ -247,15 +247,10 @@ def _path_in(text: str) -> PurePosixPath:
         DataError: It may lead out of the folder, or is not text. The error names no file.
     """
     path = PurePosixPath(text.replace("\\", "/"))
-    if (
-        not text.isprintable()
-        or not path.parts
-        or path.is_absolute()
-        or ".." in path.parts
-        or _DRIVE.match(text)
-    ):
+    if not text.isprintable() or not path.parts:
+        raise DataError(f"{text[:200]!r} is not printable text", kind="path-unsafe")
+    if path.is_absolute() or ".." in path.parts or _DRIVE.match(text):
         raise DataError(
-            f"{text[:200]!r} is a path that leads out of the folder, or is not text",
-            kind="path-unsafe",
+            f"{text[:200]!r} may lead out of the folder: it is not an image id", kind="path-unsafe"
         )
     return path
