@@ -51,7 +51,7 @@ def test_images_with_labels_in_the_order_of_the_task(tmp_path: Path) -> None:
         "b": [[10, 5.5, 40, 45]],
         "c": [],
     }
-    assert [item.difficult.tolist() for item in dataset.annotations] == [[False] * 2, [True], []]
+    assert [item.difficult.tolist() for item in dataset.annotations] == [[True], [], [False] * 2]
     assert dataset.notes == (
         Note("category-idle", "1 classes without objects were left out, including 'ant'"),
     )
