@@ -113,7 +113,8 @@ def _position(place: int, record: Any) -> str:
 
 def _read_shape(record: Record, size_px: tuple[int, int], reading: Reading) -> _Shape | None:
     """Returns a shape with an area, or None for a point or a line."""
-    kind = record.get("shape_type") or "polygon"
+    # Old versions write no type, because all shapes were polygons.
+    kind = text(record, "shape_type") if record.get("shape_type") else "polygon"
     if kind in _NO_BOX:
         reading.notes[NO_BOX] += 1
         return None
