@@ -48,6 +48,8 @@ ALLOWED_IMPORTS = {
     "download/fetch.py": {"urllib3"},
     # It takes addresses apart.
     "data/formats/tree.py": {"urllib.parse"},
+    # It takes the events of YAML's parser, never the objects of its loaders.
+    "data/formats/yolo.py": {"urllib.parse", "yaml"},
     "data/workers.py": {"ctypes"},
     "storage/lock.py": {"socket"},
     "processes/heartbeat.py": {"socket"},
@@ -57,6 +59,10 @@ ALLOWED_IMPORTS = {
 READERS = (
     *("formats/voc", "formats/coco", "formats/layouts", "formats/tree", "reading", "dataset"),
     *("files", "images", "formats/json_files", "formats/labelme", "formats/label_studio"),
+    *("formats/yolo", "formats/csv_tables", "formats/plain_text"),
+    *("splits/draw", "splits/near_duplicates"),
+    *("formats/voc_files", "formats/voc_lists", "formats/voc_xml", "formats/cvat"),
+    "formats/xml_files",
     *("check/image_metadata", "check/findings", "check/split_checks", "check/dataset_checks"),
     *("check/annotation_checks", "geometry", "pixels", "pipeline"),
 )

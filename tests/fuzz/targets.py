@@ -1,12 +1,17 @@
 """All parsers that read what others wrote, with the count of cases that each is put to."""
 
-from fuzz import annotations, answers, packed, pictures, records, weights
+from fuzz import annotations, answers, packed, pictures, records, tables, weights
 from fuzz.sweep import Target
 
 TARGETS = (
     Target("voc-xml", annotations.voc_xml, quick=150),
     Target("image-sets", annotations.image_sets, quick=500),
+    Target("voc-files", annotations.voc_files, quick=150),
+    Target("cvat-xml", annotations.cvat_xml, quick=250),
     Target("coco-json", annotations.coco_json, quick=400),
+    Target("yolo-labels", tables.yolo_labels, quick=250),
+    Target("yolo-description", tables.yolo_description, quick=250),
+    Target("csv-table", tables.csv_table, quick=300),
     Target("labelme-json", annotations.labelme_json, quick=400),
     Target("label-studio-json", annotations.label_studio_json, quick=400),
     Target("check", annotations.check_verb, quick=150),

@@ -296,6 +296,22 @@ def test_files_in_no_list(tmp_path: Path) -> None:
     assert {finding.file.stem for finding in found} == {"52"}
 
 
+def test_names_with_spaces_and_lists_of_classes(tmp_path: Path) -> None:
+    """As CVAT exports them."""
+    root = small_voc(tmp_path)
+    for old, new in (("1", "photo 1"), ("2", "photo -1"), ("3", "photo")):
+        planted.xml_of(root, old).rename(planted.xml_of(root, new))
+        planted.image_of(root, old).rename(planted.image_of(root, new))
+    ids = ["photo 1", "photo -1", "photo", *map(str, range(4, 13))]
+    lists = root / "ImageSets" / "Main"
+    (lists / "trainval.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
+    flags = "".join(f"{image_id} {1 - 2 * (place % 2):2}\n" for place, image_id in enumerate(ids))
+    (lists / "cat_trainval.txt").write_text(flags)
+    (lists / "test.txt").write_text("51.jpg\nJPEGImages/52.jpg\n")
+    assert known_splits(root) == ("test", "trainval")
+    assert look(root) == ()
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -10,23 +10,17 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import NamedTuple
 
-from multibox.data.check.fixes import Change, correct_image, correct_tree, new_tree
+from multibox.data.check.fixes import Change, class_names, correct_image, correct_tree, new_tree
 from multibox.data.dataset import Annotation, Dataset, Fault
-from multibox.data.files import read_bytes
+from multibox.data.files import is_file, read_bytes
 from multibox.data.formats.layouts import known_splits, read_dataset
-from multibox.data.formats.voc import (
-    MAX_LIST_BYTES,
-    all_lists,
-    has_layouts,
-    parse_annotation,
-    split_lists,
-)
-from multibox.data.images import find_images
+from multibox.data.formats.voc import all_lists, has_layouts, split_lists
+from multibox.data.formats.voc_lists import MAX_LIST_BYTES, LayoutFolder, ListLine
+from multibox.data.formats.voc_xml import MAX_XML_BYTES, object_elements, parse_annotation
 from multibox.data.reading import NoImagesError
 from multibox.errors import ConfigError, DataError, StorageError
 
 RECORD = "fixes.json"
-_FLAGS = ("-1", "0", "1")
 
 
 class _Copy(NamedTuple):
@@ -49,23 +43,36 @@ class _Copy(NamedTuple):
 
     def write(self, image_id: str, image: bytes, suffix: str, xml: bytes) -> None:
         """Adds an image and its annotation."""
-        (self.folder / "JPEGImages" / f"{image_id}{suffix}").write_bytes(image)
-        (self.folder / "Annotations" / f"{image_id}.xml").write_bytes(xml)
+        for part, name, data in (
+            ("JPEGImages", f"{image_id}{suffix}", image),
+            ("Annotations", f"{image_id}.xml", xml),
+        ):
+            path = self.folder / part / name
+            # Ids may contain folders.
+            path.parent.mkdir(exist_ok=True, parents=True)
+            path.write_bytes(data)
 
     def write_list(self, split: str, content: bytes) -> None:
         """Adds a list of images."""
         (self.folder / "ImageSets" / "Main" / f"{split}.txt").write_bytes(content)
 
-    def leave_out(self, error: DataError, file: Path, position: str | None = None) -> None:
-        """Records a file or object that is not copied."""
-        file = Path(error.file or file)
-        self.changes.append(Change(file, error.position or position, f"left out: {error.reason}"))
+    def leave_out(
+        self,
+        error: DataError,
+        file: Path,
+        position: str | None = None,
+        removed: tuple[str, ...] = (),
+    ) -> None:
+        """Records a file or object that is not copied, with the classes of its objects."""
+        file, position = Path(error.file or file), error.position or position
+        self.changes.append(Change(file, position, f"left out: {error.reason}", removed))
 
 
-def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> int:
-    """Writes a corrected copy of all splits of a dataset and returns the number of changes.
+def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> list[Change]:
+    """Writes a corrected copy of all splits of a dataset and returns what was changed.
 
     - Faulty objects and exact duplicates are removed, and boxes are clipped to their image.
+    - Reversed corners are swapped. Of an object with several boxes, each becomes an object.
     - A wrong image size is corrected if all boxes fit the image.
     - The EXIF orientation is set to 1; no other byte of the file changes.
     - Images with CMYK, 16 bits, transparency or animation become PNGs with the pixels that training
@@ -103,7 +110,7 @@ def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> int:
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
         raise StorageError(reason, file=out, remedy="Choose another folder") from None
-    return len(changes)
+    return changes
 
 
 def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
@@ -111,11 +118,11 @@ def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
     changes = list[Change]()
     if has_layouts(root):
         lists, main = all_lists(root), set(split_lists(root).values())
-        folders = list(dict.fromkeys(file.parents[2] for file in lists))
-        for folder in folders:
+        folders = {file: LayoutFolder.of_list(file).folder for file in lists}
+        for folder in dict.fromkeys(folders.values()):
             below = target if folder == root else target / folder.name
-            of_folder = [file for file in lists if file.parents[2] == folder]
-            _write_voc(folder, of_folder, main, _Copy(below, classes, changes))
+            of_folder = [file for file in lists if folders[file] == folder]
+            _write_voc(LayoutFolder(folder), of_folder, main, _Copy(below, classes, changes))
     else:
         _write_coco(root, _Copy(target, classes, changes))
     if not any(target.rglob("ImageSets/Main/*.txt")):
@@ -130,57 +137,62 @@ def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
     return changes
 
 
-def _write_voc(folder: Path, lists: list[Path], main: set[Path], copy: _Copy) -> None:
+def _write_voc(layout: LayoutFolder, lists: list[Path], main: set[Path], copy: _Copy) -> None:
     """Writes a layout folder. Lists that are not in `main` are lists of one class in a split."""
     copy.make()
-    images = find_images(folder / "JPEGImages")
+    layout.require_images()
     kept: dict[str, bool] = {}
     for file in lists:
         try:
-            lines = read_bytes(file, limit=MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            copy.leave_out(DataError("is not UTF-8", kind="list-encoding"), file)
-            continue
+            lines = layout.read_list(file)
         except DataError as error:
             copy.leave_out(error, file)
             continue
-        left = dict[str, str]()
-        for number, line in enumerate(lines, start=1):
-            words = line.rsplit(maxsplit=1)
-            if not words:
+        left = dict[str, ListLine]()
+        for line in lines:
+            try:
+                image_id = layout.find_id(line.text)
+                if image_id in left:
+                    raise DataError("is listed already", kind="listed-twice")
+            except DataError as error:
+                copy.leave_out(error, file, f"line {line.number}")
                 continue
-            image_id = words[0] if words[-1] in _FLAGS else line.strip()
             if image_id not in kept:
-                kept[image_id] = _write_voc_image(folder, image_id, images, copy)
-            if image_id in left:
-                copy.leave_out(
-                    DataError("is listed already", kind="listed-twice"), file, f"line {number}"
-                )
-            elif kept[image_id]:
+                kept[image_id] = _write_voc_image(layout, image_id, copy)
+            if kept[image_id]:
                 left[image_id] = line
-        if file in main and all(line.split()[-1] == "-1" for line in left.values()):
+        if file in main and all(line.flag == "-1" for line in left.values()):
             copy.leave_out(DataError("lists no usable images", kind="empty-split"), file)
-        elif len(left) == sum(bool(line.strip()) for line in lines):
-            copy.write_list(file.stem, file.read_bytes())
+        elif len(left) == len(lines):
+            copy.write_list(file.stem, read_bytes(file, limit=MAX_LIST_BYTES))
         else:
-            copy.write_list(file.stem, "".join(f"{line}\n" for line in left.values()).encode())
+            copy.write_list(
+                file.stem, "".join(f"{line.whole}\n" for line in left.values()).encode()
+            )
 
 
-def _write_voc_image(folder: Path, image_id: str, images: dict[str, Path], copy: _Copy) -> bool:
+def _write_voc_image(layout: LayoutFolder, image_id: str, copy: _Copy) -> bool:
     """Writes an image and its corrected annotation. Returns False if they cannot be used."""
-    xml = folder / "Annotations" / f"{image_id}.xml"
+    xml = layout.xml(image_id)
+    names: tuple[str, ...] = ()
     try:
-        if image_id not in images:
-            raise DataError(f"{image_id!r} has no image file", kind="image-missing")
-        image = correct_image(images[image_id])
         tree = parse_annotation(xml)
+        names = class_names(object_elements(tree))
+        if not is_file(layout.image(image_id)):
+            raise DataError(f"{image_id!r} has no image file", kind="image-missing")
+        image = correct_image(layout.image(image_id))
         image, found = correct_tree(tree, xml, image, copy.classes)
     except DataError as error:
-        copy.leave_out(error, xml)
+        copy.leave_out(error, xml, removed=names)
         return False
     copy.changes.extend((*image.changes, *found))
     altered = ET.tostring(tree, encoding="utf-8", xml_declaration=True) + b"\n"
-    copy.write(image_id, image.data, image.suffix, altered if found else xml.read_bytes())
+    copy.write(
+        image_id,
+        image.data,
+        image.suffix,
+        altered if found else read_bytes(xml, limit=MAX_XML_BYTES),
+    )
     return True
 
 
@@ -222,7 +234,8 @@ def _write_coco_image(item: Annotation, dataset: Dataset, image_id: str, copy: _
     try:
         image = correct_image(item.image_path)
     except DataError as error:
-        copy.leave_out(error, item.image_path)
+        names = tuple(dataset.classes[label] for label in item.labels)
+        copy.leave_out(error, item.image_path, removed=names)
         return False
     tree, found = new_tree(item, dataset.classes)
     copy.changes.extend((*image.changes, *found))

@@ -7,7 +7,7 @@ the dataset's folder.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -74,15 +74,28 @@ class FileTree:
     def split_of(self, file: Path) -> str:
         """Returns the split in a file's path, or `UNSPLIT`.
 
-        A folder called `train`, `valid` or `test2017` names it, or the file itself, such as
-        `train_labels.csv`. The innermost folder wins.
+        A folder called `train`, `valid` or `test2017` names it. So does an annotation file, such as
+        `train_labels.csv`, but not an image, because `train_12.jpg` may show a train. Neither does
+        an .xml file, which usually has its image's name. The innermost folder wins.
         """
         relative = self.relative(file)
-        for part in (*reversed(relative.parent.parts), relative.stem):
+        own_name = () if file.suffix.lower() in (*SUFFIXES, ".xml") else (relative.stem,)
+        for part in (*reversed(relative.parent.parts), *own_name):
             found = _SPLIT.search(part)
             if found:
                 return found[1]
         return UNSPLIT
+
+    def count_others(self, used: Collection[Path], stems: Collection[str]) -> int:
+        """Returns how many images in the folders of some images have no annotation.
+
+        Args:
+            used: Images with an annotation.
+            stems: File names without suffix of all images with an annotation, in any split.
+        """
+        folders = {path.parent for path in used}
+        others = set(self.images).difference(used)
+        return sum(path.parent in folders and path.stem not in stems for path in others)
 
     def find_image(self, name: str, *, beside: Path, required: bool) -> Path:
         """Returns the image that an annotation names.
