@@ -61,7 +61,7 @@ def training_refuses(root: Path, train: str = "trainval", test: str = "test") ->
     """Whether reading refuses a dataset, or a loader would."""
     try:
         for dataset in read_datasets(config(train, test), root):
-            for item in dataset.annotations:
+            for item in dataset.annotations if dataset else ():
                 read_image(item.image_path)
     except DataError:
         return True
