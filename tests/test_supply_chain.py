@@ -48,6 +48,8 @@ ALLOWED_IMPORTS = {
     "download/fetch.py": {"urllib3"},
     # It takes addresses apart.
     "data/formats/tree.py": {"urllib.parse"},
+    # It takes the events of YAML's parser, never the objects of its loaders.
+    "data/formats/yolo.py": {"urllib.parse", "yaml"},
     "data/workers.py": {"ctypes"},
     "storage/lock.py": {"socket"},
     "processes/heartbeat.py": {"socket"},
@@ -55,9 +57,18 @@ ALLOWED_IMPORTS = {
 }
 # What reads datasets: nothing in it makes, alters or removes a file.
 READERS = (
-    *("formats/voc", "formats/coco", "formats/layouts", "formats/tree", "reading", "dataset"),
+    *(
+        "formats/voc",
+        "formats/coco",
+        "formats/layouts",
+        "formats/tree",
+        "formats/yolo",
+        "formats/csv_tables",
+        "reading",
+        "dataset",
+    ),
     *("formats/voc_files", "formats/voc_lists", "formats/voc_xml", "formats/cvat"),
-    *("formats/xml_files", "files", "images"),
+    *("formats/xml_files", "files", "images", "formats/plain_text"),
     *("check/image_metadata", "check/findings", "check/split_checks", "check/dataset_checks"),
     *("check/annotation_checks", "geometry", "pixels", "pipeline"),
 )

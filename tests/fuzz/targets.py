@@ -1,6 +1,6 @@
 """All parsers that read what others wrote, with the count of cases that each is put to."""
 
-from fuzz import annotations, answers, packed, pictures, records, weights
+from fuzz import annotations, answers, packed, pictures, records, tables, weights
 from fuzz.sweep import Target
 
 TARGETS = (
@@ -9,6 +9,9 @@ TARGETS = (
     Target("voc-files", annotations.voc_files, quick=150),
     Target("cvat-xml", annotations.cvat_xml, quick=250),
     Target("coco-json", annotations.coco_json, quick=400),
+    Target("yolo-labels", tables.yolo_labels, quick=250),
+    Target("yolo-description", tables.yolo_description, quick=250),
+    Target("csv-table", tables.csv_table, quick=300),
     Target("check", annotations.check_verb, quick=150),
     Target("config", records.config_json, quick=500),
     Target("run-folder", records.run_folder, quick=120),

@@ -150,7 +150,7 @@ def edit_coco(folder: Path, key: str, records: object) -> Path:
         ("categories", "cat", "json-form"),
         ("categories", [{"id": 1, "name": "cat"}] * 2, "duplicate-id"),
         ("categories", [{"id": 1, "name": " "}], "text-malformed"),
-        ("categories", [{"id": "1", "name": "cat"}], "number-malformed"),
+        ("categories", [{"id": None, "name": "cat"}], "number-malformed"),
         ("annotations", [], "nothing-to-learn"),
     ],
 )
@@ -408,7 +408,7 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
 
     def refuse(path: object, real: Callable[[object], object]) -> object:
         if path == tmp_path / name or path == str(tmp_path / name):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return real(path)
 
     for call in ("listdir", "scandir"):
