@@ -1,4 +1,4 @@
-"""Fuzz targets: annotations and lists in the layouts of VOC and COCO, and what `check` finds."""
+"""Fuzz targets: annotations and lists of each format, and what `check` finds."""
 
 import json
 import re
@@ -342,6 +342,9 @@ def _coco_seed() -> str:
         {"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 2, 10.5, 20], "iscrowd": 0},
         {"id": 2, "image_id": 0, "category_id": 7, "bbox": [0, 0, 40, 30], "iscrowd": 1},
         {"id": 5, "image_id": 2, "category_id": 3, "bbox": [4, 4, 4, 4], "segmentation": [[1, 2]]},
+        {"image_id": 2, "category_id": 3, "segmentation": [[1, 2, 9, 2, 9.5, 20]]},
+        {"image_id": 2, "category_id": 7, "segmentation": {"size": [30, 40], "counts": [90, 40]}},
+        {"image_id": 2, "category_id": 7, "segmentation": {"size": [30, 40], "counts": "Z2X1"}},
     ]
     kinds = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 90, "name": "none"}]
     return json.dumps(
@@ -352,18 +355,96 @@ def _coco_seed() -> str:
 COCO_SEED = _coco_seed()
 
 
-def coco_json(choices: Choices, folder: Path) -> None:
-    """A file of instances, read as part of a folder."""
-    root = folder / "coco"
-    if not root.exists():
-        (root / "annotations").mkdir(parents=True)
-        (root / "train").mkdir()
+_HOW = (("check", "skip"), ("ignore", "skip"), ("check", "fail"))
+
+
+def _read_folder(root: Path, split: str, choices: Choices) -> None:
+    how = choices.pick(_HOW)
+    _check(read_dataset(root, split, images=how[0], on_bad=how[1]), root)
+
+
+def _images_in(folder: Path) -> None:
+    if not folder.exists():
+        folder.mkdir(parents=True)
         for image_id in IDS:
-            (root / "train" / f"{image_id}.jpg").write_bytes(_image())
-    file = root / "annotations" / "instances_train.json"
-    file.write_bytes(values.mutated_bytes(COCO_SEED, choices))
-    how = choices.pick((("check", "skip"), ("ignore", "skip"), ("check", "fail")))
-    _check(read_dataset(root, "train", images=how[0], on_bad=how[1]), root)
+            (folder / f"{image_id}.jpg").write_bytes(_image())
+
+
+def coco_json(choices: Choices, folder: Path) -> None:
+    """A file of instances in a folder, with COCO's own name or recognised by its content."""
+    root = folder / "coco"
+    _images_in(root / "train")
+    data = values.mutated_bytes(COCO_SEED, choices)
+    names = ("instances_train.json", "train.json")
+    chosen = choices.pick(names)
+    for name in names:
+        (root / name).unlink(missing_ok=True)
+    (root / chosen).write_bytes(data)
+    _read_folder(root, "train", choices)
+
+
+def _labelme_seed() -> str:
+    shapes = [
+        {"label": "cat", "points": [[1, 2], [11.5, 22]], "shape_type": "rectangle"},
+        {"label": "dog", "points": [[30, 20], [4, 5], [6, 29]], "shape_type": "polygon"},
+        {"label": "dog", "points": [[20, 15], [25, 15]], "shape_type": "circle", "group_id": 1},
+        {"label": "dog", "points": [[2, 2], [9, 9]], "shape_type": "mask", "group_id": 1},
+        {"label": "ear", "points": [[2, 2]], "shape_type": "point", "difficult": True},
+    ]
+    image = {"imagePath": "..\\images\\a.jpg", "imageData": "/9j/4AAQ"}
+    size = {"imageHeight": HEIGHT, "imageWidth": WIDTH}
+    return json.dumps({"version": "5.5.0", "flags": {}, "shapes": shapes} | image | size)
+
+
+LABELME_SEED = _labelme_seed()
+
+
+def labelme_json(choices: Choices, folder: Path) -> None:
+    """An annotation of LabelMe's beside one that is as it should be."""
+    root = folder / "labelme"
+    _images_in(root / "images")
+    (root / "labels").mkdir(exist_ok=True)
+    (root / "labels" / "b.json").write_text(LABELME_SEED.replace("a.jpg", "b.jpg"))
+    (root / "labels" / "a.json").write_bytes(values.mutated_bytes(LABELME_SEED, choices))
+    _read_folder(root, "all", choices)
+
+
+def _label_studio_seed(*, minimal: bool) -> str:
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    box = {"x": 10, "y": 20.5, "width": 30, "height": 40, "rotation": 0}
+    shapes = [
+        box | {"rectanglelabels": ["cat"]},
+        box | {"rectanglelabels": ["cat", "dog"], "rotation": 15},
+        {"points": [[10, 10], [50.5, 20], [30, 90]], "polygonlabels": ["dog"]},
+        {"x": 50, "y": 50, "radiusX": 10, "radiusY": 20, "rotation": 5, "ellipselabels": ["dog"]},
+        {"x": 50, "y": 50, "width": 0.4, "keypointlabels": ["ear"]},
+    ]
+    names = ["/data/upload/1/1a2b3c4d-a.jpg", "s3://x/b.jpg", "/data/local-files/?d=images/c.jpg"]
+    if minimal:
+        rows = [{"image": name, "label": [each | size for each in shapes]} for name in names]
+        return json.dumps([row | {"annotator": 1, "annotation_id": 2, "id": 5} for row in rows])
+    results = [
+        {"id": str(place), "from_name": "label", "type": list(each)[-1], "value": each} | size
+        for place, each in enumerate(shapes)
+    ]
+    found = [
+        {"id": 1, "result": [], "was_cancelled": True},
+        {"id": 2, "result": results, "was_cancelled": False},
+    ]
+    tasks = [{"id": 4, "annotations": found, "data": {"img": name, "n": 1}} for name in names]
+    return json.dumps(tasks)
+
+
+LABEL_STUDIO_SEEDS = (_label_studio_seed(minimal=False), _label_studio_seed(minimal=True))
+
+
+def label_studio_json(choices: Choices, folder: Path) -> None:
+    """An export of Label Studio's in one of its two forms."""
+    root = folder / "label-studio"
+    _images_in(root / "images")
+    seed = choices.pick(LABEL_STUDIO_SEEDS)
+    (root / "export.json").write_bytes(values.mutated_bytes(seed, choices))
+    _read_folder(root, "all", choices)
 
 
 def check_verb(choices: Choices, folder: Path) -> None:

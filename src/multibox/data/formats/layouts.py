@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from multibox.data.dataset import Dataset, Fault, Scene
 from multibox.data.files import is_file, is_folder
-from multibox.data.formats import coco, csv_tables, cvat, labelme, voc_files, yolo
+from multibox.data.formats import coco, csv_tables, cvat, label_studio, labelme, voc_files, yolo
 from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import has_layouts, read_voc, split_lists
 from multibox.data.reading import Reading
@@ -32,6 +32,7 @@ class Format(NamedTuple):
 
 FORMATS = (
     Format("COCO JSON", coco.find_splits, coco.read_split),
+    Format("Label Studio", label_studio.find_splits, label_studio.read_split),
     Format("LabelMe", labelme.find_splits, labelme.read_split),
     Format("CVAT XML", cvat.find_splits, cvat.read_split),
     Format("VOC XML", voc_files.find_splits, voc_files.read_split),

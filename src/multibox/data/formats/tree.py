@@ -177,7 +177,7 @@ def image_parts(name: str) -> tuple[str, ...]:
         except ValueError:
             return ()
         inner = parse_qs(address.query).get("d", [""])[0]
-        text = inner or unquote(address.path)
+        text = (inner or unquote(address.path)).replace("\\", "/")
     parts = [part for part in text.split("/") if part not in ("", ".", "..")]
     return tuple(part for part in parts if not _DRIVE.fullmatch(part))
 

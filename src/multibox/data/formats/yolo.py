@@ -36,7 +36,7 @@ from multibox.data.formats.plain_text import (
     snap_box,
     use_numbers,
 )
-from multibox.data.formats.tree import FileTree
+from multibox.data.formats.tree import UNSPLIT, FileTree
 from multibox.data.images import SUFFIXES, check_image
 from multibox.data.reading import Reading
 from multibox.errors import DataError
@@ -185,10 +185,16 @@ def _from_yaml(tree: FileTree, about: _About) -> dict[str, _Split] | _About | No
     file, content = found[0]
     about = _described(file, content, about)
     named = {key: content[key] for key in _SPLITS if content.get(key)}
-    splits = {
-        key: _resolved(value, file, str(content.get("path") or ""), tree, about)
-        for key, value in named.items()
-    }
+    path = str(content.get("path") or "")
+    splits = {key: _resolved(value, file, path, tree, about) for key, value in named.items()}
+    for key, value in content.items():
+        # A split of another name. Its folder must exist as it is written.
+        if key in (*_SPLITS, "path", "names", "nc", "download") or type(value) is not str:
+            continue
+        places = (PurePosixPath(path) / value, PurePosixPath(value)) if value else ()
+        folders = (_usable(file.parent, place.parts, tree, about) for place in places)
+        if any(folder not in (None, tree.root) for folder in folders):
+            splits[key] = _resolved(value, file, path, tree, about)
     absent = tuple(key for key, split in splits.items() if not split.images and not split.lists)
     about = about._replace(absent=absent)
     splits = {key: split._replace(about=about) for key, split in splits.items()}
@@ -369,10 +375,10 @@ def _from_folders(tree: FileTree, about: _About) -> dict[str, _Split]:
     splits: dict[str, list[Path]] = defaultdict(list)
     for images in found.values():
         if any(_label_file(image, tree, about) for image in images):
-            splits[tree.split_of(images[0])] += images
+            splits[_split_of(images[0], tree)] += images
     if not splits:
         # The reader reports that each label file lacks its image.
-        splits = {tree.split_of(path): [] for paths in about.labels.values() for path in paths}
+        splits = {_split_of(path, tree): [] for paths in about.labels.values() for path in paths}
     return {name: _Split(tuple(images), (), about) for name, images in sorted(splits.items())}
 
 
@@ -408,10 +414,15 @@ def _label_file(image: Path, tree: FileTree, about: _About) -> Path | None:
     label = image.with_suffix(".txt")
     if label in about.files:
         return label
-    split = tree.split_of(image).casefold()
+    split = _split_of(image, tree).casefold()
     same = [path for path in places if unquote(path.stem) == image.stem]
-    same = [path for path in same if tree.split_of(path).casefold() == split]
+    same = [path for path in same if _split_of(path, tree).casefold() in (split, UNSPLIT)]
     return same[0] if len(same) == 1 and same[0].stem not in _SPLITS else None
+
+
+def _split_of(file: Path, tree: FileTree) -> str:
+    """Returns the split in the folders of a file. Its own name may be that of a train."""
+    return tree.split_of(file.parent / "_.jpg")
 
 
 def _names_for(
@@ -551,13 +562,13 @@ def _box_px(
 
 def _report_orphans(used: set[Path], split: _Split, tree: FileTree, reading: Reading) -> None:
     """Adds a fault for each label file without an image, in the folders of the used ones."""
-    names = {tree.split_of(image) for image in split.images}
+    names = {_split_of(image, tree) for image in split.images}
     folders = {label.parent for label in used}
     stems = {image.stem for image in split.images}
     for paths in split.about.labels.values():
         for path in paths:
-            if split.images and (path.parent not in folders or tree.split_of(path) not in names):
+            if split.images and (path.parent not in folders or _split_of(path, tree) not in names):
                 continue
             if path not in used and path.stem not in stems and _is_label(path):
-                reason = "has no image with its name"
+                reason = f"no image is called {unquote(path.stem)!r}"
                 reading.add_fault(DataError(reason, kind="image-missing"), path)
