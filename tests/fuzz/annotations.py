@@ -73,10 +73,10 @@ def _seed() -> Node:
 def _loose_seed() -> Node:
     """An annotation as other tools write it: outlines, a rotated box, a path."""
     root = _seed()
-    points = (
+    points = [
         ["pt", "", [["x", "3", []], ["y", "4", []]]],
         ["pt", "", [["x", "9", []], ["y", "8", []]]],
-    )
+    ]
     rotated = [
         [tag, str(x), []] for tag, x in (("cx", 20), ("cy", 15), ("w", 9), ("h", 4), ("angle", 0.7))
     ]
