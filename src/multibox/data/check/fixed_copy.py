@@ -4,9 +4,6 @@ Files without faults are copied byte for byte. `fixes.json` lists what was chang
 """
 
 import json
-import re
-import tempfile
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +20,10 @@ from multibox.data.formats.voc import (
 )
 from multibox.data.images import find_images
 from multibox.data.reading import NoImagesError
-from multibox.errors import ConfigError, DataError, StorageError
+from multibox.data.writing.converted_copy import free_name, plain_name
+from multibox.data.writing.new_folder import new_folder
+from multibox.data.writing.voc import as_xml, make_layout, write_image, write_list
+from multibox.errors import DataError
 
 RECORD = "fixes.json"
 _FLAGS = ("-1", "0", "1")
@@ -41,20 +41,6 @@ class _Copy(NamedTuple):
     folder: Path
     classes: tuple[str, ...]
     changes: list[Change]
-
-    def make(self) -> None:
-        """Makes the folder and its subfolders."""
-        for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-            (self.folder / part).mkdir(parents=True, exist_ok=True)
-
-    def write(self, image_id: str, image: bytes, suffix: str, xml: bytes) -> None:
-        """Adds an image and its annotation."""
-        (self.folder / "JPEGImages" / f"{image_id}{suffix}").write_bytes(image)
-        (self.folder / "Annotations" / f"{image_id}.xml").write_bytes(xml)
-
-    def write_list(self, split: str, content: bytes) -> None:
-        """Adds a list of images."""
-        (self.folder / "ImageSets" / "Main" / f"{split}.txt").write_bytes(content)
 
     def leave_out(self, error: DataError, file: Path, position: str | None = None) -> None:
         """Records a file or object that is not copied."""
@@ -84,30 +70,11 @@ def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> int:
         ConfigError: One of the two folders would be inside the other.
         StorageError: The new folder is not empty, or cannot be written.
     """
-    source, target = root.resolve(), out.resolve()
-    if source.is_relative_to(target) or target.is_relative_to(source):
-        remedy = "Choose a folder that is neither above nor below it"
-        raise ConfigError(f"the copy {out} and the dataset would overlap", remedy=remedy)
-    try:
-        if out.exists() and any(out.iterdir()):
-            remedy = "Choose a new folder, or remove this one"
-            raise StorageError("is not empty", file=out, remedy=remedy)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fixing-", dir=target.parent) as staging:
-            # In a subfolder, because other users have no access to a temporary folder itself.
-            written = Path(staging) / target.name
-            changes = _write(root, written, classes)
-            if out.exists():
-                target.rmdir()
-            written.rename(target)
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror})"
-        raise StorageError(reason, file=out, remedy="Choose another folder") from None
-    return len(changes)
+    with new_folder(out, beside=root) as written:
+        return len(_write(root, written, classes))
 
 
 def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
-    target.mkdir()
     changes = list[Change]()
     if has_layouts(root):
         lists, main = all_lists(root), set(split_lists(root).values())
@@ -132,7 +99,7 @@ def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
 
 def _write_voc(folder: Path, lists: list[Path], main: set[Path], copy: _Copy) -> None:
     """Writes a layout folder. Lists that are not in `main` are lists of one class in a split."""
-    copy.make()
+    make_layout(copy.folder)
     images = find_images(folder / "JPEGImages")
     kept: dict[str, bool] = {}
     for file in lists:
@@ -161,9 +128,10 @@ def _write_voc(folder: Path, lists: list[Path], main: set[Path], copy: _Copy) ->
         if file in main and all(line.split()[-1] == "-1" for line in left.values()):
             copy.leave_out(DataError("lists no usable images", kind="empty-split"), file)
         elif len(left) == sum(bool(line.strip()) for line in lines):
-            copy.write_list(file.stem, file.read_bytes())
+            write_list(copy.folder, file.stem, file.read_bytes())
         else:
-            copy.write_list(file.stem, "".join(f"{line}\n" for line in left.values()).encode())
+            shortened = "".join(f"{line}\n" for line in left.values())
+            write_list(copy.folder, file.stem, shortened.encode())
 
 
 def _write_voc_image(folder: Path, image_id: str, images: dict[str, Path], copy: _Copy) -> bool:
@@ -179,13 +147,13 @@ def _write_voc_image(folder: Path, image_id: str, images: dict[str, Path], copy:
         copy.leave_out(error, xml)
         return False
     copy.changes.extend((*image.changes, *found))
-    altered = ET.tostring(tree, encoding="utf-8", xml_declaration=True) + b"\n"
-    copy.write(image_id, image.data, image.suffix, altered if found else xml.read_bytes())
+    altered = as_xml(tree) if found else xml.read_bytes()
+    write_image(copy.folder, image_id, image.data, image.suffix, altered)
     return True
 
 
 def _write_coco(root: Path, copy: _Copy) -> None:
-    copy.make()
+    make_layout(copy.folder)
     taken: set[str] = set()
     for split in known_splits(root):
         try:
@@ -200,11 +168,13 @@ def _write_coco(root: Path, copy: _Copy) -> None:
         _note_faults(dataset.faults, copy)
         ids = []
         for item in dataset.annotations:
-            image_id = _free_name(item.image_id, split, taken)
+            image_id = free_name(item.image_id, split, taken)
+            taken.add(image_id.casefold())
             if _write_coco_image(item, dataset, image_id, copy):
                 ids.append(image_id)
         if ids:
-            copy.write_list(_plain_name(split), "".join(f"{name}\n" for name in ids).encode())
+            listed = "".join(f"{name}\n" for name in ids)
+            write_list(copy.folder, plain_name(split), listed.encode())
         else:
             copy.leave_out(
                 DataError("lists no usable images", kind="empty-split"),
@@ -226,22 +196,5 @@ def _write_coco_image(item: Annotation, dataset: Dataset, image_id: str, copy: _
         return False
     tree, found = new_tree(item, dataset.classes)
     copy.changes.extend((*image.changes, *found))
-    xml = ET.tostring(tree, encoding="utf-8", xml_declaration=True) + b"\n"
-    copy.write(image_id, image.data, image.suffix, xml)
+    write_image(copy.folder, image_id, image.data, image.suffix, as_xml(tree))
     return True
-
-
-def _free_name(image_id: str, split: str, taken: set[str]) -> str:
-    """Returns a unique id for VOC's lists. Ids differ even on a case-insensitive file system."""
-    name = plain = _plain_name(image_id)
-    number = 1
-    while name.casefold() in taken:
-        name = f"{_plain_name(split)}_{plain}" if number == 1 else f"{plain}_{number}"
-        number += 1
-    taken.add(name.casefold())
-    return name
-
-
-def _plain_name(text: str) -> str:
-    """Returns a name that is valid in a list: no spaces, separators or consecutive dots."""
-    return re.sub(r"[^\w.-]|\.(?=\.)|^\W", "_", text)

@@ -1,6 +1,5 @@
 """Corrects one image and its annotation, and records each change."""
 
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
@@ -18,6 +17,7 @@ from multibox.data.dataset import Annotation, Object, fit_box
 from multibox.data.files import read_bytes
 from multibox.data.formats.voc import declared_size, object_position, parse_object
 from multibox.data.images import MAX_BYTES, decode_image
+from multibox.data.writing.voc import annotation_tree, plain_number, set_size
 from multibox.errors import DataError
 
 _SAVED_AS_PNG = ("cmyk", "sixteen-bit", "alpha", "animated")
@@ -114,7 +114,7 @@ def correct_tree(
     if declared != image.size_px:
         if min(declared) > 0 and not _all_fit(tree, image.size_px):
             raise DataError("its boxes were drawn on an image of another size", kind="size-differs")
-        _set_size(tree, image.size_px)
+        set_size(tree, image.size_px)
         written, found = (f"{width} x {height}" for width, height in (declared, image.size_px))
         changes.append(Change(file, None, f"size changed from {written} to {found}"))
     elements = tree.findall("object")
@@ -163,15 +163,6 @@ def _all_fit(tree: Element, size_px: tuple[int, int]) -> bool:
     return True
 
 
-def _set_size(tree: Element, size_px: tuple[int, int]) -> None:
-    for old in tree.findall("size"):
-        tree.remove(old)
-    size = Element("size")
-    for name, side in zip(("width", "height", "depth"), (*size_px, 3), strict=True):
-        ET.SubElement(size, name).text = str(side)
-    tree.insert(0, size)
-
-
 def _corrected(
     element: Element, size_px: tuple[int, int], classes: tuple[str, ...], seen: set[_Place]
 ) -> tuple[Object, bool]:
@@ -212,21 +203,15 @@ def _set_box(element: Element, item: Object) -> None:
     for tag, value in zip(_CORNERS, item.box_px, strict=True):
         corner = None if box is None else box.find(tag)
         if corner is not None:
-            corner.text = _plain(value)
-
-
-def _plain(value: float) -> str:
-    """Returns a number without an exponent, as VOC's reader requires."""
-    return np.format_float_positional(value, precision=20, trim="-")
+            corner.text = plain_number(value)
 
 
 def new_tree(item: Annotation, classes: tuple[str, ...]) -> tuple[Element, list[Change]]:
     """Returns a VOC annotation for an image of any layout, without exact duplicates."""
-    tree, changes = Element("annotation"), []
-    _set_size(tree, (item.width_px, item.height_px))
+    changes, kept = [], []
     seen = set[tuple[int, tuple[float, ...]]]()
-    for label, corners, difficult in zip(
-        item.labels.tolist(), item.boxes_px.tolist(), item.difficult.tolist(), strict=True
+    for place, (label, corners) in enumerate(
+        zip(item.labels.tolist(), item.boxes_px.tolist(), strict=True)
     ):
         name = classes[label]
         if (label, tuple(corners)) in seen:
@@ -234,11 +219,5 @@ def new_tree(item: Annotation, classes: tuple[str, ...]) -> tuple[Element, list[
             changes.append(Change(item.image_path, None, reason))
             continue
         seen.add((label, tuple(corners)))
-        thing = ET.SubElement(tree, "object")
-        ET.SubElement(thing, "name").text = name
-        ET.SubElement(thing, "difficult").text = str(int(difficult))
-        box = ET.SubElement(thing, "bndbox")
-        for tag, value in zip(_CORNERS, corners, strict=True):
-            ET.SubElement(box, tag).text = _plain(value)
-    ET.indent(tree)
-    return tree, changes
+        kept.append(place)
+    return annotation_tree(item, classes, objects=kept), changes
