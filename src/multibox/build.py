@@ -1,8 +1,9 @@
 """Builds the networks, optimizers and datasets of a configuration."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from multibox.config import Config, OptimizerConfig
-from multibox.data.dataset import Dataset, require_objects
-from multibox.data.formats.layouts import read_dataset
+from multibox.data.dataset import Dataset, Note, require_objects
+from multibox.data.formats.layouts import open_dataset
 from multibox.data.pipeline import without_difficult
+from multibox.data.splits.draw import draw, parse_shares, pool, take
+from multibox.data.splits.near_duplicates import thumbnails
 from multibox.errors import ConfigError
+from multibox.hardware import usable_cores
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.lite import Lite
 from multibox.ssd.backbones.ssd7 import SSD7
@@ -188,18 +192,69 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
 
 
-def read_datasets(config: Config, root: Path) -> tuple[Dataset, Dataset]:
-    """Returns the training split and the test split. Both use the classes of the training split.
+class Datasets(NamedTuple):
+    """The splits of a run. All of them have the classes of the training split.
+
+    Attributes:
+        train: The training split.
+        validation: The split for validation and evaluation during training.
+        test: The split that is evaluated once, at the end. None if it is the validation split, or
+            if there is none.
+        drawn: The image ids of drawn splits, by split. None if they are the folder's.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset | None
+    drawn: dict[str, tuple[str, ...]] | None = None
+
+
+def read_datasets(
+    config: Config, root: Path, drawn: Mapping[str, Sequence[str]] | None = None
+) -> Datasets:
+    """Returns the splits of a run.
+
+    Args:
+        config: The configuration.
+        root: The dataset's folder.
+        drawn: The image ids of splits that were drawn earlier. None: they are drawn if the
+            configuration asks for it.
 
     Raises:
         DataError: A folder, split, image or object cannot be used, or the training split has no
             object of a class.
     """
     data = config.data
-    train = read_dataset(root, data.train_split, classes=data.classes, on_bad=data.on_bad)
+    if data.split:
+        return _read_drawn(config, root, drawn)
+    folder = open_dataset(root)
+    train = folder.read(data.train_split, classes=data.classes, on_bad=data.on_bad)
     require_objects(train)
-    test = read_dataset(root, data.test_split, classes=train.classes, on_bad=data.on_bad)
-    return train, test
+    others = [
+        folder.read(split, classes=train.classes, on_bad=data.on_bad)
+        for split in (data.val_split, data.test_split)
+        if split
+    ]
+    return Datasets(train, others[0], others[1] if len(others) > 1 else None)
+
+
+def _read_drawn(config: Config, root: Path, drawn: Mapping[str, Sequence[str]] | None) -> Datasets:
+    shares, data = parse_shares(config.data.split), config.data
+    folder = open_dataset(root)
+    pooled = folder.read(pool(folder.splits), classes=data.classes, on_bad=data.on_bad)
+    notes = pooled.notes
+    if drawn is None:
+        paths = [item.image_path for item in pooled.annotations]
+        found = draw(pooled, thumbnails(paths, threads=usable_cores()), shares, config.run.seed)
+        drawn, notes = found.ids, (*notes, *found.notes)
+    elif extra := len(pooled) - sum(map(len, drawn.values())):
+        added = f"{extra} images were added after the splits were drawn, and are not used"
+        notes = (*notes, Note("images-added", added))
+    train, *others = (take(pooled, ids, name) for name, ids in drawn.items())
+    require_objects(train)
+    train = replace(train, faults=pooled.faults, notes=notes)
+    ids = {name: tuple(listed) for name, listed in drawn.items()}
+    return Datasets(train, others[0], others[1] if len(others) > 1 else None, ids)
 
 
 def compile_network(network: nn.Module) -> Callable[[Tensor], Output]:

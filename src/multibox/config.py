@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from multibox.errors import ConfigError
 
-FORMAT = 2
+FORMAT = 3
 """Format of `config.json`. It rises with every new field, so that an older multibox can report a
 file that is too new. A file without a number has format 1.
 
@@ -46,8 +46,17 @@ class DataConfig:
     """Splits to train on, joined by +. If the folder has several years, name the year of each:
     2007:trainval+2012:trainval."""
 
+    val_split: str = ""
+    """Splits for the validation loss, the average precision during training, plateaus, --patience
+    and the best checkpoint. Empty: the test split, as the original does."""
+
     test_split: str = "test"
-    """Splits for the validation loss and the average precision, in the same form."""
+    """Splits for the result. With a validation split, they are evaluated once, at the end.
+    Empty: there are no images for a result, and --val-split has to be given."""
+
+    split: str = ""
+    """Draw the splits train, val and test from all images with these shares, such as 80/10/10.
+    Near-duplicate images stay together. Empty: use the splits of the folder."""
 
     classes: tuple[str, ...] = ()
     """Class names in the order of the network's outputs.
@@ -59,6 +68,14 @@ class DataConfig:
     train_difficult: bool = True
     """Also train on objects marked difficult, as SSD does on VOC.
     COCO's crowds count as difficult; SSD does not train on them (`ssd_coco.py:271, 288`)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.val_split or self.test_split),
+            "test_split",
+            "empty",
+            "without a validation split there must be one",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,6 +234,14 @@ class RunConfig:
     evaluate_every: int = 20_000
     """Compute the average precision every this many steps, and after the last one."""
 
+    patience: int = 0
+    """Stop early when this many evaluations in a row have not raised the best average precision.
+    0: never."""
+
+    test_weights: Literal["last", "best"] = "last"
+    """Weights for the result on the test split: the last ones, or those with the best average
+    precision on the validation split."""
+
     on_nonfinite: Literal["stop", "rollback"] = "stop"
     """If a loss or gradient is NaN or infinite: stop before the update, or roll back to the last
     checkpoint and halve the learning rate."""
@@ -260,6 +285,7 @@ class RunConfig:
             self.keep_checkpoints,
             "it must be at least 2, so that an intact one remains if the newest is damaged",
         )
+        _require(self.patience >= 0, "patience", self.patience, "it must not be negative")
         _require(-1 <= self.workers <= 64, "workers", self.workers, "it must lie in -1..64")
 
 
@@ -284,6 +310,22 @@ class Config:
     def __post_init__(self) -> None:
         batch, parts = self.run.batch_size, self.optimizer.accumulate
         _require(batch % parts == 0, "accumulate", parts, f"it must divide the batch size, {batch}")
+
+    def override(self, values: dict[str, Any]) -> "Config":
+        """Returns the configuration with other values of some fields, by name.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        sections: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                own = {name: values[name] for name in values if hasattr(value, name)}
+                sections[field.name] = dataclasses.replace(value, **own)
+            elif field.name in values:
+                sections[field.name] = values[field.name]
+        return dataclasses.replace(self, **sections)
 
     def to_json(self) -> str:
         """Returns the configuration as indented JSON, which `from_json` reads back."""

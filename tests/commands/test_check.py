@@ -170,6 +170,68 @@ def test_corrections_of_boxes_pixels_and_sizes(tmp_path: Path) -> None:
     assert "6" not in found
 
 
+def test_swapped_corners_several_boxes_and_what_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = small_voc(tmp_path / "voc")
+    planted.bad_corner(xmin=60, xmax=10)(root, "1")
+    two = planted.box(1, 1, 20, 20) + planted.box(30, 30, 90, 60)
+    planted.second(planted.thing("dog", two))(root, "2")
+    planted.bad_corner(xmin=60)(root, "3")
+    planted.second(planted.thing("owl", planted.box(1, 1, 1, 9)))(root, "4")
+    planted.gone(planted.image_of)(root, "5")
+    planted.as_image(planted.turned(6, "JPEG"))(root, "7")
+    planted.other_size(64, 96)(root, "7")
+    out = tmp_path / "fixed"
+    assert main(["check", str(root), "--fix", str(out)]) == 0
+    text = capsys.readouterr()
+    assert (
+        "objects that were removed: 2 'dog', 1 'cat', 1 'owl'; "
+        "1 images were rotated by their EXIF orientation, as annotated\n"
+    ) in text.out + text.err
+    dataset = read_dataset(out, "trainval")
+    found = {item.image_id: item for item in dataset.annotations}
+    assert found["1"].boxes_px.tolist() == [[10, 5, 60, 45], [10, 5, 60, 45]]
+    assert found["2"].boxes_px.tolist() == [
+        [10, 5, 60, 45],
+        [1, 1, 20, 20],
+        [30, 30, 90, 60],
+    ]
+    assert [dataset.classes[label] for label in found["2"].labels] == ["cat", "dog", "dog"]
+    changes = json.loads((out / "fixes.json").read_text())["changes"]
+    assert {change["change"] for change in changes if Path(change["file"]).stem in "12"} == {
+        "its reversed corners were swapped",
+        "its 2 boxes became an object each",
+    }
+
+
+def test_a_corrected_copy_keeps_names_with_spaces_and_folders(tmp_path: Path) -> None:
+    root = small_voc(tmp_path / "voc")
+    for old, new in (("1", "photo 1"), ("2", "photo 0"), ("51", "left/51")):
+        for path in (planted.xml_of(root, new), planted.image_of(root, new)):
+            path.parent.mkdir(exist_ok=True)
+        planted.xml_of(root, old).rename(planted.xml_of(root, new))
+        planted.image_of(root, old).rename(planted.image_of(root, new))
+    lists = root / "ImageSets" / "Main"
+    (lists / "trainval.txt").write_text("photo 1\nphoto 0\n")
+    (lists / "test.txt").write_text("left/51\n52.jpg\n")
+    planted.bad_corner(xmax=3)(root, "photo 0")
+    assert check(root, QUIET, fix=tmp_path / "fixed").count("fault") == 0
+    for split, ids in (("trainval", ["photo 1", "photo 0"]), ("test", ["left/51", "52"])):
+        dataset = read_dataset(tmp_path / "fixed", split)
+        assert [item.image_id for item in dataset.annotations] == ids
+
+
+def test_a_corrected_copy_of_loose_xml(tmp_path: Path) -> None:
+    root = small_voc(tmp_path / "voc")
+    for path in (root / "ImageSets" / "Main").iterdir():
+        path.unlink()
+    (root / "ImageSets" / "Main").rmdir()
+    planted.bad_corner(xmax=10)(root, "1")
+    assert check(root, QUIET, fix=tmp_path / "fixed").changes == 1
+    assert len(read_dataset(tmp_path / "fixed", "all")) == 14
+
+
 def test_a_corrected_copy_of_coco(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "drawn", train_images=6, test_images=3)
     root = export_coco(tmp_path / "drawn", tmp_path / "coco")

@@ -34,7 +34,7 @@ def test_missing_folder(called: Command, tmp_path: Path) -> None:
     out = tmp_path / "run"
     data = tmp_path / "nowhere"
     result = called("train", "ssd300-lite", "--data", data, "--out", out)
-    refused(result, 3, "nowhere", "is not a folder")
+    refused(result, 3, "nowhere", "does not exist")
     assert not out.exists()
 
 

@@ -307,7 +307,9 @@ def test_another_configuration_or_other_data_is_refused(
     with pytest.raises(ConfigError, match=r"--lr: 0\.005, now 0\.1"):
         run(data, finished, other)
     draw_dataset(tmp_path / "data", train_images=9, test_images=4)
-    with pytest.raises(ConfigError, match="data_digest"):
+    with pytest.raises(
+        ConfigError, match="have changed since the run began: 14 images then, 13 now"
+    ):
         run(tmp_path / "data", finished)
 
 

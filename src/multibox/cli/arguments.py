@@ -2,18 +2,19 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from multibox.commands.automatic import AUTOMATIC
 from multibox.commands.bench.bench import Part
 from multibox.commands.convert import Target
-from multibox.config import Config
+from multibox.config import Config, flatten
 from multibox.data.writing.converted_copy import DataFormat
-from multibox.recipes import RECIPES
+from multibox.recipes import RECIPES, ssd300_lite
 from multibox.ssd.network import Scales
 from multibox.weights.files import NO_LICENCE
 
@@ -27,11 +28,17 @@ class RecipeArguments:
     """Train with this recipe. To resume a stopped run, repeat the same command."""
 
     recipe: tyro.conf.Suppress[tyro.conf.Fixed[str]]
+    typed: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
     data: Path
-    """Folder of the dataset, in VOC or COCO layout."""
-    out: Path
-    """Folder for the run: checkpoints, metrics and pictures."""
+    """Folder or .zip archive of images with annotations: VOC XML, COCO, YOLO, CSV and others."""
+    out: _OptionalPath = None
+    """Folder for the run: checkpoints, metrics and pictures. By default runs/<name of the data>."""
     config: Config
+    minutes: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Train for about this time: the number of steps is fixed at the start by the speed of this
+    machine, and the schedule is fitted to it."""
+    dry_run: bool = False
+    """Print what would be done, and stop."""
     init: _OptionalPath = None
     """Start from the weights of this run or weights file instead of random weights."""
     licence: str = NO_LICENCE
@@ -42,31 +49,43 @@ class RecipeArguments:
     the same."""
 
 
+# Its values are defaults only: `choose` replaces those that are not typed.
+_RECIPES = {AUTOMATIC: ssd300_lite, **RECIPES}
+
 if TYPE_CHECKING:
     _Recipe = RecipeArguments
 else:
     _Recipe = tyro.extras.subcommand_type_from_defaults(
         {
-            name: RecipeArguments(recipe=name, data=tyro.MISSING, out=tyro.MISSING, config=recipe())
-            for name, recipe in RECIPES.items()
+            name: RecipeArguments(recipe=name, data=tyro.MISSING, config=recipe())
+            for name, recipe in _RECIPES.items()
         },
-        {name: recipe.__doc__.partition("\n")[0] for name, recipe in RECIPES.items()},
+        {
+            AUTOMATIC: "Choose everything from the data and this machine. This is the default.",
+            **{name: recipe.__doc__.partition("\n")[0] for name, recipe in RECIPES.items()},
+        },
     )
 
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """Train a detector, with validation, average precision and checkpoints. Choose a recipe."""
+    """Train a detector, with validation, average precision and checkpoints.
+
+    Without a recipe, everything is chosen from the data: multibox train --data FOLDER
+    """
 
     recipe: _Recipe
 
 
 @dataclass(frozen=True)
 class CheckArguments:
-    """List the faults of a dataset and show its statistics, before training on it."""
+    """List the faults of a dataset and show its statistics, or the doubtful labels of a run."""
 
     data: tyro.conf.Positional[Path]
-    """Folder of the dataset, in VOC or COCO layout. It is not changed."""
+    """Folder or .zip archive of the dataset. It is not changed.
+    For the folder of a run: compare the annotations of its training images with its detections."""
+    runs: tuple[Path, ...] = ()
+    """Further runs with other seeds: list only the labels that all runs disagree with."""
     splits: tuple[str, ...] = ()
     """Splits to check, named as for train; by default all."""
     classes: tuple[str, ...] = ()
@@ -238,6 +257,9 @@ def parse(arguments: Sequence[str] | None = None) -> object:
     if given == ["--version"]:
         print(f"multibox {version('multibox')}")  # noqa: T201  # the result
         raise SystemExit(0)
+    first = given[1] if given[:1] == ["train"] and len(given) > 1 else ""
+    if first.startswith("-") and first not in ("-h", "--help"):
+        given = ["train", AUTOMATIC, *given[1:]]
     verb: object = tyro.cli(
         _Verb,
         prog="multibox",
@@ -247,4 +269,13 @@ def parse(arguments: Sequence[str] | None = None) -> object:
         "version.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
+    if isinstance(verb, TrainArguments):
+        return TrainArguments(replace(verb.recipe, typed=_typed(verb.recipe.config, given)))
     return verb
+
+
+def _typed(config: Config, words: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of the fields of a configuration that are given on a command line."""
+    options = {word.partition("=")[0].replace("-", "_").removeprefix("__no_") for word in words}
+    options |= {option.removeprefix("__") for option in options}
+    return tuple(name for name in flatten(config) if name in options)

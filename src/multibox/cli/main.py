@@ -6,9 +6,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from multibox.cli.arguments import (
     BenchArguments,
@@ -19,12 +21,15 @@ from multibox.cli.arguments import (
     DownloadArguments,
     EvaluateArguments,
     PredictArguments,
+    RecipeArguments,
     ReportArguments,
     TrainArguments,
     parse,
 )
+from multibox.commands.automatic import AUTOMATIC, choose
 from multibox.commands.bench.bench import bench
-from multibox.commands.check import check, print_check
+from multibox.commands.check import check, fix_summary, print_check
+from multibox.commands.check_labels import FOLDER, check_labels, is_run
 from multibox.commands.convert import convert
 from multibox.commands.convert_data import convert_data
 from multibox.commands.demo.demo import demo
@@ -73,11 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(verb: object, console: Console) -> int:
     match verb:
         case TrainArguments(recipe=r):
-            request = Request(
-                r.recipe, r.config, r.data, r.out, r.init, r.licence, r.decoded_cache_gib
-            )
-            train(request, console)
-            console.print(f"Done: {r.out}. Summary: multibox report {r.out}", highlight=False)
+            _train(r, console)
         case CheckArguments():
             return _check(verb, console)
         case EvaluateArguments():
@@ -126,7 +127,30 @@ def _run(verb: object, console: Console) -> int:
     return 0
 
 
+def _train(verb: RecipeArguments, console: Console) -> None:
+    name = verb.data.resolve()
+    out = verb.out or Path("runs") / (name.stem if name.suffix == ".zip" else name.name)
+    request = Request(
+        verb.recipe, verb.config, verb.data, out, verb.init, verb.licence, verb.decoded_cache_gib
+    )
+    if verb.recipe == AUTOMATIC or verb.minutes is not None or verb.dry_run:
+        request, lines = choose(request, verb.typed, minutes=verb.minutes, console=console)
+        for subject, text in lines:
+            console.print(f"{subject:11}{text}", highlight=False, markup=False, soft_wrap=True)
+    if verb.dry_run:
+        return
+    train(request, console)
+    if verb.recipe == AUTOMATIC:
+        console.print("Summary page:", end=" ")
+        _print(write_report(out))
+    else:
+        console.print(f"Done: {out}. Summary: multibox report {out}", highlight=False)
+
+
 def _check(verb: CheckArguments, console: Console) -> int:
+    if is_run(verb.data):
+        return _check_labels(verb)
+    _refuse_unused("a dataset", {"--runs": bool(verb.runs)})
     found = check(
         verb.data,
         console,
@@ -142,8 +166,31 @@ def _check(verb: CheckArguments, console: Console) -> int:
             print_check(found, Console(), examples=max(1, verb.examples))
         if verb.fix is not None:
             console.print(f"{found.changes} changes are in {verb.fix / RECORD}", highlight=False)
+            console.print(fix_summary(found), highlight=False, markup=False, soft_wrap=True)
     counting = found.count("fault") + verb.strict * found.count("warning")
     return DataError.exit_code if counting else 0
+
+
+def _check_labels(verb: CheckArguments) -> int:
+    unused = {"--splits": bool(verb.splits), "--classes": bool(verb.classes)}
+    unused |= {"--network": verb.network is not None, "--fix": verb.fix is not None}
+    _refuse_unused("a run", unused | {"--strict": verb.strict})
+    found = check_labels([verb.data, *verb.runs])
+    if verb.json:
+        _print(json.dumps([doubt.as_json() for doubt in found]))
+        return 0
+    table = Table("kind", "count", "examples")
+    for kind in dict.fromkeys(doubt.kind for doubt in found):
+        of_kind = [doubt for doubt in found if doubt.kind == kind]
+        shown = [
+            f"{doubt.image.image_path.name}: {doubt.describe()}"
+            for doubt in of_kind[: max(1, verb.examples)]
+        ]
+        table.add_row(kind, str(len(of_kind)), Text("\n".join(shown), overflow="fold"))
+    with _printing():
+        Console().print(table)
+    _print(verb.data / FOLDER / "index.html")
+    return 0
 
 
 def _evaluate(verb: EvaluateArguments, console: Console) -> int:

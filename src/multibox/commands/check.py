@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from multibox.build import NETWORKS, default_box_tables
 from multibox.data.check.dataset_checks import check_dataset
 from multibox.data.check.findings import Finding, Severity
 from multibox.data.check.fixed_copy import write_fixed
+from multibox.data.check.fixes import Change
 from multibox.data.check.statistics import (
     SIZE_EDGES_PX,
     BoxTable,
@@ -43,12 +44,16 @@ class CheckResult:
         findings: The findings of all severities.
         census: The statistics of each split that can be used.
         changes: Number of corrections in the copy, or None if no copy was made.
+        removed: Number of objects of each class that the copy lacks.
+        rotated: Number of images that were rotated by their EXIF orientation.
     """
 
     root: Path
     findings: tuple[Finding, ...]
     census: dict[str, SplitStatistics]
     changes: int | None
+    removed: dict[str, int] = field(default_factory=dict)
+    rotated: int = 0
 
     def count(self, severity: Severity) -> int:
         """Returns the number of findings of a severity."""
@@ -73,6 +78,8 @@ class CheckResult:
             "size_edges_px": SIZE_EDGES_PX,
             "splits": {name: dataclasses.asdict(census) for name, census in self.census.items()},
             "changes": self.changes,
+            "removed": self.removed,
+            "rotated": self.rotated,
         }
 
 
@@ -106,7 +113,7 @@ def check(
         for name in ((network,) if network else COMPARED)
         for scales, boxes in default_box_tables(name).items()
     ]
-    changes = None
+    changes: list[Change] | None = None
     if fix is not None:
         if splits:
             raise ConfigError("--fix copies all splits", remedy="Leave out --splits")
@@ -122,7 +129,11 @@ def check(
             progress=lambda done, of: bar.update(task, completed=done, total=of),
         )
     census = {name: split_statistics(dataset, tables) for name, dataset in read.datasets.items()}
-    return CheckResult(root, read.findings, census, changes)
+    if changes is None:
+        return CheckResult(root, read.findings, census, None)
+    removed = Counter(name for change in changes for name in change.removed)
+    rotated = sum(change.is_rotation for change in changes)
+    return CheckResult(root, read.findings, census, len(changes), dict(removed), rotated)
 
 
 @contextmanager
@@ -150,6 +161,18 @@ def print_check(checkup: CheckResult, console: Console, *, examples: int) -> Non
     found = [(checkup.count(severity), severity) for severity in _SEVERITIES]
     counts = ", ".join(f"{n} {severity}{'s' * (n != 1)}" for n, severity in found)
     console.print(Text(f"{one_line(str(checkup.root))}: {counts}"), soft_wrap=True)
+
+
+def fix_summary(checkup: CheckResult) -> str:
+    """Returns what the corrected copy lacks, as one line."""
+    if not checkup.removed:
+        lost = "no object was removed"
+    else:
+        counted = sorted(checkup.removed.items(), key=lambda item: (-item[1], item[0]))
+        names = ", ".join(f"{count} {one_line(name)!r}" for name, count in counted)
+        lost = f"objects that were removed: {names}"
+    turned = f"; {checkup.rotated} images were rotated by their EXIF orientation, as annotated"
+    return f"{lost}{turned if checkup.rotated else ''}"
 
 
 def _table(title: str, *columns: str) -> Table:

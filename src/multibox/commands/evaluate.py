@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from multibox.config import Config
-from multibox.data.formats.layouts import read_dataset
+from multibox.data.dataset import Dataset
+from multibox.data.formats.layouts import open_dataset, read_dataset
+from multibox.data.splits.draw import pool, take
 from multibox.data.workers import OnLoss, ignore_loss
 from multibox.errors import ConfigError
 from multibox.evaluation.results import file_split, read_results
@@ -19,7 +21,8 @@ from multibox.inference import (
 )
 from multibox.precision import compute_dtype
 from multibox.processes.distributed import join
-from multibox.storage.run_folder import read_run
+from multibox.storage.run_folder import read_run, read_split
+from multibox.structures import Detections
 from multibox.training.data_loader import worker_count
 from multibox.weights.files import find_weights, load_network, read_weights
 
@@ -31,7 +34,19 @@ def _data_root(facts: Mapping[str, Any], file: Path) -> Path:
     return Path(root)
 
 
-def evaluate_model(
+class Evaluated(NamedTuple):
+    """A split, and what a network detects in it.
+
+    Attributes:
+        dataset: The split.
+        detections: The detections in each image.
+    """
+
+    dataset: Dataset
+    detections: list[Detections]
+
+
+def detect_split(
     path: Path,
     *,
     which: str,
@@ -41,14 +56,14 @@ def evaluate_model(
     device: str,
     workers: int,
     on_loss: OnLoss = ignore_loss,
-) -> dict[str, Any]:
-    """Returns all metrics of a network on a split. It writes no files.
+) -> Evaluated:
+    """Returns the detections of a network in all images of a split. It writes no files.
 
     Args:
         path: Folder of a run or of a checkpoint, or a weights file.
         which: Checkpoint of a run: `last`, `best` or a step.
         data: Folder of the dataset. None: the one that the run was trained on.
-        split: Split to evaluate on. None: the run's test split.
+        split: Name of the split. None: the run's test split, or its validation split.
         on_bad: What to do with invalid objects and images. None: the run's setting, or `fail` for
             weights without a run.
         device: `auto`, `cpu` or `cuda`.
@@ -56,20 +71,20 @@ def evaluate_model(
             by the number of cores. The result does not depend on it.
         on_loss: Called with the reason when workers are replaced.
 
-    Returns:
-        The metrics as JSON values; see `multibox.inference.score`.
-
     Raises:
         ConfigError: `data` or `split` is None and there is no run to take it from, or `workers` is
             out of range.
         MultiboxError: The network or the data cannot be used.
     """
     weights = read_weights(find_weights(path, which))
+    drawn: dict[str, list[str]] = {}
     config = Config(network=weights.network)
     if (path / "config.json").exists():
         config, facts = read_run(path)
         data = data or _data_root(facts, path / "run.json")
-        split = split or config.data.test_split
+        drawn = read_split(path) or {}
+        declared = [config.data.val_split, config.data.test_split, *drawn]
+        split = split or list(filter(None, declared))[-1]
     if data is None or split is None:
         raise ConfigError(
             "is not a run, so the dataset and the split are unknown",
@@ -77,15 +92,30 @@ def evaluate_model(
             remedy="Use --data and --split",
         )
     run = replace(config.run, workers=workers)
-    dataset = read_dataset(
-        data, split, classes=weights.classes, on_bad=on_bad or config.data.on_bad
-    )
+    folder, bad = open_dataset(data), on_bad or config.data.on_bad
+    read = pool(folder.splits) if split in drawn else split
+    dataset = folder.read(read, classes=weights.classes, on_bad=bad)
+    if split in drawn:
+        dataset = take(dataset, drawn[split], split)
     with join(device) as processes:
         network = load_network(weights, processes.device)
         precision = compute_dtype(run.precision, processes.device)
         count = worker_count(run.workers, processes)
         settings = EvaluationSettings(run.batch_size, count, precision, processes, on_loss)
-        found = detect_all(network, dataset, settings)
+        return Evaluated(dataset, detect_all(network, dataset, settings))
+
+
+def evaluate_model(path: Path, **options: Any) -> dict[str, Any]:
+    """Returns all metrics of a network on a split; see `multibox.inference.score`.
+
+    Args:
+        path: Folder of a run or of a checkpoint, or a weights file.
+        options: The other arguments of `detect_split`.
+
+    Raises:
+        MultiboxError: As in `detect_split`.
+    """
+    dataset, found = detect_split(path, **options)
     return score(detections_by_class(dataset, found), objects_by_class(dataset))
 
 

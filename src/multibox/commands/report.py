@@ -140,11 +140,12 @@ def _draw(record: Record, metric: str, reference: Reference | None) -> dict[str,
             "Mean average precision over steps",
             lambda theme: charts.average_precision_chart(record, reference, theme),
         )
-    if record.evaluations and record.evaluations[-1].curves:
+    result = _result(record)
+    if result and result.curves:
         drawn["curves"] = _chart(
             "precision-recall.png",
             "Precision over recall of every class",
-            lambda theme: charts.precision_recall_chart(record.evaluations[-1], metric, theme),
+            lambda theme: charts.precision_recall_chart(result, metric, theme),
         )
     return drawn
 
@@ -154,18 +155,18 @@ def _chart(file: str, description: str, draw: Callable[[Theme], Figure]) -> Char
 
 
 def _context(record: Record, metric: str, reference: Reference | None) -> dict[str, Any]:
-    every = record.evaluations
+    every, result = record.evaluations, _result(record)
     images_per_second, data_wait = tables.speed(record)
     return {
         "about": record.about,
         "run_name": record.folder.resolve().name,
-        "evaluation": every[-1] if every else None,
+        "evaluation": result,
         "last_step": record.last_step,
         "summary": _summary(record),
         "metric_names": METRICS,
         "metric": metric,
         "precision": tables.precision_table(record, metric, reference) if every else None,
-        "coco_rows": tables.coco_rows(every[-1]) if every else [],
+        "coco_rows": tables.coco_rows(result) if result else [],
         "reference": reference,
         "loss_rows": tables.loss_rows(record, reference) if reference else [],
         "drops": tables.drop_rows(record),
@@ -179,8 +180,13 @@ def _context(record: Record, metric: str, reference: Reference | None) -> dict[s
     }
 
 
+def _result(record: Record) -> Evaluation | None:
+    """Returns the evaluation that is the result so far: of the test split, or else the last one."""
+    return record.test or (record.evaluations[-1] if record.evaluations else None)
+
+
 def _summary(record: Record) -> list[str]:
-    """Returns sentences on the run and its result, which is the last evaluation, not the best."""
+    """Returns sentences on the run and its result, which is never the best of several."""
     about, every = record.about, record.evaluations
     done = f"{record.last_step:,} of {about.planned_steps:,} steps"
     classes = f"{len(about.classes)} class{'' if len(about.classes) == 1 else 'es'}"
@@ -190,16 +196,25 @@ def _summary(record: Record) -> list[str]:
     )
     if not every:
         return [f"{trained}, has not been evaluated yet."]
+    if record.test:
+        return [f"{trained}.", *_test_summary(record, record.test)]
     last = every[-1]
     best = tables.best_evaluation(every, last.metric)
     found = (
-        f"{trained}, reaches {_named_mean(last)} on {about.test.name} "
+        f"{trained}, reaches {_named_mean(last)} on {about.validation.name} "
         f"({last.images:,} images, {last.objects:,} objects) at step {last.step:,}."
     )
     if last.step < about.planned_steps:
         status = "The run is not complete; this is its latest evaluation."
+    elif not record.config["data"]["test_split"]:
+        status = (
+            "There is no test split, so this result is optimistic: decisions were made on the same "
+            "images."
+        )
     else:
         status = "These are the weights of the last step; nothing was chosen on the test images."
+    if record.config["schedule"]["schedule"] == "plateau":
+        status += " Only the learning rate was lowered by their loss."
     if len(every) == 1:
         return [found, status]
     if best.step == last.step:
@@ -209,6 +224,22 @@ def _summary(record: Record) -> list[str]:
         "chosen on the test images, so it is not reported as the result."
     )
     return [found, status, picked]
+
+
+def _test_summary(record: Record, test: Evaluation) -> list[str]:
+    about, weights = record.about, record.config["run"]["test_weights"]
+    found = (
+        f"It reaches {_named_mean(test)} on {about.test.name} ({test.images:,} images, "
+        f"{test.objects:,} objects), with the weights of step {test.step:,}."
+    )
+    honest = (
+        f"These images were evaluated once, with the {weights} weights, as declared before "
+        f"training. Everything else was decided on {about.validation.name} "
+        f"({about.validation.images:,} images)."
+    )
+    if record.last_step < about.planned_steps:
+        return [found, "The run was stopped early by its patience.", honest]
+    return [found, honest]
 
 
 def _named_mean(evaluation: Evaluation) -> str:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from multibox.build import matcher, network_shape, new_network, read_datasets
+from multibox.build import Datasets, matcher, network_shape, new_network, read_datasets
 from multibox.config import Config, OptimizerConfig, flatten
 from multibox.data.dataset import Dataset
 from multibox.data.decoded import remove_decoded
@@ -27,6 +27,7 @@ from multibox.storage.run_folder import (
     claim,
     environment,
     read_run,
+    read_split,
     refuse_foreign,
     write_json,
 )
@@ -55,6 +56,7 @@ class Request(NamedTuple):
         init: Run or weights file to start from; None: random weights.
         licence: Licence of the trained weights, in the owner's words.
         decoded_cache_gib: Disk space that decoded images may take, in GiB.
+        datasets: The splits, if they were read before. None: `train` reads them.
     """
 
     recipe: str
@@ -64,6 +66,7 @@ class Request(NamedTuple):
     init: Path | None
     licence: str
     decoded_cache_gib: float = 0.0
+    datasets: Datasets | None = None
 
 
 def train(request: Request, console: Console) -> None:
@@ -88,8 +91,11 @@ def train(request: Request, console: Console) -> None:
             stack.enter_context(RunLock(request.out))
             _require_room(request.out, config, shape, images=0)
         init_digest, weights = _read_init(request, console)
-        train_set, test_set = read_datasets(config, request.data)
-        for dataset in (train_set, test_set):
+        datasets = request.datasets
+        if datasets is None:
+            datasets = read_datasets(config, request.data, read_split(request.out))
+        train_set = datasets.train
+        for dataset in filter(None, datasets[:3]):
             _print_dataset(dataset, console)
         network = new_network(config, len(train_set.classes))
         if weights:
@@ -102,18 +108,19 @@ def train(request: Request, console: Console) -> None:
             "precision": str(precision).removeprefix("torch."),
             "stream_version": STREAM_VERSION,
             "data_root": str(request.data.resolve()),
-            **_facts(network, train_set, test_set),
+            **_facts(network, datasets),
         }
         _compare(config, facts, processes)
         if processes.is_first:
-            _require_room(request.out, config, network, images=len(test_set))
-            claim(request.out, config, facts)
+            _require_room(request.out, config, network, images=len(datasets.validation))
+            claim(request.out, config, facts, datasets.drawn)
             _describe_machine(request.out, processes, precision, console)
         wait_for_all(processes)
         context = RunContext(
             folder=request.out,
             train_set=train_set,
-            test_set=test_set,
+            validation_set=datasets.validation,
+            test_set=datasets.test,
             processes=processes,
             console=console,
             batch_loader=BatchLoader(
@@ -317,8 +324,12 @@ def _start_from(weights: Weights, network: SSD, classes: tuple[str, ...], consol
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _facts(network: SSD, train_set: Dataset, test_set: Dataset) -> dict[str, Any]:
+def _facts(network: SSD, datasets: Datasets) -> dict[str, Any]:
     """Returns the entries of `run.json` about the data and the network."""
+    # The role "test" alone means that the split is both, as in the original.
+    by_role = {"train": datasets.train, "test": datasets.test or datasets.validation}
+    if datasets.test:
+        by_role["validation"] = datasets.validation
     data = {
         role: {
             "name": dataset.name,
@@ -327,12 +338,12 @@ def _facts(network: SSD, train_set: Dataset, test_set: Dataset) -> dict[str, Any
             "skipped": len(dataset.faults),
             "faults": [str(fault) for fault in dataset.faults],
         }
-        for role, dataset in (("train", train_set), ("test", test_set))
+        for role, dataset in by_role.items()
     }
     return {
-        "data_digest": f"{train_set.digest}-{test_set.digest}",
+        "data_digest": "-".join(dataset.digest for dataset in by_role.values()),
         "data": data,
-        "classes": train_set.classes,
+        "classes": datasets.train.classes,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "default_boxes": network.default_boxes.shape[0],
     }

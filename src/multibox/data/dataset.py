@@ -59,6 +59,7 @@ class Annotation:
 
 MIN_SIDE_PX = 0.01
 """The minimum side of a box. A smaller one may vanish when float32 rounds its fractions."""
+_TINY_IMAGE_PX = 8
 
 
 class Object(NamedTuple):
@@ -167,10 +168,14 @@ def fit_box(
     """Returns a box's corners, clipped if they leave the image by at most one pixel.
 
     Raises:
-        DataError: The box leaves the image by more, or is empty. The error names no file.
+        DataError: The box leaves the image by more, is empty, or lies within the first pixel, as if
+            its corners were fractions of the image. The error names no file.
     """
     left, top, right, bottom = box_px
     width, height = map(float, size_px)
+    if 0 <= left < right <= 1 and 0 <= top < bottom <= 1 and min(size_px) > _TINY_IMAGE_PX:
+        reason = f"its box {format_box(box_px)} looks like fractions of the image, not like pixels"
+        raise DataError(reason, kind="box-fractions")
     if min(left, top) < -1 or right > width + 1 or bottom > height + 1:
         raise DataError(
             f"its box {format_box(box_px)} leaves the image of {width:g} x {height:g}",
@@ -237,8 +242,8 @@ def require_objects(dataset: Dataset) -> None:
     )
 
 
-def refuse_faults(faults: Sequence[Fault], root: Path) -> None:
-    """Raises all faults of a dataset as one error.
+def refuse_faults(faults: Sequence[Fault], root: Path, *, some_left: bool) -> None:
+    """Raises all faults of a dataset as one error. It proposes to skip them if that leaves objects.
 
     Raises:
         DataError: There is a fault. The message has a line for each of the first twenty.
@@ -253,5 +258,6 @@ def refuse_faults(faults: Sequence[Fault], root: Path) -> None:
         f"the dataset has {count}{''.join(lines)}",
         kind="faults",
         file=root,
-        remedy="\nCorrect the files, or use --on-bad skip to leave out these objects and images",
+        remedy="\nCorrect the files"
+        + ", or use --on-bad skip to leave out these objects and images" * some_left,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from multibox.data.check.image_metadata import turns_sides
 from multibox.data.dataset import (
     Dataset,
     Fault,
@@ -101,6 +102,8 @@ class Reading:
             self.notes[_NO_SIZE] += 1
         elif declared_px != stored_px:
             written, found = (f"{width} x {height}" for width, height in (declared_px, stored_px))
+            if declared_px == stored_px[::-1] and turns_sides(image):
+                found += ": its EXIF orientation, which is not applied, swaps the sides"
             raise DataError(f"its size is {written}, but its image is {found}", kind="size-differs")
         return stored_px
 
@@ -133,7 +136,8 @@ class Reading:
             DataError: `on_bad` is "fail" and there are faults.
         """
         if self.on_bad == "fail":
-            refuse_faults(self.faults, self.root)
+            some_left = any(scene.objects for scene in scenes)
+            refuse_faults(self.faults, self.root, some_left=some_left)
         if not scenes:
             reason = f"no image of {name} can be used"
             error = NoImagesError(
@@ -150,5 +154,7 @@ class Reading:
             left_out = f"{len(unused)} classes without objects were left out, including {shown}"
             notes = [*notes, Note("category-idle", left_out)]
         annotations = tuple(annotate(scene, classes) for scene in scenes)
-        counted = (note._replace(text=f"{count} {note.text}") for note, count in self.notes.items())
+        counted = (
+            note._replace(text=f"{count} {note.text}") for note, count in (+self.notes).items()
+        )
         return Dataset(name, classes, annotations, tuple(self.faults), (*notes, *counted))

@@ -94,7 +94,7 @@ def join(device: str) -> Iterator[Processes]:
         ConfigError: There is no GPU for this process, or a variable is missing.
         ProcessError: The processes do not find each other.
     """
-    if not _several():
+    if not is_one_of_several():
         yield Processes(0, 1, pick_device(device))
         return
     store, rank, world_size, heartbeat = _meet()
@@ -145,10 +145,11 @@ def _named(error: BaseException) -> BaseException:
 
 def is_first() -> bool:
     """Whether this process writes messages. It can be called before `join`."""
-    return not _several() or os.environ.get("RANK") == "0"
+    return not is_one_of_several() or os.environ.get("RANK") == "0"
 
 
-def _several() -> bool:
+def is_one_of_several() -> bool:
+    """Whether `torchrun` or another launcher has started several processes for this run."""
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 

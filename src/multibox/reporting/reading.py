@@ -51,6 +51,7 @@ def read_record(folder: Path) -> Record:
     journal, timings = folder / "metrics.jsonl", folder / "timings.jsonl"
     lines = _current(_lines(journal), journal)
     evaluations = _files_of_steps(folder / "evaluations")
+    tested = folder / "evaluations" / "test.json"
     return Record(
         folder=folder,
         config=config,
@@ -62,6 +63,7 @@ def read_record(folder: Path) -> Record:
         rollbacks=_of_kind("rollback", lines, _rollback, journal),
         timings=[_parse(_timing, line, timings) for line in _lines(timings)],
         evaluations=[_parse(_evaluation, _load(path), path) for path in evaluations],
+        test=_parse(_evaluation, _load(tested), tested) if tested.exists() else None,
         samples=_samples(folder),
         last_step=max(
             (int(line["step"]) for line in lines if line["kind"] != "rollback"), default=0
@@ -179,13 +181,15 @@ def _split(value: dict[str, Any]) -> Split:
 
 def _about(value: dict[str, Any]) -> About:
     config, run = value["config"], value["run"]
+    test = run["data"]["test"]
     return About(
         recipe=str(run["recipe"]),
         version=str(run["multibox"]),
         network=str(config["network"]),
         classes=[*map(str, run["classes"])],
         train=_split(run["data"]["train"]),
-        test=_split(run["data"]["test"]),
+        validation=_split(run["data"].get("validation", test)),
+        test=_split(test),
         parameters=int(run["parameters"]),
         default_boxes=int(run["default_boxes"]),
         planned_steps=int(config["schedule"]["steps"]),

@@ -86,13 +86,20 @@ class Sample(NamedTuple):
 
 
 class About(NamedTuple):
-    """The description of a run. `planned_steps` is the configured number of steps."""
+    """The description of a run.
+
+    Attributes:
+        validation: The split of the evaluations during training.
+        test: The split of the result; the same one if the run has no validation split.
+        planned_steps: The configured number of steps.
+    """
 
     recipe: str
     version: str
     network: str
     classes: list[str]
     train: Split
+    validation: Split
     test: Split
     parameters: int
     default_boxes: int
@@ -123,7 +130,11 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """The whole run folder. Lists are sorted by step."""
+    """The whole run folder. Lists are sorted by step.
+
+    Attributes:
+        test: The evaluation on the test split, if the run has a validation split and is finished.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -135,5 +146,6 @@ class Record:
     rollbacks: list[Rollback]
     timings: list[Timing]
     evaluations: list[Evaluation]
+    test: Evaluation | None
     samples: list[Sample]
     last_step: int

@@ -58,10 +58,15 @@ def best_evaluation(evaluations: list[Evaluation], metric: str) -> Evaluation:
 def precision_table(record: Record, metric: str, reference: Reference | None) -> PrecisionTable:
     """Returns the table in the form of the classic training summary.
 
+    If the run has evaluated its test split, the last column of the run is that result.
+
     If there is a reference, the table also has columns with its last milestone and the difference
     to ours, and rows with its mean at the same steps. The reference must use the same metric.
     """
     columns = milestones(record, metric)
+    header = [step_label(e.step) for e in columns]
+    if record.test:
+        columns, header = [*columns, record.test], [*header, "test"]
     rows = [
         _row(name, "AP", [e.classes[metric].get(name, math.nan) for e in columns])
         for name in record.about.classes
@@ -71,7 +76,7 @@ def precision_table(record: Record, metric: str, reference: Reference | None) ->
         values = [e.mean[other] for e in columns]
         if other != metric and any(map(math.isfinite, values)):
             rows.append(_row(f"({name})", "AP" if other == "coco" else "mAP", values))
-    table = PrecisionTable([step_label(e.step) for e in columns], rows, len(columns))
+    table = PrecisionTable(header, rows, len(columns))
     return table if reference is None else _beside(table, columns, metric, reference)
 
 

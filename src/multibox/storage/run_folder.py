@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ JSON = Any
 
 # Size limit of config.json and run.json, which have a few thousand bytes.
 _MOST_BYTES = 4 << 20
+_MOST_SPLIT_BYTES = 1 << 30
+
+SPLIT = "split.json"
+"""The image ids of drawn splits, in the run's folder."""
 
 
 def write_json(path: Path, value: JSON) -> None:
@@ -114,8 +118,8 @@ def refuse_foreign(folder: Path) -> None:
     """
     if not os.path.lexists(folder) or (folder / "config.json").exists():
         return
-    # `run.json` is written first, so a run that was killed early has only this file.
-    names = set(_names(folder)) - {"run.json"}
+    # These are written first, so a run that was killed early has only these files.
+    names = set(_names(folder)) - {"run.json", SPLIT}
     foreign = sorted(name for name in names if not name.startswith("."))
     if foreign:
         raise ConfigError(
@@ -125,13 +129,19 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
+def claim(
+    folder: Path,
+    config: Config,
+    facts: dict[str, JSON],
+    split: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Writes a new run's `config.json` and `run.json`, or checks that they match those on disk.
 
     Args:
         folder: The run's folder, locked.
         config: The configuration from the command line.
         facts: The content of `run.json`: recipe, data, classes, initial weights.
+        split: The image ids of drawn splits, for `split.json`. None: no splits were drawn.
 
     Raises:
         ConfigError: The folder contains other files, or a run with another configuration or other
@@ -141,6 +151,8 @@ def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
     stored = folder / "config.json"
     if not stored.exists():
         refuse_foreign(folder)
+        if split is not None:
+            write_split(folder, split)
         write_json(folder / "run.json", facts)
         # If the power fails before config.json is on the disk, the next start writes both again.
         sync_files(folder, [folder / "run.json"])
@@ -148,6 +160,14 @@ def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
         sync_files(folder, [stored])
         return
     before, facts_before = read_run(folder)
+    if facts_before.get("data_digest") != facts["data_digest"] and before == config:
+        counts = [_count_images(each) for each in (facts_before, facts)]
+        number = f": {counts[0]} images then, {counts[1]} now" if counts[0] != counts[1] else ""
+        raise ConfigError(
+            f"its images or annotations have changed since the run began{number}",
+            file=folder,
+            remedy=f"Start a new run from its weights: --init {folder} --out NEW",
+        )
     changed = differences(before, config)
     changed += [
         f"{name}: {facts_before.get(name)}, now {facts[name]}"
@@ -160,6 +180,13 @@ def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
             file=folder,
             remedy="Repeat the command that started it, or choose another folder for --out",
         )
+
+
+def _count_images(facts: dict[str, JSON]) -> int | None:
+    try:
+        return sum(int(split["images"]) for split in facts["data"].values())
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
 
 
 def read_config(folder: Path) -> Config:
@@ -192,13 +219,43 @@ def read_run(folder: Path) -> tuple[Config, dict[str, JSON]]:
     return config, found
 
 
-def _text(path: Path) -> str:
+def write_split(folder: Path, ids: Mapping[str, Sequence[str]]) -> None:
+    """Writes the image ids of drawn splits to `split.json`.
+
+    Raises:
+        StorageError: The disk is full or fails.
+    """
+    write_json(folder / SPLIT, {name: list(listed) for name, listed in ids.items()})
+    sync_files(folder, [folder / SPLIT])
+
+
+def read_split(folder: Path) -> dict[str, list[str]] | None:
+    """Returns the image ids of the run's drawn splits, or None if the run has none.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    file = folder / SPLIT
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(_text(file, most=_MOST_SPLIT_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot be read ({error})", file=file) from None
+    lists = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in lists):
+        raise ConfigError("does not hold lists of image ids by split", file=file)
+    splits: dict[str, list[str]] = found
+    return splits
+
+
+def _text(path: Path, *, most: int = _MOST_BYTES) -> str:
     try:
         with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) <= _MOST_BYTES:
+            content = file.read(most + 1)
+        if len(content) <= most:
             return content.decode()
-        reason = f"has more than {_MOST_BYTES} bytes, so it was not written by multibox"
+        reason = f"has more than {most} bytes, so it was not written by multibox"
     except (OSError, UnicodeDecodeError) as error:
         reason = f"cannot be read ({error})"
     raise ConfigError(reason, file=path)

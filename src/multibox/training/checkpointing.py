@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
+from torch import Tensor
 
-from multibox.processes.distributed import Processes, agree
+from multibox.processes.distributed import Processes, agree, from_first
 from multibox.storage import checkpoint as checkpoints
 from multibox.storage.checkpoint import Checkpoint
 from multibox.training.train_step import Learner
@@ -24,6 +25,7 @@ class TrainingState:
             of `metrics.jsonl`.
         validation_losses: All validation losses so far, oldest first, for the plateau schedule.
         best: `step` and `mAP` (VOC 2007) of the best evaluation; None before the first.
+        evaluations_since_best: Number of evaluations after the best one.
         lr_scale: Factor of the learning rate; each rollback halves it.
         journal: Length of `metrics.jsonl` when the checkpoint was saved, in bytes.
     """
@@ -32,6 +34,7 @@ class TrainingState:
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     validation_losses: list[float] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    evaluations_since_best: int = 0
     lr_scale: float = 1.0
     journal: int = 0
 
@@ -103,6 +106,19 @@ class Checkpointer:
             # A run that was killed right after saving has not removed the old checkpoints.
             self._prune(state)
         return step, state
+
+    def model(self, step: int) -> dict[str, Tensor]:
+        """Returns the tensors of the network in a saved checkpoint.
+
+        All processes must call it.
+
+        Raises:
+            WeightsError: The checkpoint is damaged.
+        """
+        own = self._learner.model()
+        if self._processes.is_first:
+            own = checkpoints.load(checkpoints.path_of(self._folder, step)).model
+        return from_first(own, self._processes)
 
     def _prune(self, state: TrainingState) -> None:
         best = state.best["step"] if state.best else None

@@ -39,7 +39,9 @@ class RunContext(NamedTuple):
     Attributes:
         folder: The run's folder, claimed and locked.
         train_set: The training split.
-        test_set: The split for validation and evaluation.
+        validation_set: The split for validation and evaluation during training.
+        test_set: The split that is evaluated once, at the end. None if it is the validation split,
+            or if there is none.
         processes: This process among the others.
         console: Prints the messages of the first process.
         batch_loader: Yields the training batches.
@@ -48,7 +50,8 @@ class RunContext(NamedTuple):
 
     folder: Path
     train_set: Dataset
-    test_set: Dataset
+    validation_set: Dataset
+    test_set: Dataset | None
     processes: Processes
     console: Console
     batch_loader: BatchLoader
@@ -120,19 +123,24 @@ class Loop:
                     every=run.log_every,
                 )
             )
-            if self._step < steps:
+            if not self._finished():
                 with self._display.busy("decoding"):
                     self._context.batch_loader.prepare()
                 # Decoding may have taken minutes, in which a signal may have arrived.
                 if stop := agree(self._signals.received, self._processes):
                     raise Interrupted(stop, self._step)
-            while self._step < steps:
+            while not self._finished():
                 fault = self._train()
                 if fault:
                     self._roll_back(fault)
 
+    def _finished(self) -> bool:
+        patience = self._config.run.patience
+        out_of_patience = 0 < patience <= self._state.evaluations_since_best
+        return self._step >= self._config.schedule.steps or out_of_patience
+
     def _train(self) -> _Fault | None:
-        """Trains to the last step. Returns early after a step with NaN or infinite values."""
+        """Trains until the run is finished, or a step has NaN or infinite values."""
         state, annotations = self._state, self._context.train_set.annotations
         batches = self._context.batch_loader.batches(self._step, on_loss=self._note_worker_loss)
         for batch, waited in _timed(batches):
@@ -144,6 +152,8 @@ class Loop:
                 state.sums = [a + b for a, b in zip(state.sums, losses, strict=True)]
                 self._display.update(self._step, losses[0], losses[1], lr=lr, waited=waited)
                 self._after_step()
+                if self._finished():
+                    break
             except NonFinite as found:
                 indices = gather(batch.indices.to(self._processes.device), self._processes)
                 files = [str(annotations[index].image_path) for index in indices.tolist()]
@@ -183,6 +193,8 @@ class Loop:
             self._validate()
         if evaluate:
             self._evaluate()
+        if self._finished():
+            self._test()
         stop = agree(self._signals.received, self._processes)
         if stop and not due:
             self._require_finite()
@@ -227,7 +239,7 @@ class Loop:
     def _validate(self) -> None:
         with self._display.busy("validation loss") as clock:
             loss = validation_loss(
-                self._evaluated_network(), self._context.test_set, self._evaluation_settings()
+                self._evaluated_network(), self._context.validation_set, self._evaluation_settings()
             )
         self._metrics_log.write(
             "validation",
@@ -248,9 +260,10 @@ class Loop:
         with self._display.busy("average precision") as clock:
             means = evaluate_periodically(
                 self._evaluated_network(),
-                context.test_set,
+                context.validation_set,
                 self._evaluation_settings(),
                 folder=context.folder,
+                name=f"step-{step:08d}",
                 step=step,
             )
         self._metrics_log.write("evaluation", step, **means)
@@ -258,8 +271,42 @@ class Loop:
         best, mean = self._state.best, means["voc07"]
         if mean is not None and (best is None or mean > best["mAP"]):
             self._state.best = {"step": step, "mAP": mean}
+            self._state.evaluations_since_best = 0
+        else:
+            self._state.evaluations_since_best += 1
+        self._print_means(f"step {step}", means)
+
+    def _test(self) -> None:
+        """Evaluates the declared weights on the test split, once."""
+        context, step, best = self._context, self._step, self._state.best
+        if step < self._config.schedule.steps:
+            context.console.print(
+                f"Stopped early at step {step}: {self._state.evaluations_since_best} evaluations "
+                "have not raised the best average precision",
+                highlight=False,
+            )
+        if context.test_set is None:
+            return
+        network = self._evaluated_network()
+        if self._config.run.test_weights == "best" and best and best["step"] != step:
+            step = best["step"]
+            network.load_state_dict(self._checkpointer.model(step))
+        with self._display.busy("average precision on the test split") as clock:
+            means = evaluate_periodically(
+                network,
+                context.test_set,
+                self._evaluation_settings(),
+                folder=context.folder,
+                name="test",
+                step=step,
+            )
+        self._metrics_log.write("test", self._step, weights=step, **means)
+        self._metrics_log.time("evaluation", self._step, seconds=clock())
+        self._print_means(f"{context.test_set.name}, weights of step {step}", means)
+
+    def _print_means(self, what: str, means: dict[str, float | None]) -> None:
         shown = ", ".join(f"{n} {'none' if v is None else f'{v:.4f}'}" for n, v in means.items())
-        context.console.print(f"step {step}: mAP {shown}", highlight=False)
+        self._context.console.print(f"{what}: mAP {shown}", highlight=False, markup=False)
 
     def _evaluated_network(self) -> SSD:
         """Returns the network to evaluate, with the average of the weights if there is one.

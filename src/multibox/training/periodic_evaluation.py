@@ -29,18 +29,25 @@ SHOWN_SCORE = 0.5
 
 
 def evaluate_periodically(
-    network: SSD, dataset: Dataset, settings: EvaluationSettings, *, folder: Path, step: int
+    network: SSD,
+    dataset: Dataset,
+    settings: EvaluationSettings,
+    *,
+    folder: Path,
+    name: str,
+    step: int,
 ) -> dict[str, float | None]:
     """Evaluates the network of a run on a split.
 
-    The first process writes `evaluations/step-<step>.json`, results files in the VOC devkit's
-    format in `evaluations/step-<step>/`, and pictures of some images in `samples/`.
+    The first process writes `evaluations/<name>.json`, results files in the VOC devkit's format in
+    `evaluations/<name>/`, and pictures of some images in `samples/`.
 
     Args:
         network: The network of the run at this step.
         dataset: The split.
         settings: Batch size, workers, precision and processes.
         folder: The run's folder.
+        name: Name of the files.
         step: The number of completed steps.
 
     Returns:
@@ -51,7 +58,6 @@ def evaluate_periodically(
     objects, by_class = objects_by_class(dataset), detections_by_class(dataset, found)
     metrics = score(by_class, objects)
     if settings.processes.is_first:
-        name = f"step-{step:08d}"
         ids = [annotation.image_id for annotation in dataset.annotations]
         results = folder / "evaluations" / name
         files = write_results(results, by_class, ids, split=file_split(dataset.name))

@@ -150,7 +150,7 @@ def edit_coco(folder: Path, key: str, records: object) -> Path:
         ("categories", "cat", "json-form"),
         ("categories", [{"id": 1, "name": "cat"}] * 2, "duplicate-id"),
         ("categories", [{"id": 1, "name": " "}], "text-malformed"),
-        ("categories", [{"id": "1", "name": "cat"}], "number-malformed"),
+        ("categories", [{"id": None, "name": "cat"}], "number-malformed"),
         ("annotations", [], "nothing-to-learn"),
     ],
 )
@@ -296,6 +296,22 @@ def test_files_in_no_list(tmp_path: Path) -> None:
     assert {finding.file.stem for finding in found} == {"52"}
 
 
+def test_names_with_spaces_and_lists_of_classes(tmp_path: Path) -> None:
+    """As CVAT exports them."""
+    root = small_voc(tmp_path)
+    for old, new in (("1", "photo 1"), ("2", "photo -1"), ("3", "photo")):
+        planted.xml_of(root, old).rename(planted.xml_of(root, new))
+        planted.image_of(root, old).rename(planted.image_of(root, new))
+    ids = ["photo 1", "photo -1", "photo", *map(str, range(4, 13))]
+    lists = root / "ImageSets" / "Main"
+    (lists / "trainval.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
+    flags = "".join(f"{image_id} {1 - 2 * (place % 2):2}\n" for place, image_id in enumerate(ids))
+    (lists / "cat_trainval.txt").write_text(flags)
+    (lists / "test.txt").write_text("51.jpg\nJPEGImages/52.jpg\n")
+    assert known_splits(root) == ("test", "trainval")
+    assert look(root) == ()
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -392,7 +408,7 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
 
     def refuse(path: object, real: Callable[[object], object]) -> object:
         if path == tmp_path / name or path == str(tmp_path / name):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return real(path)
 
     for call in ("listdir", "scandir"):

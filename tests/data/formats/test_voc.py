@@ -1,6 +1,7 @@
 """VOC-layout folders: what is read, and that every fault is named with its file and place."""
 
 import hashlib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,8 +11,10 @@ import pytest
 import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from multibox.data.dataset import Dataset, Fault, Note, require_objects
+from multibox.data.formats.layouts import known_splits, open_dataset, read_dataset
 from multibox.data.formats.voc import read_voc
 from multibox.errors import DataError
 
@@ -164,8 +167,110 @@ def test_forms_of_lists(tmp_path: Path, text: str, expected: list[str]) -> None:
     assert [item.image_id for item in dataset.annotations] == expected
 
 
+def spaced(tmp_path: Path, ids: list[str], text: str) -> Dataset:
+    root = lay_out(tmp_path, dict.fromkeys(ids, annotation(thing())))
+    (root / "ImageSets" / "Main" / "train.txt").write_text(text)
+    return read_voc(root, "train")
+
+
 @pytest.mark.parametrize(
-    "line", ["../a", "/etc/passwd", "sub/a", "sub\\a", "..", "a\0", "a\x1b[0m", "a"]
+    ("text", "expected"),
+    [
+        # Before, the first line was read as `photo`, and the last one was left out.
+        ("photo 1\nphoto 2\nphoto -1\n", ["photo 1", "photo 2", "photo -1"]),
+        ("photo 1\nphoto 0\n", ["photo 1", "photo 0"]),
+        ("photo 1  1\nphoto 2 -1\nphoto  0\n", ["photo 1", "photo"]),
+        ("photo 1 1\nphoto 2  0\n", ["photo 1", "photo 2"]),
+        ("photo  1\nphoto 2 -1\n", ["photo"]),
+    ],
+)
+def test_a_word_is_a_flag_only_if_no_file_has_the_whole_line_as_its_id(
+    tmp_path: Path, text: str, expected: list[str]
+) -> None:
+    ids = ["photo", "photo 0", "photo 1", "photo 2", "photo -1"]
+    if "photo 2 -1" in text:
+        ids.remove("photo -1")
+    dataset = spaced(tmp_path, ids, text)
+    assert [item.image_id for item in dataset.annotations] == expected
+
+
+def test_flags_must_be_on_every_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"b 1\.xml: does not exist"):
+        spaced(tmp_path, ["a", "b"], "a\nb 1\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a.jpg",
+        "a.JPG",
+        "images\\a.jpg",
+        "train/a.jpg",
+        "./JPEGImages/a.jpg",
+        "data/obj_train_data/a.jpg",
+        "cells/JPEGImages/a",
+        "a.png",
+    ],
+)
+def test_a_line_may_be_a_file_name_or_a_path(tmp_path: Path, line: str) -> None:
+    dataset = spaced(tmp_path, ["a", "b"], f"{line}\nb\n")
+    assert [item.image_id for item in dataset.annotations] == ["a", "b"]
+    assert dataset.annotations[0].image_path == tmp_path / "JPEGImages" / "a.jpg"
+
+
+def test_ids_may_have_folders(tmp_path: Path) -> None:
+    root = lay_out(tmp_path, {"x": annotation()})
+    for side, name in (("left", "cat"), ("right", "dog")):
+        (root / "Annotations" / side).mkdir()
+        (root / "JPEGImages" / side).mkdir()
+        (root / "Annotations" / side / "1.xml").write_text(annotation(thing(name)))
+        (root / "JPEGImages" / side / "1.jpg").write_bytes(IMAGE)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("left/1\nimages\\right\\1.jpg\n")
+    dataset = read_voc(root, "train")
+    assert [item.image_id for item in dataset.annotations] == ["left/1", "right/1"]
+    assert [names(dataset, place) for place in (0, 1)] == [["cat"], ["dog"]]
+    assert dataset.annotations[1].image_path == root / "JPEGImages" / "right" / "1.jpg"
+
+
+def test_other_spellings_of_the_layout(tmp_path: Path) -> None:
+    root = lay_out(tmp_path / "a", {"1": annotation(thing())})
+    (root / "Annotations" / "1.xml").rename(root / "Annotations" / "1.XML")
+    (root / "JPEGImages").rename(root / "images")
+    assert read_voc(root, "trainval").annotations[0].image_path == root / "images" / "1.jpg"
+    (root / "images").rename(root / "JpegImages")
+    assert read_voc(root, "trainval").annotations[0].image_path == root / "JpegImages" / "1.jpg"
+    (root / "ImageSets" / "Main" / "trainval.txt").rename(root / "ImageSets" / "all.txt")
+    (root / "ImageSets" / "Main").rmdir()
+    assert read_dataset(root, "all").annotations[0].image_id == "1"
+    assert open_dataset(root).format == "PASCAL VOC"
+
+
+def test_the_layout_may_lie_in_a_folder_of_the_archive(tmp_path: Path) -> None:
+    lay_out(tmp_path / "x" / "BCCD", {"1": annotation(thing())})
+    assert known_splits(tmp_path / "x") == known_splits(tmp_path) == ("trainval",)
+    with zipfile.ZipFile(tmp_path / "BCCD.zip", "w") as archive:
+        for path in (tmp_path / "x").rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path / "x"))
+    assert known_splits(tmp_path / "BCCD.zip") == ("trainval",)
+    assert len(read_dataset(tmp_path / "BCCD.zip", "trainval")) == 1
+
+
+def test_lists_of_classes_without_a_list_of_the_split(tmp_path: Path) -> None:
+    """As VoTT writes them: each list has all images of the split, with their suffix."""
+    root = lay_out(tmp_path, dict.fromkeys("abc", annotation(thing())))
+    lists = root / "ImageSets" / "Main"
+    (lists / "trainval.txt").unlink()
+    (lists / "cat_train.txt").write_text("a.jpg 1\nb.jpg -1\n")
+    (lists / "dog_train.txt").write_text("a.jpg -1\nb.jpg 1\n")
+    (lists / "cat_val.txt").write_text("c.jpg -1\n")
+    assert known_splits(root) == ("train", "val")
+    for split, expected in (("train", ["a", "b"]), ("val", ["c"]), ("cat_train", ["a"])):
+        dataset = read_voc(root, split)
+        assert [item.image_id for item in dataset.annotations] == expected
+
+
+@pytest.mark.parametrize(
+    "line", ["../a", "/etc/passwd", "sub/../../a", "C:\\a", "C:a", "..", "a\0", "a\x1b[0m", "a"]
 )
 def test_bad_lines_are_faults(tmp_path: Path, line: str) -> None:
     root = lay_out(tmp_path, {"a": annotation(thing())})
@@ -202,7 +307,8 @@ BAD_OBJECTS = {
     "far outside": (bad_box("ymax", 10**9), "leaves the image"),
     "negative": (bad_box("xmin", -2), "leaves the image"),
     "nothing left of it": (annotation(thing(bndbox=box(100, 5, 101, 45))), "is empty"),
-    "exponent": (bad_box("xmax", "1e1"), "<xmax> is '1e1', not a plain number"),
+    "no exponent": (bad_box("xmax", "1e"), "<xmax> is '1e', not a plain number"),
+    "huge exponent": (bad_box("xmax", "1e999"), "<xmax> is '1e999', not a plain number"),
     "underscore": (bad_box("xmax", "4_0"), "not a plain number"),
     "not a number": (bad_box("xmin", "nan"), "not a plain number"),
     "infinite": (bad_box("xmax", "inf"), "not a plain number"),
@@ -352,12 +458,36 @@ def test_a_pixel_outside_is_clipped_and_noted(tmp_path: Path) -> None:
 
 def test_the_message_lists_twenty_faults_and_counts_the_rest(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        one(tmp_path, annotation(*[thing(bndbox=box(xmax=0))] * 33))
+        one(tmp_path, annotation(thing(), *[thing(bndbox=box(xmax=0))] * 33))
     message = str(caught.value)
     assert "33 faults" in message
     assert message.count(" is empty") == 20
     assert "and 13 more" in message
     assert "--on-bad skip" in message
+
+
+def test_skipping_is_proposed_only_if_it_leaves_objects(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"\nCorrect the files\.$"):
+        one(tmp_path / "a", annotation(thing(bndbox=box(xmax=0))))
+    with pytest.raises(DataError, match="use --on-bad skip"):
+        one(tmp_path / "b", annotation(thing(bndbox=box(xmax=0)), thing()))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+def test_swapped_sides_are_explained_by_the_exif_orientation(
+    tmp_path: Path, orientation: int
+) -> None:
+    size = "<size><width>50</width><height>100</height></size>"
+    root = lay_out(tmp_path, {"a": annotation(thing(), size=size)})
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (WIDTH, HEIGHT)).save(root / "JPEGImages" / "a.jpg", exif=exif)
+    with pytest.raises(
+        DataError, match="its size is 50 x 100, but its image is 100 x 50"
+    ) as caught:
+        read_voc(root, "trainval")
+    explained = "its EXIF orientation, which is not applied, swaps the sides" in str(caught.value)
+    assert explained == (orientation >= 5)
 
 
 def test_a_fault_is_one_line() -> None:
@@ -434,7 +564,9 @@ def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="VOC<year>"):
         read_voc(tmp_path, "test")
     root = lay_out(tmp_path / "VOCdevkit" / "cells", {"a": annotation(thing())})
-    with pytest.raises(DataError, match=f"Use {root}"):
+    assert len(read_voc(tmp_path, "trainval")) == 1
+    other = lay_out(tmp_path / "VOCdevkit" / "more", {"a": annotation(thing())})
+    with pytest.raises(DataError, match=f"Use {root} or {other}"):
         read_voc(tmp_path, "trainval")
 
 

@@ -2,14 +2,19 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
 from multibox.data.check.findings import Finding
 from multibox.data.dataset import Annotation, Dataset, Object, fit_box, format_box
-from multibox.data.formats.voc import object_position, parse_annotation, parse_object
+from multibox.data.formats.voc_xml import (
+    object_elements,
+    object_position,
+    parse_annotation,
+    parse_object,
+)
 from multibox.errors import DataError
 
 FEW_OBJECTS = 10
@@ -45,7 +50,7 @@ def check_xml(item: Annotation, file: Path) -> list[Finding]:
     tree = parse_annotation(file)
     found, positions, objects = [], [], []
     without_flag = 0
-    for number, element in enumerate(tree.findall("object"), start=1):
+    for number, element in enumerate(object_elements(tree), start=1):
         try:
             written = parse_object(element)
             fitted = fit_box(written.box_px, (item.width_px, item.height_px))
@@ -65,16 +70,17 @@ def check_xml(item: Annotation, file: Path) -> list[Finding]:
     if without_flag:
         reason = f"{without_flag} of {len(objects)} objects have no <difficult>; 0 is assumed"
         found.append(Finding("difficult-missing", file, None, reason))
-    return [*found, *_check_head(tree, file), *_check_objects(item, file, positions, objects)]
+    return [*found, *_check_head(item, tree, file), *_check_objects(item, file, positions, objects)]
 
 
-def _check_head(tree: Element, file: Path) -> list[Finding]:
+def _check_head(item: Annotation, tree: Element, file: Path) -> list[Finding]:
     found = []
     name = (tree.findtext("filename") or "").strip()
-    if name and name != file.stem and Path(name).stem != file.stem:
+    own_names = (file.stem, item.image_path.name, item.image_path.stem)
+    if name and PureWindowsPath(name).name not in own_names and Path(name).stem not in own_names:
         reason = f"its <filename> is {name[:80]!r}, the name of another image"
         found.append(Finding("filename-differs", file, None, reason))
-    if tree.find("size") is None:
+    if tree.find("size") is None and tree.find("imagesize") is None:
         reason = "has no <size>; the image's size is used"
         found.append(Finding("size-missing", file, None, reason))
     return found

@@ -22,8 +22,11 @@ from multibox.data.check.image_metadata import unusual_properties
 from multibox.data.check.split_checks import compare_classes, shared_images
 from multibox.data.dataset import Dataset, Fault
 from multibox.data.files import list_folder, read_bytes
-from multibox.data.formats.layouts import known_splits, read_dataset
-from multibox.data.formats.voc import MAX_LIST_BYTES, annotation_file, has_layouts, split_lists
+from multibox.data.formats.layouts import DatasetFolder, open_dataset
+from multibox.data.formats.tree import FileTree
+from multibox.data.formats.voc import split_lists
+from multibox.data.formats.voc_files import annotation_files
+from multibox.data.formats.voc_lists import LayoutFolder
 from multibox.data.images import (
     MAX_BYTES,
     SUFFIXES,
@@ -32,6 +35,8 @@ from multibox.data.images import (
 )
 from multibox.data.reading import NoImagesError
 from multibox.errors import DataError
+
+_XML_FORMATS = ("PASCAL VOC", "VOC XML")
 
 Progress = Callable[[int, int], None]
 """Called with the number of images that were checked so far, and the number of all images."""
@@ -81,7 +86,8 @@ def check_dataset(
     Raises:
         DataError: The folder has neither layout, or has no splits.
     """
-    chosen = splits or known_splits(root)
+    folder = open_dataset(root)
+    chosen = splits or folder.splits
     if not chosen:
         raise DataError(
             "has no list of images",
@@ -91,7 +97,7 @@ def check_dataset(
         )
     datasets, found = {}, list[Finding]()
     for split in chosen:
-        dataset, findings = _read(root, split, classes)
+        dataset, findings = _read(folder, split, classes)
         found += findings
         if dataset is not None:
             datasets[split] = dataset
@@ -102,27 +108,29 @@ def check_dataset(
         if checked.pixels is not None:
             pixels[path] = checked.pixels
         progress(done, len(paths))
-    found += _check_annotations(root, datasets, classes, pixels)
-    if has_layouts(root) and not splits:
+    found += _check_annotations(folder, datasets, classes, pixels)
+    if folder.format == "PASCAL VOC" and not splits:
         found += _check_files(root)
     # An image in several splits has the same findings in each. Keep them once.
     return CheckedDataset(datasets, tuple(dict.fromkeys(found)))
 
 
-def _read(root: Path, split: str, classes: tuple[str, ...]) -> tuple[Dataset | None, list[Finding]]:
+def _read(
+    folder: DatasetFolder, split: str, classes: tuple[str, ...]
+) -> tuple[Dataset | None, list[Finding]]:
     """Returns the usable part of a split, or None, and the reader's findings."""
     try:
-        dataset = read_dataset(root, split, classes=classes, on_bad="skip")
+        dataset = folder.read(split, classes=classes, on_bad="skip")
     except DataError as error:
-        file = Path(error.file or root)
+        file = Path(error.file or folder.root)
         faults = error.faults if isinstance(error, NoImagesError) else ()
         return None, [
             *map(finding_of, (*faults, Fault(error.kind, file, error.position, error.reason)))
         ]
     # For VOC, `check_xml` reports these with their positions.
-    reported = {"box-clipped", "size-missing"} if has_layouts(root) else set()
+    reported = {"box-clipped", "size-missing"} if folder.format in _XML_FORMATS else set()
     notes = [
-        Finding(note.kind, root, f"split {split}", note.text)
+        Finding(note.kind, folder.root, f"split {split}", note.text)
         for note in dataset.notes
         if note.kind not in reported
     ]
@@ -160,41 +168,47 @@ def _check_image(path: Path) -> _CheckedImage:
 
 
 def _check_annotations(
-    root: Path,
+    folder: DatasetFolder,
     datasets: Mapping[str, Dataset],
     classes: tuple[str, ...],
     pixels: Mapping[Path, bytes],
 ) -> Iterator[Finding]:
     """Yields findings about annotations that the readers accept."""
-    seen: set[Path] = set()
+    root, seen = folder.root, set[Path]()
+    loose = annotation_files(FileTree(root)) if folder.format == "VOC XML" else {}
     for dataset in datasets.values():
-        if not has_layouts(root):
+        if folder.format not in _XML_FORMATS:
             yield from check_split(dataset)
             continue
         for item in dataset.annotations:
             if item.image_path not in seen:
                 seen.add(item.image_path)
-                yield from check_xml(item, annotation_file(item.image_path))
+                yield from check_xml(item, loose.get(item.image_path) or _xml(item.image_path))
     yield from check_names(count_objects(datasets.values()), root)
     yield from compare_classes(datasets, classes, root)
     yield from shared_images(datasets, pixels)
 
 
+def _xml(image: Path) -> Path:
+    """Returns the annotation file of an image in VOC's layout."""
+    layout = LayoutFolder.of_image(image)
+    return layout.xml(layout.id_of(image))
+
+
 def _check_files(root: Path) -> Iterator[Finding]:
     """Yields findings for VOC files that no list names, and for images that share a name."""
-    listed: dict[Path, set[str]] = {}
+    listed: dict[Path, tuple[LayoutFolder, set[str]]] = {}
     for file in split_lists(root).values():
+        layout = LayoutFolder.of_list(file)
+        layout, names = listed.setdefault(layout.folder, (layout, set()))
         try:
-            lines = read_bytes(file, limit=MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
-        except (DataError, UnicodeDecodeError):
+            names |= layout.ids_in(file)
+        except DataError:
             # The reader has reported it.
             continue
-        names = listed.setdefault(file.parents[2], set())
-        names.update(line.strip() for line in lines)
-        names.update(line.split()[0] for line in lines if line.strip())
-    for folder, names in listed.items():
+    for folder, (layout, names) in listed.items():
         try:
-            images = find_images(folder / "JPEGImages")
+            images = find_images(layout.images)
         except DataError:
             continue
         for stem, path in images.items():
@@ -207,12 +221,10 @@ def _check_files(root: Path) -> Iterator[Finding]:
             annotations = []
             yield Finding(error.kind, folder / "Annotations", None, error.reason)
         for path in annotations:
-            if path.suffix == ".xml" and path.stem not in names:
+            if path.suffix.lower() == ".xml" and path.stem not in names:
                 yield Finding("annotation-unlisted", path, None, "is not in any list")
         stems = Counter(
-            path.stem
-            for path in (folder / "JPEGImages").iterdir()
-            if path.suffix.lower() in SUFFIXES
+            path.stem for path in list_folder(layout.images) if path.suffix.lower() in SUFFIXES
         )
         for stem, count in stems.items():
             if count > 1:

@@ -7,18 +7,13 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from multibox.data.check.fixes import Change, correct_image, correct_tree, new_tree
+from multibox.data.check.fixes import Change, class_names, correct_image, correct_tree, new_tree
 from multibox.data.dataset import Annotation, Dataset, Fault
-from multibox.data.files import read_bytes
+from multibox.data.files import is_file, read_bytes
 from multibox.data.formats.layouts import known_splits, read_dataset
-from multibox.data.formats.voc import (
-    MAX_LIST_BYTES,
-    all_lists,
-    has_layouts,
-    parse_annotation,
-    split_lists,
-)
-from multibox.data.images import find_images
+from multibox.data.formats.voc import all_lists, has_layouts, split_lists
+from multibox.data.formats.voc_lists import MAX_LIST_BYTES, LayoutFolder, ListLine
+from multibox.data.formats.voc_xml import MAX_XML_BYTES, object_elements, parse_annotation
 from multibox.data.reading import NoImagesError
 from multibox.data.writing.converted_copy import free_name, plain_name
 from multibox.data.writing.new_folder import new_folder
@@ -26,7 +21,6 @@ from multibox.data.writing.voc import as_xml, make_layout, write_image, write_li
 from multibox.errors import DataError
 
 RECORD = "fixes.json"
-_FLAGS = ("-1", "0", "1")
 
 
 class _Copy(NamedTuple):
@@ -42,16 +36,23 @@ class _Copy(NamedTuple):
     classes: tuple[str, ...]
     changes: list[Change]
 
-    def leave_out(self, error: DataError, file: Path, position: str | None = None) -> None:
-        """Records a file or object that is not copied."""
-        file = Path(error.file or file)
-        self.changes.append(Change(file, error.position or position, f"left out: {error.reason}"))
+    def leave_out(
+        self,
+        error: DataError,
+        file: Path,
+        position: str | None = None,
+        removed: tuple[str, ...] = (),
+    ) -> None:
+        """Records a file or object that is not copied, with the classes of its objects."""
+        file, position = Path(error.file or file), error.position or position
+        self.changes.append(Change(file, position, f"left out: {error.reason}", removed))
 
 
-def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> int:
-    """Writes a corrected copy of all splits of a dataset and returns the number of changes.
+def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> list[Change]:
+    """Writes a corrected copy of all splits of a dataset and returns what was changed.
 
     - Faulty objects and exact duplicates are removed, and boxes are clipped to their image.
+    - Reversed corners are swapped. Of an object with several boxes, each becomes an object.
     - A wrong image size is corrected if all boxes fit the image.
     - The EXIF orientation is set to 1; no other byte of the file changes.
     - Images with CMYK, 16 bits, transparency or animation become PNGs with the pixels that training
@@ -71,18 +72,18 @@ def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> int:
         StorageError: The new folder is not empty, or cannot be written.
     """
     with new_folder(out, beside=root) as written:
-        return len(_write(root, written, classes))
+        return _write(root, written, classes)
 
 
 def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
     changes = list[Change]()
     if has_layouts(root):
         lists, main = all_lists(root), set(split_lists(root).values())
-        folders = list(dict.fromkeys(file.parents[2] for file in lists))
-        for folder in folders:
+        folders = {file: LayoutFolder.of_list(file).folder for file in lists}
+        for folder in dict.fromkeys(folders.values()):
             below = target if folder == root else target / folder.name
-            of_folder = [file for file in lists if file.parents[2] == folder]
-            _write_voc(folder, of_folder, main, _Copy(below, classes, changes))
+            of_folder = [file for file in lists if folders[file] == folder]
+            _write_voc(LayoutFolder(folder), of_folder, main, _Copy(below, classes, changes))
     else:
         _write_coco(root, _Copy(target, classes, changes))
     if not any(target.rglob("ImageSets/Main/*.txt")):
@@ -97,57 +98,55 @@ def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
     return changes
 
 
-def _write_voc(folder: Path, lists: list[Path], main: set[Path], copy: _Copy) -> None:
+def _write_voc(layout: LayoutFolder, lists: list[Path], main: set[Path], copy: _Copy) -> None:
     """Writes a layout folder. Lists that are not in `main` are lists of one class in a split."""
     make_layout(copy.folder)
-    images = find_images(folder / "JPEGImages")
+    layout.require_images()
     kept: dict[str, bool] = {}
     for file in lists:
         try:
-            lines = read_bytes(file, limit=MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            copy.leave_out(DataError("is not UTF-8", kind="list-encoding"), file)
-            continue
+            lines = layout.read_list(file)
         except DataError as error:
             copy.leave_out(error, file)
             continue
-        left = dict[str, str]()
-        for number, line in enumerate(lines, start=1):
-            words = line.rsplit(maxsplit=1)
-            if not words:
+        left = dict[str, ListLine]()
+        for line in lines:
+            try:
+                image_id = layout.find_id(line.text)
+                if image_id in left:
+                    raise DataError("is listed already", kind="listed-twice")
+            except DataError as error:
+                copy.leave_out(error, file, f"line {line.number}")
                 continue
-            image_id = words[0] if words[-1] in _FLAGS else line.strip()
             if image_id not in kept:
-                kept[image_id] = _write_voc_image(folder, image_id, images, copy)
-            if image_id in left:
-                copy.leave_out(
-                    DataError("is listed already", kind="listed-twice"), file, f"line {number}"
-                )
-            elif kept[image_id]:
+                kept[image_id] = _write_voc_image(layout, image_id, copy)
+            if kept[image_id]:
                 left[image_id] = line
-        if file in main and all(line.split()[-1] == "-1" for line in left.values()):
+        if file in main and all(line.flag == "-1" for line in left.values()):
             copy.leave_out(DataError("lists no usable images", kind="empty-split"), file)
-        elif len(left) == sum(bool(line.strip()) for line in lines):
-            write_list(copy.folder, file.stem, file.read_bytes())
+        elif len(left) == len(lines):
+            write_list(copy.folder, file.stem, read_bytes(file, limit=MAX_LIST_BYTES))
         else:
-            shortened = "".join(f"{line}\n" for line in left.values())
+            shortened = "".join(f"{line.whole}\n" for line in left.values())
             write_list(copy.folder, file.stem, shortened.encode())
 
 
-def _write_voc_image(folder: Path, image_id: str, images: dict[str, Path], copy: _Copy) -> bool:
+def _write_voc_image(layout: LayoutFolder, image_id: str, copy: _Copy) -> bool:
     """Writes an image and its corrected annotation. Returns False if they cannot be used."""
-    xml = folder / "Annotations" / f"{image_id}.xml"
+    xml = layout.xml(image_id)
+    names: tuple[str, ...] = ()
     try:
-        if image_id not in images:
-            raise DataError(f"{image_id!r} has no image file", kind="image-missing")
-        image = correct_image(images[image_id])
         tree = parse_annotation(xml)
+        names = class_names(object_elements(tree))
+        if not is_file(layout.image(image_id)):
+            raise DataError(f"{image_id!r} has no image file", kind="image-missing")
+        image = correct_image(layout.image(image_id))
         image, found = correct_tree(tree, xml, image, copy.classes)
     except DataError as error:
-        copy.leave_out(error, xml)
+        copy.leave_out(error, xml, removed=names)
         return False
     copy.changes.extend((*image.changes, *found))
-    altered = as_xml(tree) if found else xml.read_bytes()
+    altered = as_xml(tree) if found else read_bytes(xml, limit=MAX_XML_BYTES)
     write_image(copy.folder, image_id, image.data, image.suffix, altered)
     return True
 
@@ -192,7 +191,8 @@ def _write_coco_image(item: Annotation, dataset: Dataset, image_id: str, copy: _
     try:
         image = correct_image(item.image_path)
     except DataError as error:
-        copy.leave_out(error, item.image_path)
+        names = tuple(dataset.classes[label] for label in item.labels)
+        copy.leave_out(error, item.image_path, removed=names)
         return False
     tree, found = new_tree(item, dataset.classes)
     copy.changes.extend((*image.changes, *found))

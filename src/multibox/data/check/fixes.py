@@ -1,5 +1,6 @@
 """Corrects one image and its annotation, and records each change."""
 
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
@@ -15,7 +16,12 @@ from multibox.data.check.image_metadata import (
 )
 from multibox.data.dataset import Annotation, Object, fit_box
 from multibox.data.files import read_bytes
-from multibox.data.formats.voc import declared_size, object_position, parse_object
+from multibox.data.formats.voc_xml import (
+    declared_size,
+    object_elements,
+    object_position,
+    parse_object,
+)
 from multibox.data.images import MAX_BYTES, decode_image
 from multibox.data.writing.voc import annotation_tree, plain_number, set_size
 from multibox.errors import DataError
@@ -36,11 +42,15 @@ class Change(NamedTuple):
         file: The file of the dataset.
         position: The place in the file, or None for the whole file.
         change: What was done, and why.
+        removed: The classes of the objects that were removed, once for each object.
+        is_rotation: Whether an image was rotated by its EXIF orientation.
     """
 
     file: Path
     position: str | None
     change: str
+    removed: tuple[str, ...] = ()
+    is_rotation: bool = False
 
     def as_json(self) -> dict[str, str | None]:
         """Returns the change as a JSON object."""
@@ -117,28 +127,52 @@ def correct_tree(
         set_size(tree, image.size_px)
         written, found = (f"{width} x {height}" for width, height in (declared, image.size_px))
         changes.append(Change(file, None, f"size changed from {written} to {found}"))
-    elements = tree.findall("object")
+    changes += _split_objects(tree, file)
+    elements = object_elements(tree)
     seen = set[_Place]()
     for number, element in enumerate(elements, start=1):
         position = object_position(number, element)
         try:
-            kept, clipped = _corrected(element, image.size_px, classes, seen)
+            kept, done = _corrected(element, image.size_px, classes, seen)
         except DataError as error:
             tree.remove(element)
-            changes.append(Change(file, position, f"removed: {error.reason}"))
+            reason = f"removed: {error.reason}"
+            changes.append(Change(file, position, reason, class_names([element])))
             continue
         seen.add((kept.name, kept.box_px))
-        if clipped:
+        if done:
             _set_box(element, kept)
-            changes.append(Change(file, position, "its box was clipped"))
+            changes.append(Change(file, position, f"its {' and '.join(done)}"))
     if elements and not seen:
         raise DataError("none of its objects can be used", kind="nothing-to-learn")
     return image, changes
 
 
+def class_names(elements: list[Element]) -> tuple[str, ...]:
+    """Returns the class of each object."""
+    return tuple((element.findtext("name") or "").strip() for element in elements)
+
+
+def _split_objects(tree: Element, file: Path) -> list[Change]:
+    """Makes each box of an object with several boxes an object of its own."""
+    changes = []
+    for number, element in enumerate(object_elements(tree), start=1):
+        boxes = element.findall("bndbox")
+        for box in boxes[1:]:
+            element.remove(box)
+            other = Element("object")
+            other.extend(child for child in element if child.tag != "bndbox")
+            other.append(box)
+            tree.append(other)
+        if len(boxes) > 1:
+            change = f"its {len(boxes)} boxes became an object each"
+            changes.append(Change(file, object_position(number, element), change))
+    return changes
+
+
 def _rotated(image: CorrectedImage, declared: tuple[int, int]) -> CorrectedImage:
     """Applies the EXIF orientation if the annotation was made on the image rotated like that."""
-    data = image.source.read_bytes()
+    data = read_bytes(image.source, limit=MAX_BYTES)
     orientation = find_orientation(data)
     if orientation is None or orientation.value < 5 or image.size_px[::-1] != declared:
         return image
@@ -146,12 +180,12 @@ def _rotated(image: CorrectedImage, declared: tuple[int, int]) -> CorrectedImage
     if pixels is None or pixels.shape != (declared[1], declared[0], 3):
         return image
     reason = "rotated by its EXIF orientation, because its annotation has the size after rotation"
-    change = Change(image.source, None, f"{reason}; saved as PNG")
+    change = Change(image.source, None, f"{reason}; saved as PNG", is_rotation=True)
     return CorrectedImage(image.source, _png(pixels), ".png", declared, (change,))
 
 
 def _all_fit(tree: Element, size_px: tuple[int, int]) -> bool:
-    for element in tree.findall("object"):
+    for element in object_elements(tree):
         try:
             box_px = parse_object(element).box_px
         except DataError:
@@ -165,8 +199,8 @@ def _all_fit(tree: Element, size_px: tuple[int, int]) -> bool:
 
 def _corrected(
     element: Element, size_px: tuple[int, int], classes: tuple[str, ...], seen: set[_Place]
-) -> tuple[Object, bool]:
-    """Returns an object with its box clipped, and whether clipping changed it.
+) -> tuple[Object, list[str]]:
+    """Returns an object with a valid box, and what was done to its box.
 
     Raises:
         DataError: The object has to be removed. The error names no file.
@@ -174,13 +208,16 @@ def _corrected(
     written = parse_object(element)
     if classes and written.name not in classes:
         raise DataError(f"its class is not one of {', '.join(classes)}", kind="class-unknown")
+    (x0, x1), (y0, y1) = sorted(written.box_px[::2]), sorted(written.box_px[1::2])
+    ordered = x0, y0, x1, y1
     try:
-        kept = written._replace(box_px=fit_box(written.box_px, size_px))
+        kept = written._replace(box_px=fit_box(ordered, size_px))
     except DataError:
-        kept = written._replace(box_px=_clipped(written.box_px, size_px))
+        kept = written._replace(box_px=_clipped(ordered, size_px))
     if (kept.name, kept.box_px) in seen:
         raise DataError("is the same as another object", kind="duplicate-object")
-    return kept, kept != written
+    done = ["reversed corners were swapped"] * (ordered != written.box_px)
+    return kept, [*done, *["box was clipped"] * (kept.box_px != ordered)]
 
 
 def _clipped(box_px: _Box, size_px: tuple[int, int]) -> _Box:
@@ -200,10 +237,14 @@ def _clipped(box_px: _Box, size_px: tuple[int, int]) -> _Box:
 
 def _set_box(element: Element, item: Object) -> None:
     box = element.find("bndbox")
+    if box is None:
+        # The object has an outline or a rotated box only.
+        box = ET.SubElement(element, "bndbox")
     for tag, value in zip(_CORNERS, item.box_px, strict=True):
-        corner = None if box is None else box.find(tag)
-        if corner is not None:
-            corner.text = plain_number(value)
+        corner = box.find(tag)
+        if corner is None:
+            corner = ET.SubElement(box, tag)
+        corner.text = plain_number(value)
 
 
 def new_tree(item: Annotation, classes: tuple[str, ...]) -> tuple[Element, list[Change]]:
@@ -216,7 +257,7 @@ def new_tree(item: Annotation, classes: tuple[str, ...]) -> tuple[Element, list[
         name = classes[label]
         if (label, tuple(corners)) in seen:
             reason = f"removed: {name!r} at {tuple(corners)} is the same as another object"
-            changes.append(Change(item.image_path, None, reason))
+            changes.append(Change(item.image_path, None, reason, (name,)))
             continue
         seen.add((label, tuple(corners)))
         kept.append(place)

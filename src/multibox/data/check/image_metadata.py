@@ -9,9 +9,13 @@ are decoded for training.
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import simplejpeg
+
+from multibox.data.files import read_bytes
+from multibox.data.images import MAX_BYTES
 
 _ORIENTATION = 0x0112
 _JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
@@ -106,6 +110,16 @@ def find_orientation(data: bytes) -> Orientation | None:
         except struct.error:
             return None
     return None
+
+
+def turns_sides(path: Path) -> bool:
+    """Whether the EXIF orientation of an image file swaps its width and height.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    orientation = find_orientation(read_bytes(path, limit=MAX_BYTES))
+    return orientation is not None and orientation.value >= 5
 
 
 def _orientation(data: bytes, start: int, part: Part) -> Orientation | None:

@@ -1,47 +1,88 @@
-"""Reads folders with annotations in COCO's JSON, in one of two layouts.
+"""Reads annotations in COCO's JSON, anywhere in a folder.
 
-The first layout is the official one, the second that of exports (for example from Roboflow):
+These files are read, the first kind that exists:
 
-    annotations/instances_<split>.json    with the images in <split>/ or images/<split>/
-    <split>/_annotations.coco.json        with the images in the same folder
+    instances_<split>.json      of COCO's own, and of CVAT (instances_default.json)
+    _annotations.coco.json      of Roboflow, in the folder of each split
+    any other name              if the file begins and ends like COCO's JSON
+
+A split is named by the file or its folder (see `FileTree.split_of`). Images may lie anywhere in the
+dataset's folder.
 
 Boxes become x, y, x + width and y + height, in pixels, and crowds become difficult objects
-(`io.cpp:421-460`). Outlines, keypoints and captions are not read. Category ids may have gaps and
-are valid within their file only; everywhere else a class is identified by its name. Nothing is
-written.
+(`io.cpp:421-460`). Outlines are read only for objects without a box; keypoints and captions are not
+read. Category ids may have gaps and are valid within their file only; everywhere else a class is
+identified by its name. Nothing is written.
 """
 
-import json
+import re
 import reprlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from multibox.data.dataset import Note, Object, Scene
-from multibox.data.files import read_bytes
-from multibox.data.formats.tree import FileTree
+from multibox.data.formats.json_files import (
+    OUTLINED,
+    Box,
+    Record,
+    are_plain,
+    bounds,
+    ends_of_files,
+    has_key,
+    identifier,
+    is_plain,
+    load,
+    require_object,
+    side_px,
+    some_of,
+    text,
+)
+from multibox.data.formats.tree import UNSPLIT, FileTree
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
 _OFFICIAL, _EXPORTED = "instances_", "_annotations.coco.json"
+# COCO's own files without boxes.
+_OTHERS = ("captions_", "image_info_", "panoptic_")
 _LISTS = ("images", "annotations", "categories")
-_MAX_JSON_BYTES = 1 << 30
-# Limit of all coordinates, sides and areas. The sum of two such numbers does not overflow.
-_MAX_PX = 1e9
+_NO, _YES = (None, 0, "0"), (1, "1")
+_DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,20})?")
+_FORM = "Use a file of object instances in COCO's format"
 
 _REPEATED = Note("category-twice", "categories with the name of another one were merged with it")
-
-_Record = dict[str, Any]
+_IDS = Note("annotation-ids", "annotations have no id or the id of another one; ids are not needed")
 
 
 def find_splits(tree: FileTree) -> dict[str, list[Path]]:
     """Returns the annotation files of each split: none if no file is in COCO's format."""
+    files = tree.with_suffix(".json")
+    known = [
+        path for path in files if path.name == _EXPORTED or path.name.startswith(_OFFICIAL)
+    ] or [path for path, ends in ends_of_files(files).items() if _is_coco(path, ends)]
     splits: dict[str, list[Path]] = {}
-    for file in tree.with_suffix(".json"):
-        if file.name == _EXPORTED:
-            splits.setdefault(tree.split_of(file), []).append(file)
-        elif file.name.startswith(_OFFICIAL):
-            splits.setdefault(file.stem.removeprefix(_OFFICIAL), []).append(file)
+    for file in known:
+        splits.setdefault(_split_of(file, tree), []).append(file)
     return splits
+
+
+def _split_of(file: Path, tree: FileTree) -> str:
+    if not file.name.startswith(_OFFICIAL):
+        return tree.split_of(file)
+    name = file.stem.removeprefix(_OFFICIAL)
+    return UNSPLIT if name in ("default", "") else name
+
+
+def _is_coco(file: Path, ends: str) -> bool:
+    """Whether a file begins and ends like COCO's instances. Captions have no categories."""
+    return (
+        ends.startswith("{")
+        and has_key(ends, *_LISTS)
+        and has_key(ends, "category_id", "categories", "supercategory")
+        and has_key(ends, "file_name", "image_id", "images")
+        and not file.name.startswith(_OTHERS)
+    )
 
 
 def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scene]:
@@ -53,57 +94,38 @@ def _read_file(file: Path, tree: FileTree, reading: Reading) -> list[Scene]:
     content = _load(file)
     names = _names(content["categories"], file)
     for number, name in names.items():
-        reading.order.setdefault(name, number)
+        if type(number) is int:
+            reading.order.setdefault(name, number)
     repeated = len(names) - len(set(names.values()))
     if repeated:
         reading.notes[_REPEATED] += repeated
     scenes = _scenes(content["images"], file, tree, reading)
-    seen: set[int] = set()
+    seen: set[int | str | None] = set()
+    unnumbered = 0
     for place, record in enumerate(content["annotations"]):
         try:
-            number, image = _id(record), _whole(record, "image_id")
-            if number in seen:
-                raise DataError("has the id of another annotation", kind="duplicate-id")
-            seen.add(number)
-            if image not in scenes:
-                raise DataError(
-                    f"its image_id is {image}, but no image has this id", kind="image-unknown"
-                )
-            category = _whole(record, "category_id")
-            if category not in names:
-                raise DataError(
-                    f"its category_id is {category}, but no category has this id",
-                    kind="category-unknown",
-                )
-            scene = scenes[image]
+            own_id = _own_id(require_object(record))
+            unnumbered += own_id is None or own_id in seen
+            seen.add(own_id)
+            scene = _scene_of(record, scenes)
+            name = _name_of(record, names)
             if scene is not None:
-                item = Object(
-                    names[category], _box_px(record), _is_crowd(record), _area_px2(record)
-                )
+                item = Object(name, _box_px(record, reading), _is_crowd(record), _area_px2(record))
                 scene.objects.append(reading.fitted(item, scene.size_px))
         except DataError as error:
             reading.add_fault(error, file, _position("annotations", place, record))
+    if unnumbered:
+        reading.notes[_IDS] += unnumbered
     return [scene for scene in scenes.values() if scene is not None]
 
 
 def _load(file: Path) -> dict[str, list[Any]]:
     """Returns the lists of a file in COCO's form."""
-    try:
-        data = read_bytes(file, limit=_MAX_JSON_BYTES)
-        content = json.loads(data, object_hook=_without_outline)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"is not JSON: {error}", kind="json-malformed", file=file, remedy="Export it again"
-        ) from None
+    content = load(file, _without_outline)
     lists = content if type(content) is dict else {}
     for key in _LISTS:
         if type(lists.get(key)) is not list:
-            raise DataError(
-                f"has no list {key!r}",
-                kind="json-form",
-                file=file,
-                remedy="Use a file of object instances in COCO's format",
-            )
+            raise DataError(f"has no list {key!r}", kind="json-form", file=file, remedy=_FORM)
     if not lists["images"]:
         raise DataError(
             "lists no images", kind="empty-split", file=file, remedy="Choose another split"
@@ -111,25 +133,26 @@ def _load(file: Path) -> dict[str, list[Any]]:
     return {key: lists[key] for key in _LISTS}
 
 
-def _without_outline(record: _Record) -> _Record:
-    """Drops the outlines while reading, because they would need most of the memory."""
-    record.pop("segmentation", None)
+def _without_outline(record: Record) -> Record:
+    """Drops the outlines that are not needed, because they would need most of the memory."""
+    if record.get("bbox"):
+        record.pop("segmentation", None)
     return record
 
 
-def _names(records: list[Any], file: Path) -> dict[int, str]:
+def _names(records: list[Any], file: Path) -> dict[int | str, str]:
     """Returns the category names by id.
 
     Raises:
         DataError: A category is malformed. Its objects would have no class, so nothing is read.
     """
-    names: dict[int, str] = {}
+    names: dict[int | str, str] = {}
     for place, record in enumerate(records):
         try:
-            number = _id(record)
+            number = identifier(require_object(record), "id")
             if number in names:
                 raise DataError("has the id of another category", kind="duplicate-id")
-            names[number] = _text(record, "name").strip()
+            names[number] = text(record, "name").strip()
         except DataError as error:
             position = _position("categories", place, record)
             raise DataError(error.reason, kind=error.kind, file=file, position=position) from None
@@ -138,33 +161,27 @@ def _names(records: list[Any], file: Path) -> dict[int, str]:
 
 def _scenes(
     records: list[Any], file: Path, tree: FileTree, reading: Reading
-) -> dict[int, Scene | None]:
+) -> dict[int | str, Scene | None]:
     """Returns the images by id, without their objects. An image that is left out is None."""
-    scenes: dict[int, Scene | None] = {}
+    scenes: dict[int | str, Scene | None] = {}
     for place, record in enumerate(records):
         position = _position("images", place, record)
         try:
-            number = _id(record)
+            number = identifier(require_object(record), "id")
             known, scenes[number] = number in scenes, None
             if known:
                 raise DataError(
                     "has the id of another image, so both are left out", kind="duplicate-id"
                 )
-            name = _text(record, "file_name")
+            name = text(record, "file_name")
             path = tree.find_image(name, beside=file, required=reading.images == "check")
             reading.list_once(str(path), f"{file}, {position}")
-            declared = _side(record, "width"), _side(record, "height")
+            declared = side_px(record, "width"), side_px(record, "height")
             size = reading.frame(declared, path)
             scenes[number] = Scene(str(tree.relative(path)), path, size, [])
         except DataError as error:
             reading.add_fault(error, file, position)
     return scenes
-
-
-def _id(record: Any) -> int:
-    if type(record) is not dict:
-        raise DataError("is not a JSON object", kind="json-form")
-    return _whole(record, "id")
 
 
 def _position(key: str, place: int, record: Any) -> str:
@@ -173,38 +190,44 @@ def _position(key: str, place: int, record: Any) -> str:
     return f"{key}[{place}] (id {number})" if type(number) is int else f"{key}[{place}]"
 
 
-def _whole(record: _Record, key: str) -> int:
-    value = record.get(key)
-    if type(value) is not int:
+def _own_id(record: Record) -> int | str | None:
+    """Returns an annotation's id. Nothing refers to it, so it may be missing or malformed."""
+    try:
+        return identifier(record, "id")
+    except DataError:
+        return None
+
+
+def _scene_of(record: Record, scenes: dict[int | str, Scene | None]) -> Scene | None:
+    image = identifier(record, "image_id")
+    if image not in scenes:
         raise DataError(
-            f"its {key} is {reprlib.repr(value)}, not a whole number", kind="number-malformed"
+            f"its image_id is {reprlib.repr(image)}, but no image has this id",
+            kind="image-unknown",
         )
-    return value
+    return scenes[image]
 
 
-def _text(record: _Record, key: str) -> str:
-    value = record.get(key)
-    if type(value) is not str or not value.strip() or not value.isprintable():
+def _name_of(record: Record, names: dict[int | str, str]) -> str:
+    category = identifier(record, "category_id")
+    if category not in names:
         raise DataError(
-            f"its {key} is {reprlib.repr(value)}, not plain text", kind="text-malformed"
+            f"its category_id is {reprlib.repr(category)}, but the categories have the ids "
+            f"{some_of(map(reprlib.repr, names)) or '(none)'}",
+            kind="category-unknown",
         )
-    return value
+    return names[category]
 
 
-def _side(record: _Record, key: str) -> int:
-    """Returns a width or height, or 0 if it is missing."""
-    side = _whole(record, key) if key in record else 0
-    if side > _MAX_PX:
-        raise DataError(
-            f"its {key} is {reprlib.repr(side)}, larger than any image", kind="size-too-large"
-        )
-    return side
-
-
-def _box_px(record: _Record) -> tuple[float, float, float, float]:
-    """Returns x0, y0, x1 and y1. Rejects bool, NaN and numbers above `_MAX_PX`."""
+def _box_px(record: Record, reading: Reading) -> Box:
+    """Returns x0, y0, x1 and y1, of the outline if there is no box."""
     bbox = record.get("bbox")
-    if type(bbox) is not list or len(bbox) != 4 or not all(map(_is_plain, bbox)):
+    outline = record.get("segmentation")
+    if not bbox and outline:
+        box = _outline_box(outline)
+        reading.notes[OUTLINED] += 1
+        return box
+    if type(bbox) is not list or not are_plain(bbox, 4):
         raise DataError(
             f"its bbox is {reprlib.repr(bbox)}, not four plain numbers", kind="bbox-malformed"
         )
@@ -212,25 +235,99 @@ def _box_px(record: _Record) -> tuple[float, float, float, float]:
     return x, y, x + width, y + height
 
 
-def _area_px2(record: _Record) -> float | None:
+def _outline_box(outline: Any) -> Box:
+    """Returns the box around polygons, or around a mask in run lengths.
+
+    Raises:
+        DataError: The outline is in neither form. The error names no file.
+    """
+    if type(outline) is dict:
+        box = _mask_box(outline.get("counts"), outline.get("size"))
+        if box:
+            return box
+    elif type(outline) is list and all(map(_is_polygon, outline)):
+        return bounds(
+            [point for part in outline for point in zip(part[::2], part[1::2], strict=True)]
+        )
+    raise DataError(
+        f"it has no bbox, and its segmentation is {reprlib.repr(outline)}, neither polygons nor "
+        "run lengths of a mask",
+        kind="outline-malformed",
+    )
+
+
+def _is_polygon(part: Any) -> bool:
+    count = len(part) if type(part) is list else 0
+    return count > 0 and count % 2 == 0 and are_plain(part, count)
+
+
+def _mask_box(counts: Any, size: Any) -> Box | None:
+    """Returns the box around a mask, or None if its run lengths are malformed.
+
+    The runs alternate between background and mask, from the top of the first column down to the
+    bottom of the last one (`maskApi.c`).
+    """
+    if not are_plain(size, 2) or not all(type(side) is int and side > 0 for side in size):
+        return None
+    height, width = size
+    runs = _decompressed(counts) if type(counts) is str else counts
+    if type(runs) is not list or not all(type(run) is int and 0 <= run <= 1 << 40 for run in runs):
+        return None
+    ends = np.cumsum(np.array(runs, np.int64))
+    last = ends[1::2]
+    first = ends[::2][: len(last)]
+    first, last = first[last > first], last[last > first] - 1
+    if not len(ends) or ends[-1] > height * width:
+        return None
+    if not len(first):
+        return 0.0, 0.0, 0.0, 0.0
+    top, bottom = (first % height).min(), (last % height).max() + 1
+    if (first // height != last // height).any():
+        # A run that reaches into the next column contains the bottom of one and the top of another.
+        top, bottom = 0, height
+    return float(first.min() // height), float(top), float(last.max() // height + 1), float(bottom)
+
+
+def _decompressed(counts: str) -> list[int] | None:
+    """Returns the run lengths in COCO's compressed text (`rleFrString` in `maskApi.c`).
+
+    Six bits in each character: five of a number, the lowest first, and one that says if there are
+    more. From the fourth number on, differences from the number before the previous one are stored.
+    """
+    runs: list[int] = []
+    number = shift = 0
+    for char in counts:
+        bits = ord(char) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            return None
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            number -= 1 << shift
+        runs.append(number + runs[-2] if len(runs) > 2 else number)
+        number = shift = 0
+    return runs if not shift else None
+
+
+def _area_px2(record: Record) -> float | None:
     """Returns the area of the object's mask, or None if it is missing."""
     area = record.get("area")
+    if type(area) is str and _DECIMAL.fullmatch(area):
+        area = float(area)
     if area is None:
         return None
-    if not _is_plain(area) or area < 0:
+    if not is_plain(area) or area < 0:
         reason = f"its area is {reprlib.repr(area)}, not a plain number"
         raise DataError(reason, kind="number-malformed")
     return float(area)
 
 
-def _is_crowd(record: _Record) -> bool:
-    flag = record.get("iscrowd", 0)
-    if type(flag) is not int or flag not in (0, 1):
+def _is_crowd(record: Record) -> bool:
+    flag = record.get("iscrowd")
+    if flag not in (*_NO, *_YES):
         raise DataError(
             f"its iscrowd is {reprlib.repr(flag)}, not 0 or 1", kind="difficult-malformed"
         )
-    return flag == 1
-
-
-def _is_plain(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= _MAX_PX  # type: ignore[arg-type]  # a number
+    return flag in _YES

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from multibox.data.dataset import Dataset, Scene
+from multibox.data.dataset import Dataset, Fault, Scene
 from multibox.data.files import is_file, is_folder
-from multibox.data.formats import coco, csv_tables, yolo
+from multibox.data.formats import coco, csv_tables, cvat, label_studio, labelme, voc_files, yolo
 from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import has_layouts, read_voc, split_lists
 from multibox.data.reading import Reading
@@ -32,6 +32,10 @@ class Format(NamedTuple):
 
 FORMATS = (
     Format("COCO JSON", coco.find_splits, coco.read_split),
+    Format("Label Studio", label_studio.find_splits, label_studio.read_split),
+    Format("LabelMe", labelme.find_splits, labelme.read_split),
+    Format("CVAT XML", cvat.find_splits, cvat.read_split),
+    Format("VOC XML", voc_files.find_splits, voc_files.read_split),
     Format("YOLO", yolo.find_splits, yolo.read_split),
     Format("CSV", csv_tables.find_splits, csv_tables.read_split),
 )
@@ -136,8 +140,31 @@ def _read_splits(
                 file=tree.root,
                 remedy=f"Choose from {', '.join(sources)}",
             )
-    found = [scene for name in chosen for scene in format_.read_split(sources[name], tree, reading)]
+    found = list[Scene]()
+    for name in chosen:
+        known = len(reading.faults)
+        scenes = format_.read_split(sources[name], tree, reading)
+        if not scenes:
+            _refuse_missing(reading.faults[known:], name, tree)
+        found += sorted(scenes, key=lambda scene: scene.path)
     return reading.conclude("+".join(chosen), _shortly_named(found))
+
+
+def _refuse_missing(faults: Sequence[Fault], split: str, tree: FileTree) -> None:
+    """Raises one error if a split has no images because most of them do not exist."""
+    missing = [fault for fault in faults if fault.kind == "image-missing"]
+    if 2 * len(missing) <= len(faults):
+        return
+    folders = Counter(str(tree.relative(path).parent) for path in tree.images)
+    listed = ", ".join(f"{count} in {folder}" for folder, count in folders.most_common(6))
+    raise DataError(
+        f"none of the {len(missing)} images of the split {split!r} exists in {tree.root}, which "
+        f"has {f'other images: {listed}' if folders else 'no images'}. For example, "
+        f"{missing[0].reason}",
+        kind="images-folder-missing",
+        file=missing[0].file,
+        remedy="Add the images to the folder, or choose the folder that holds both",
+    )
 
 
 def _shortly_named(scenes: Sequence[Scene]) -> list[Scene]:
@@ -165,9 +192,11 @@ def _unknown(tree: FileTree) -> DataError:
     suffixes = Counter(path.suffix.lower() or "no suffix" for path in tree.files)
     listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(6))
     found = f"{len(tree.images)} images" if tree.images else "no images"
+    nearest = voc_files.what_is_missing(tree)
     return DataError(
         f"has no annotations in a known format. It holds {found}"
-        + (f" (files: {listed})" if listed else ""),
+        + (f" (files: {listed})" if listed else "")
+        + (f"; {nearest}" if nearest else ""),
         kind="layout-unknown",
         file=tree.root,
         remedy="Add annotations in VOC's XML, COCO's JSON, YOLO's text files, CSV, or the format "

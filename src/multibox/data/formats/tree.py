@@ -7,7 +7,7 @@ the dataset's folder.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -22,6 +22,8 @@ UNSPLIT = "all"
 _SPLIT = re.compile(
     r"(?<![a-z])((?:trainval|train|valid|val|test)(?:ing|ation)?[0-9]*)(?![a-z])", re.IGNORECASE
 )
+# Label Studio puts 8 hexadecimal digits in front of the names of uploaded files.
+_UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _LISTED = 3
 
@@ -59,7 +61,7 @@ class FileTree:
 
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
-        return _grouped((path.name.casefold(), path) for path in self.images)
+        return _grouped((path.name.casefold(), path) for path in self.files)
 
     @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:
@@ -72,15 +74,28 @@ class FileTree:
     def split_of(self, file: Path) -> str:
         """Returns the split in a file's path, or `UNSPLIT`.
 
-        A folder called `train`, `valid` or `test2017` names it, or the file itself, such as
-        `train_labels.csv`. The innermost folder wins.
+        A folder called `train`, `valid` or `test2017` names it. So does an annotation file, such as
+        `train_labels.csv`, but not an image, because `train_12.jpg` may show a train. Neither does
+        an .xml file, which usually has its image's name. The innermost folder wins.
         """
         relative = self.relative(file)
-        for part in (*reversed(relative.parent.parts), relative.stem):
+        own_name = () if file.suffix.lower() in (*SUFFIXES, ".xml") else (relative.stem,)
+        for part in (*reversed(relative.parent.parts), *own_name):
             found = _SPLIT.search(part)
             if found:
                 return found[1]
         return UNSPLIT
+
+    def count_others(self, used: Collection[Path], stems: Collection[str]) -> int:
+        """Returns how many images in the folders of some images have no annotation.
+
+        Args:
+            used: Images with an annotation.
+            stems: File names without suffix of all images with an annotation, in any split.
+        """
+        folders = {path.parent for path in used}
+        others = set(self.images).difference(used)
+        return sum(path.parent in folders and path.stem not in stems for path in others)
 
     def find_image(self, name: str, *, beside: Path, required: bool) -> Path:
         """Returns the image that an annotation names.
@@ -102,7 +117,7 @@ class FileTree:
         if not wanted:
             raise DataError(f"its image name {name[:80]!r} names no file", kind="text-malformed")
         last = wanted[-1].casefold()
-        named = self._by_name.get(last, [])
+        named = self._by_name.get(last) or self._by_name.get(_UPLOADED.sub("", last), [])
         if not named and PurePosixPath(last).suffix not in SUFFIXES:
             named = self._by_stem.get(last, [])
         split = self.split_of(beside)
@@ -112,7 +127,7 @@ class FileTree:
                 _shared_start(path.parts[::-1], wanted[::-1]),
                 int(path.name == wanted[-1]),
                 _shared_start(path.parts, beside.parent.parts),
-                SUFFIXES[path.suffix.lower()],
+                SUFFIXES.get(path.suffix.lower(), 0),
             )
 
         found = [path for path in named if self._may_belong(path, wanted, split)]
@@ -132,7 +147,7 @@ class FileTree:
 
     def _may_belong(self, path: Path, wanted: tuple[str, ...], split: str) -> bool:
         own = self.split_of(path)
-        if UNSPLIT not in (own, split) and own.casefold() != split.casefold():
+        if UNSPLIT not in (own, split) and not _agree(own, split):
             return False
         # A folder that exists here was meant. Others are folders of another machine.
         folder = wanted[-2] if len(wanted) > 1 else ""
@@ -157,11 +172,30 @@ def image_parts(name: str) -> tuple[str, ...]:
     """
     text = name.strip().replace("\\", "/")
     if "://" in text or text.startswith("/data/"):
-        address = urlsplit(text)
+        try:
+            address = urlsplit(text)
+        except ValueError:
+            return ()
         inner = parse_qs(address.query).get("d", [""])[0]
-        text = inner or unquote(address.path)
+        text = (inner or unquote(address.path)).replace("\\", "/")
     parts = [part for part in text.split("/") if part not in ("", ".", "..")]
     return tuple(part for part in parts if not _DRIVE.fullmatch(part))
+
+
+def _agree(one: str, two: str) -> bool:
+    """Whether two names of splits may mean the same: `val` and `valid`, `train` and `train2017`.
+
+    The images of `trainval` may be in the folders of `train` and `val`.
+    """
+    (word, year), (other, other_year) = map(_word_and_year, (one, two))
+    alike = word == other or {word, other} in ({"trainval", "train"}, {"trainval", "val"})
+    return alike and (year == other_year or not year or not other_year)
+
+
+def _word_and_year(split: str) -> tuple[str, str]:
+    word = split.lower().rstrip("0123456789")
+    plain = re.sub("(?:ing|(?:id)?(?:ation)?)$", "", word)
+    return plain, split[len(word) :]
 
 
 def _grouped(pairs: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:

@@ -1,0 +1,307 @@
+"""What `train` chooses from the data and the machine: splits, network, steps and folder."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from multibox.build import Datasets, matcher, new_network, read_datasets
+from multibox.commands.train import Request
+from multibox.config import Config, flatten
+from multibox.data.check.split_checks import roles
+from multibox.data.formats.layouts import open_dataset
+from multibox.data.splits.draw import pool
+from multibox.data.workers import ignore_loss
+from multibox.errors import ConfigError
+from multibox.hardware import usable_cores
+from multibox.inference import EvaluationSettings, detect_all, validation_loss
+from multibox.processes.distributed import Processes, is_one_of_several, join
+from multibox.recipes import RECIPES, ssd300_lite, ssd300_vgg16_bn
+from multibox.storage.run_folder import read_config
+from multibox.training.data_loader import BatchLoader
+from multibox.training.train_step import Learner
+
+AUTOMATIC = "auto"
+"""The name of the recipe that is chosen from the data and the machine."""
+
+SHARES = "80/10/10"
+"""Shares of the splits that are drawn from a folder without splits."""
+
+_MANY_IMAGES = 2_000
+_MEASURED_STEPS, _MEASURED_SECONDS, _MEASURED_IMAGES = 15, 20.0, 32
+
+
+class Chosen(NamedTuple):
+    """A request with everything chosen.
+
+    Attributes:
+        request: The request.
+        lines: What was chosen and why, as (subject, text).
+    """
+
+    request: Request
+    lines: list[tuple[str, str]]
+
+
+class Duration(NamedTuple):
+    """The expected duration of a run's parts, in seconds.
+
+    Attributes:
+        step: Seconds for each measured step, with its data.
+        validated_image: Seconds for an image in the validation loss.
+        evaluated_image: Seconds for an image in an evaluation.
+    """
+
+    step: tuple[float, ...]
+    validated_image: float
+    evaluated_image: float
+
+    def expected(self, config: Config, datasets: Datasets) -> tuple[float, float, float]:
+        """Returns the expected, the least and the most seconds of a run."""
+        run, steps = config.run, config.schedule.steps
+        images = len(datasets.validation)
+        rest = -(-steps // run.validate_every) * images * self.validated_image
+        rest += -(-steps // run.evaluate_every) * images * self.evaluated_image
+        rest += len(datasets.test or ()) * self.evaluated_image
+        # One slow step says little about thousands of steps, so the extremes are left out.
+        few, usual, many = np.percentile(self.step, (20, 50, 80)).tolist()
+        return steps * usual + rest, steps * few + rest, steps * many + rest
+
+
+def choose(
+    request: Request, typed: Sequence[str], *, minutes: float | None, console: Console
+) -> Chosen:
+    """Chooses what a request leaves open.
+
+    A run that exists in the request's folder keeps its configuration, so that the same command line
+    resumes it.
+
+    Args:
+        request: The request. Its configuration is complete, but only the typed fields count if the
+            recipe is `AUTOMATIC`.
+        typed: The names of the fields of the configuration that the user gave.
+        minutes: The time that the run may take. None: no limit.
+        console: Shows what is being measured.
+
+    Raises:
+        ConfigError: An option is out of range, or the time is too short for a step.
+        DataError: The dataset cannot be used.
+    """
+    values = {name: value for name, value in flatten(request.config).items() if name in typed}
+    automatic = request.recipe == AUTOMATIC
+    if (request.out / "config.json").exists():
+        stored = read_config(request.out)
+        config = stored.override(values) if automatic or minutes is not None else request.config
+        return Chosen(request._replace(config=config), [("run", f"resumes {request.out}")])
+    lines: list[tuple[str, str]] = []
+    config = request.config
+    if automatic:
+        config, lines = _choose_splits(request.data, values)
+    datasets = read_datasets(config, request.data)
+    if automatic:
+        config, reasons = _choose_network(config, datasets, values)
+        lines += reasons
+    times = None
+    if is_one_of_several():
+        if minutes is not None:
+            reason = "minutes works with one process only, because the steps follow from its speed"
+            raise ConfigError(reason, remedy="Use --steps")
+    else:
+        with console.status("measuring the speed"):
+            duration = _measure(config, datasets, console)
+        if minutes is not None:
+            config = _fit(config, datasets, duration, minutes * 60, values)
+        times = duration.expected(config, datasets)
+    lines.append(("steps", _describe_steps(config, len(datasets.train), minutes)))
+    lines.append(("evaluation", _describe_evaluation(config, datasets)))
+    if times:
+        lines.append(("time", _describe_time(*times)))
+    lines.append(("run", f"{request.out}; the same command resumes it"))
+    return Chosen(request._replace(config=config, datasets=datasets), lines)
+
+
+def _choose_splits(root: Path, values: dict[str, Any]) -> tuple[Config, list[tuple[str, str]]]:
+    """Returns the configuration with the splits of a folder."""
+    folder = open_dataset(root)
+    lines = [("data", f"{root}: {folder.format}, splits {', '.join(folder.splits)}")]
+    # Faults are listed and left out, as nobody was asked.
+    chosen: dict[str, Any] = {"on_bad": "skip"}
+    named = {"train_split", "val_split", "test_split", "split"} & values.keys()
+    found = None if named else split_by_role(folder.splits)
+    if found:
+        chosen |= found
+        lines.append(("splits", "those of the folder"))
+    elif not named:
+        chosen["split"] = SHARES
+        reason = f"drawn as {SHARES} from {pool(folder.splits)}; near-duplicates stay together"
+        lines.append(("splits", reason))
+    return ssd300_lite().override(chosen | values), lines
+
+
+def split_by_role(splits: Sequence[str]) -> dict[str, str] | None:
+    """Returns the splits for training, validation and test, or None if they have to be drawn.
+
+    Args:
+        splits: The names of all splits of a folder.
+    """
+
+    def joined(*wanted: str) -> str:
+        return "+".join(split for split in splits if roles(split) == set(wanted))
+
+    train, val, test, both = joined("train"), joined("val"), joined("test"), joined("train", "val")
+    if train and val:
+        return {"train_split": train, "val_split": val, "test_split": test}
+    if (both or train) and test:
+        return {"train_split": both or train, "val_split": "", "test_split": test}
+    return None
+
+
+def _choose_network(
+    config: Config, datasets: Datasets, values: dict[str, Any]
+) -> tuple[Config, list[tuple[str, str]]]:
+    """Returns the configuration with network, batch, steps and periods."""
+    images = len(datasets.train)
+    gpu = config.run.device != "cpu" and torch.cuda.is_available()
+    if "network" in values:
+        network, reason = config.network, "as you asked"
+        of_network = [make() for make in RECIPES.values() if make().network == network]
+        base = of_network[0] if of_network else ssd300_lite().override({"network": network})
+    elif gpu and images >= _MANY_IMAGES:
+        base, reason = ssd300_vgg16_bn(), f"a GPU and {images:,} images can train it"
+    else:
+        base = ssd300_lite()
+        reason = f"it learns from {images:,} images"
+        reason += "" if gpu else f" on {usable_cores()} cores in minutes"
+    large = base.network != "ssd300-lite"
+    least, factor = (4_000, 1_000) if large else (1_600, 100)
+    steps = values.get("steps", max(least, round(math.sqrt(images)) * factor))
+    base = replace(base, data=config.data).override(_periods(base, steps, {})).override(values)
+    return base, [("network", f"{base.network}: {reason}")]
+
+
+def _periods(config: Config, steps: int, values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a configuration that follow from the number of steps."""
+    ratio = steps / config.schedule.steps
+    found = {
+        "steps": steps,
+        "drops": tuple(sorted({max(1, round(drop * ratio)) for drop in config.schedule.drops})),
+        "warmup_steps": min(config.schedule.warmup_steps, steps // 10),
+        "log_every": min(1_000, max(10, steps // 32)),
+        "validate_every": -(-steps // 8),
+        "checkpoint_every": -(-steps // 8),
+        "evaluate_every": -(-steps // 4),
+    }
+    return found | values
+
+
+def _describe_steps(config: Config, images: int, minutes: float | None) -> str:
+    steps, batch = config.schedule.steps, config.run.batch_size
+    why = "" if minutes is None else f", which fit into {minutes:g} minutes"
+    rounds = max(1, round(steps * batch / images))
+    return f"{steps:,} with {batch} images each{why}: {rounds:,} rounds over {images:,} images"
+
+
+def _describe_evaluation(config: Config, datasets: Datasets) -> str:
+    run = config.run
+    every = f"every {run.evaluate_every:,} steps on {datasets.validation.name}"
+    if datasets.test is None and datasets.validation.name == config.data.test_split:
+        every += ", also at the end: there is no validation split, as in the original"
+    elif datasets.test is None:
+        every += ", also at the end: there is no test split, so the result is optimistic"
+    else:
+        every += f"; once on {datasets.test.name} at the end, with the {run.test_weights} weights"
+    return every
+
+
+def _measure(config: Config, datasets: Datasets, console: Console) -> Duration:
+    """Measures some steps and a small evaluation, with a network that is thrown away."""
+    with join(config.run.device) as processes:
+        network = new_network(config, len(datasets.train.classes))
+        loader = BatchLoader(
+            config,
+            datasets.train,
+            network.image_size_px,
+            match=matcher(network, difficult=config.data.train_difficult),
+            folder=Path(),
+            processes=processes,
+            console=console,
+            decoded_cache_gib=0.0,
+        )
+        learner = Learner(network, config, processes)
+        return Duration(
+            _time_steps(loader, learner), *_time_images(config, datasets, learner, processes)
+        )
+
+
+def _time_steps(loader: BatchLoader, learner: Learner) -> tuple[float, ...]:
+    seconds, begun = [], time.monotonic()
+    start = begun
+    batches = loader.batches(0, on_loss=ignore_loss)
+    for number, batch in enumerate(islice(batches, _MEASURED_STEPS)):
+        learner.step(batch, lr=0.0, number=number)
+        now = time.monotonic()
+        seconds.append(now - start)
+        start = now
+        if now - begun > _MEASURED_SECONDS:
+            break
+    # The first steps take longer, as nothing is prepared yet.
+    return tuple(seconds[len(seconds) // 3 :])
+
+
+def _time_images(
+    config: Config, datasets: Datasets, learner: Learner, processes: Processes
+) -> tuple[float, float]:
+    few = replace(
+        datasets.validation, annotations=datasets.validation.annotations[:_MEASURED_IMAGES]
+    )
+    settings = EvaluationSettings(config.run.batch_size, 0, learner.precision, processes)
+    start = time.monotonic()
+    validation_loss(learner.network, few, settings)
+    between = time.monotonic()
+    detect_all(learner.network, few, settings)
+    return (between - start) / len(few), (time.monotonic() - between) / len(few)
+
+
+def _fit(
+    config: Config, datasets: Datasets, duration: Duration, seconds: float, values: dict[str, Any]
+) -> Config:
+    """Returns the configuration with as many steps as fit into the time.
+
+    Raises:
+        ConfigError: The time is too short for one step and the evaluations, or the steps are given.
+    """
+    if "steps" in values:
+        raise ConfigError("minutes and steps are both given", remedy="Leave out one of them")
+    low, high = 0, 2**31
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried = config.override(_periods(config, middle, values))
+        fits = duration.expected(tried, datasets)[0] <= seconds
+        low, high = (middle, high) if fits else (low, middle)
+    if low < 1:
+        least = duration.expected(config.override(_periods(config, 1, values)), datasets)[0]
+        raise ConfigError(
+            f"minutes is {seconds / 60:g}, but a single step with its evaluations takes "
+            f"{least / 60:.2g} minutes",
+            remedy="Raise --minutes",
+        )
+    return config.override(_periods(config, low, values))
+
+
+def _describe_time(expected: float, least: float, most: float) -> str:
+    def worded(seconds: float) -> str:
+        if seconds < 90:
+            return f"{seconds:.0f} seconds"
+        return f"{seconds / 60:.1f} minutes" if seconds < 7_200 else f"{seconds / 3_600:.1f} hours"
+
+    return (
+        f"about {worded(expected)}; between {worded(least)} and {worded(most)} by most steps of a "
+        "short test"
+    )

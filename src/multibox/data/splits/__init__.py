@@ -1,0 +1,1 @@
+"""Splits that are drawn, because a dataset has none."""

@@ -1,0 +1,159 @@
+"""What `train` chooses without a recipe, and what it says of it."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny import TINY
+
+from multibox import build
+from multibox.cli import main as command_line
+from multibox.cli.arguments import TrainArguments, parse
+from multibox.commands import automatic
+from multibox.commands.automatic import AUTOMATIC, Duration, choose, split_by_role
+from multibox.commands.demo.dataset import draw_dataset
+from multibox.commands.train import Request
+from multibox.config import Config
+from multibox.errors import ConfigError
+from multibox.recipes import ssd300_lite, ssd300_vgg16_voc0712
+from multibox.storage.run_folder import read_config
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(build.NETWORKS, "tiny", TINY)
+    monkeypatch.setattr(automatic, "_measure", lambda *_: Duration((0.1, 0.2, 0.4), 0.01, 0.02))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("auto") / "things"
+    draw_dataset(folder, train_images=24, test_images=6)
+    return folder
+
+
+def chosen(data: Path, out: Path, minutes: float | None = None, **typed: Any) -> tuple[Config, str]:
+    config = ssd300_lite().override(typed)
+    request = Request(AUTOMATIC, config, data, out, None, "none")
+    found = choose(request, list(typed), minutes=minutes, console=Console(file=io.StringIO()))
+    return found.request.config, "\n".join(" ".join(line) for line in found.lines)
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        ("train val test trainval", "train val test"),
+        ("train valid test", "train valid test"),
+        ("train2017 val2017", "train2017 val2017 -"),
+        ("trainval test", "trainval - test"),
+        ("train test", "train - test"),
+        ("training validation testing", "training validation testing"),
+        (
+            "2007:test 2007:train 2007:trainval 2007:val 2012:train 2012:trainval 2012:val",
+            "2007:train+2012:train 2007:val+2012:val 2007:test",
+        ),
+        ("all", None),
+        ("train", None),
+        ("everything", None),
+    ],
+)
+def test_splits_are_told_by_their_names(splits: str, expected: str | None) -> None:
+    found = split_by_role(splits.split())
+    if expected is None:
+        assert found is None
+    else:
+        names = [name.replace("-", "") for name in expected.split()]
+        assert found is not None
+        assert list(found.values()) == names
+
+
+def test_splits_of_the_folder_are_used(data: Path, tmp_path: Path) -> None:
+    config, said = chosen(data, tmp_path / "run")
+    assert (config.data.train_split, config.data.val_split) == ("trainval", "")
+    assert config.data.on_bad == "skip"
+    assert "there is no validation split, as in the original" in said
+    drawn, said = chosen(data, tmp_path / "run", split="60/20/20")
+    assert drawn.data.split == "60/20/20"
+    assert "once on test at the end, with the last weights" in said
+
+
+def test_what_is_typed_counts(data: Path, tmp_path: Path) -> None:
+    config, _ = chosen(data, tmp_path / "run", steps=200, batch_size=4, lr=0.5, on_bad="fail")
+    assert (config.schedule.steps, config.run.batch_size) == (200, 4)
+    assert (config.optimizer.lr, config.data.on_bad) == (0.5, "fail")
+    assert (config.run.evaluate_every, config.run.validate_every) == (50, 25)
+    config, _ = chosen(data, tmp_path / "run", steps=200, evaluate_every=7, network="ssd7")
+    assert (config.run.evaluate_every, config.network) == (7, "ssd7")
+    # The recipe of that network gives the rest.
+    assert config.optimizer.optimizer == "adam"
+
+
+def test_steps_grow_with_the_images(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert chosen(data, tmp_path / "run")[0].schedule.steps == 1_600
+    monkeypatch.setattr("multibox.data.dataset.Dataset.__len__", lambda _: 10_000)
+    assert chosen(data, tmp_path / "run")[0].schedule.steps == 10_000
+
+
+def test_minutes_fix_the_steps(data: Path, tmp_path: Path) -> None:
+    config, said = chosen(data, tmp_path / "run", minutes=1.0)
+    # 60 s: 0.2 s a step; 8 validations of 6 images take 0.48 s, 4 evaluations 0.48 s.
+    assert config.schedule.steps == 295
+    assert "295 with 16 images each, which fit into 1 minutes" in said
+    assert "about 60 seconds" in said
+    with pytest.raises(ConfigError, match="a single step with its evaluations takes"):
+        chosen(data, tmp_path / "run", minutes=0.001)
+    with pytest.raises(ConfigError, match="minutes and steps are both given"):
+        chosen(data, tmp_path / "run", minutes=1.0, steps=5)
+
+
+def test_minutes_shorten_a_recipe_with_its_drops(data: Path, tmp_path: Path) -> None:
+    config = ssd300_vgg16_voc0712().override({"train_split": "trainval", "test_split": "test"})
+    request = Request("ssd300-vgg16-voc0712", config, data, tmp_path / "run", None, "none")
+    found = choose(request, [], minutes=4.0, console=Console(file=io.StringIO()))
+    schedule = found.request.config.schedule
+    assert schedule.drops == (round(schedule.steps * 2 / 3), round(schedule.steps * 5 / 6))
+    assert found.request.config.optimizer == config.optimizer
+
+
+def test_several_processes_need_steps(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="works with one process only"):
+        chosen(data, tmp_path / "run", minutes=1.0)
+    assert "time" not in chosen(data, tmp_path / "run")[1].split()
+
+
+def test_the_command_line_names_a_recipe_or_none() -> None:
+    for words in (["--data", "d"], [AUTOMATIC, "--data", "d"]):
+        verb = parse(["train", *words, "--steps", "7", "--batch_size=4", "--no-crop"])
+        assert isinstance(verb, TrainArguments)
+        assert verb.recipe.recipe == AUTOMATIC
+        assert set(verb.recipe.typed) == {"steps", "batch_size", "crop"}
+    verb = parse(["train", "ssd7", "--data", "d"])
+    assert isinstance(verb, TrainArguments)
+    assert (verb.recipe.recipe, verb.recipe.typed) == ("ssd7", ())
+
+
+def test_one_line_trains_reports_and_resumes(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--data", str(data), "--network", "tiny", "--steps", "4", "--workers", "0"]
+    assert command_line.main([*words, "--dry-run"]) == 0
+    assert not (tmp_path / "runs").exists()
+    assert command_line.main(words) == 0
+    out = tmp_path / "runs" / "things"
+    assert capsys.readouterr().out.strip() == "runs/things/report/index.html"
+    assert json.loads((out / "run.json").read_text())["recipe"] == AUTOMATIC
+    before = read_config(out)
+    assert command_line.main(words) == 0
+    assert "resumes runs/things" in capsys.readouterr().err
+    assert read_config(out) == before
+    assert command_line.main([*words, "--lr", "0.7"]) == 2
+    assert "--lr: 0.002, now 0.7" in capsys.readouterr().err

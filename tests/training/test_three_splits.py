@@ -1,0 +1,225 @@
+"""A validation split decides, the test split is evaluated once: early stopping, best weights."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny import TINY
+
+from multibox import build
+from multibox.commands.demo.dataset import draw_dataset
+from multibox.commands.evaluate import evaluate_model
+from multibox.commands.report import write_report
+from multibox.commands.train import Request, train
+from multibox.config import Config, OptimizerConfig, RunConfig, ScheduleConfig
+from multibox.errors import ConfigError, DataError
+from multibox.inference import detect_all
+from multibox.processes.signals import Interrupted
+from multibox.training import periodic_evaluation
+
+CONFIG = Config(
+    network="tiny",
+    optimizer=OptimizerConfig(lr=0.005, ema_decay=0.9),
+    schedule=ScheduleConfig(steps=12, schedule="cosine", warmup_steps=2),
+    run=RunConfig(
+        batch_size=4,
+        precision="fp32",
+        log_every=6,
+        validate_every=6,
+        evaluate_every=2,
+        checkpoint_every=6,
+        device="cpu",
+        workers=0,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("splits") / "VOC2007"
+    draw_dataset(folder, train_images=24, test_images=6)
+    lists = folder / "ImageSets" / "Main"
+    ids = (lists / "trainval.txt").read_text().splitlines()
+    (lists / "val.txt").write_text("\n".join(ids[-5:]) + "\n")
+    (lists / "train.txt").write_text("\n".join(ids[:-5]) + "\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(build.NETWORKS, "tiny", TINY)
+
+
+def configured(**values: Any) -> Config:
+    return CONFIG.override({"train_split": "train", "val_split": "val", **values})
+
+
+def run(data: Path, out: Path, config: Config) -> str:
+    said = io.StringIO()
+    train(Request("tiny", config, data, out, None, "none"), Console(file=said, width=200))
+    return said.getvalue()
+
+
+def lines(out: Path, kind: str) -> list[dict[str, Any]]:
+    journal = (out / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, journal) if line["kind"] == kind]
+
+
+def test_the_test_split_is_evaluated_once_at_the_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spy(network: Any, dataset: Any, settings: Any) -> Any:
+        seen.append(dataset.name)
+        return detect_all(network, dataset, settings)
+
+    monkeypatch.setattr(periodic_evaluation, "detect_all", spy)
+    said = run(data, tmp_path / "a", configured())
+    assert seen == ["2007:val"] * 6 + ["2007:test"]
+    assert [line["step"] for line in lines(tmp_path / "a", "test")] == [12]
+    assert "2007:test, weights of step 12: mAP voc07" in said
+    stored = json.loads((tmp_path / "a" / "evaluations" / "test.json").read_text())
+    again = evaluate_model(
+        tmp_path / "a", which="last", data=None, split=None, on_bad=None, device="cpu", workers=0
+    )
+    assert stored["split"] == "2007:test"
+    assert again["voc07"] == stored["voc07"]
+    page = write_report(tmp_path / "a").with_name("report.md").read_text()
+    assert "These images were evaluated once, with the last weights" in page
+    # A finished run is not tested again.
+    run(data, tmp_path / "a", configured())
+    assert len(seen) == 7
+
+
+def test_best_weights_are_chosen_on_the_validation_split(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    means = iter([0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.6])
+    faked = lambda *_: {  # noqa: E731
+        "voc07": {"mAP": next(means), "AP": {}},
+        "voc12": {"mAP": 0.0, "AP": {}},
+        "coco": {"AP": 0.0},
+    }
+    monkeypatch.setattr(periodic_evaluation, "score", faked)
+    loaded: list[Any] = []
+    monkeypatch.setattr(
+        periodic_evaluation,
+        "detect_all",
+        lambda network, dataset, settings: (
+            loaded.append({k: v.clone() for k, v in network.state_dict().items()}),
+            detect_all(network, dataset, settings),
+        )[1],
+    )
+    run(data, tmp_path / "a", configured(test_weights="best"))
+    assert lines(tmp_path / "a", "test")[0]["weights"] == 6
+    # The seventh network is that of the third evaluation.
+    assert all((loaded[6][name] == loaded[2][name]).all() for name in loaded[2])
+    assert any((loaded[6][name] != loaded[5][name]).any() for name in loaded[5])
+
+
+def test_patience_stops_early_and_stays_stopped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    means = iter([0.3, 0.2, 0.2, 0.7])
+    faked = lambda *_: {  # noqa: E731
+        "voc07": {"mAP": next(means), "AP": {}},
+        "voc12": {"mAP": 0.0, "AP": {}},
+        "coco": {"AP": 0.0},
+    }
+    monkeypatch.setattr(periodic_evaluation, "score", faked)
+    said = run(data, tmp_path / "a", configured(patience=2))
+    assert "Stopped early at step 6: 2 evaluations have not raised" in said
+    assert [line["step"] for line in lines(tmp_path / "a", "evaluation")] == [2, 4, 6]
+    assert [line["step"] for line in lines(tmp_path / "a", "test")] == [6]
+    before = {path: path.read_bytes() for path in (tmp_path / "a").glob("metrics.jsonl")}
+    run(data, tmp_path / "a", configured(patience=2))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "a").glob("metrics.jsonl")}
+    page = write_report(tmp_path / "a").with_name("report.md").read_text()
+    assert "The run was stopped early by its patience." in page
+
+
+def test_without_a_validation_split_everything_is_on_the_test_split(
+    data: Path, tmp_path: Path
+) -> None:
+    run(data, tmp_path / "a", configured(val_split=""))
+    assert lines(tmp_path / "a", "test") == []
+    assert not (tmp_path / "a" / "evaluations" / "test.json").exists()
+    page = write_report(tmp_path / "a").with_name("report.md").read_text()
+    assert "nothing was chosen on the test images" in page
+
+
+def test_without_a_test_split_the_page_says_so(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "a", configured(test_split=""))
+    page = write_report(tmp_path / "a").with_name("report.md").read_text()
+    assert "There is no test split, so this result is optimistic" in page
+
+
+def test_drawn_splits_are_kept_by_the_run(data: Path, tmp_path: Path) -> None:
+    config = CONFIG.override({"split": "60/20/20"})
+    folder = tmp_path / "VOC2007"
+    shutil.copytree(data, folder)
+    said = run(folder, tmp_path / "a", config)
+    split = json.loads((tmp_path / "a" / "split.json").read_text())
+    assert list(split) == ["train", "val", "test"]
+    assert sum(map(len, split.values())) == 30
+    assert f"train: {len(split['train'])} images" in said
+    stored = json.loads((tmp_path / "a" / "evaluations" / "test.json").read_text())
+    assert stored["images"] == len(split["test"])
+    again = evaluate_model(
+        tmp_path / "a", which="last", data=None, split=None, on_bad=None, device="cpu", workers=0
+    )
+    assert again["voc07"] == stored["voc07"]
+    # Another image joins the dataset: the run leaves it out. Then one is missing.
+    listed = folder / "ImageSets" / "Main" / "trainval.txt"
+    names = listed.read_text().splitlines()
+    add_image(folder, names[0])
+    assert "1 images were added after the splits were drawn" in run(folder, tmp_path / "a", config)
+    listed.write_text("\n".join(names[2:]) + "\n")
+    with pytest.raises(DataError, match=r"lacks the image .* and 1 more"):
+        run(folder, tmp_path / "a", config)
+
+
+def add_image(folder: Path, name: str) -> None:
+    """Adds a copy of an image to the split trainval."""
+    for kind, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
+        shutil.copy(folder / kind / f"{name}{suffix}", folder / kind / f"999999{suffix}")
+    with (folder / "ImageSets" / "Main" / "trainval.txt").open("a") as file:
+        file.write("999999\n")
+
+
+def test_a_run_says_that_its_images_have_changed(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "VOC2007"
+    shutil.copytree(data, folder)
+    run(folder, tmp_path / "a", CONFIG)
+    names = (folder / "ImageSets" / "Main" / "trainval.txt").read_text().splitlines()
+    add_image(folder, names[0])
+    with pytest.raises(ConfigError, match="have changed since the run began: 30 images then, 31"):
+        run(folder, tmp_path / "a", CONFIG)
+
+
+def test_an_interrupted_run_ends_like_one_that_was_not(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(patience=3)
+    run(data, tmp_path / "whole", config)
+    from multibox.training.loop import Loop
+
+    original = Loop._after_step
+
+    def interrupted(self: Loop) -> None:
+        original(self)
+        if self._step == 6:
+            raise Interrupted(15, 6)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "_after_step", interrupted)
+        with pytest.raises(Interrupted):
+            run(data, tmp_path / "cut", config)
+    run(data, tmp_path / "cut", config)
+    for name in ("metrics.jsonl", "evaluations/test.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
