@@ -347,3 +347,32 @@ def _shortly_named(scenes: list[Scene]) -> list[Scene]:
         scene._replace(image_id=scene.path.stem) if stems[scene.path.stem] == 1 else scene
         for scene in scenes
     ]
+
+
+def result_ids(root: Path, split: str) -> tuple[dict[int, Path], dict[int, str]]:
+    """Returns a split's image files and category names by their ids in the annotation file.
+
+    Results in COCO's format refer to these ids.
+
+    Raises:
+        DataError: The folder is not in COCO layout, several splits are named, or a record is
+            malformed.
+    """
+    if not annotation_files(root):
+        raise DataError(
+            "is not in COCO layout, so the image ids in a JSON file of results are unknown",
+            kind="layout-unknown",
+            file=root,
+            remedy="Use a folder of the devkit's results files, or a dataset in COCO layout",
+        )
+    if "+" in split:
+        raise DataError(
+            f"image ids are unique within a split only, but {split} are several",
+            kind="duplicate-id",
+            file=root,
+            remedy="Evaluate one split at a time",
+        )
+    (chosen,) = _find_splits(root, split, Reading(root, (), "fail", "ignore"))
+    content = _load(chosen.file)
+    paths = {_id(record): chosen.images / _file_name(record) for record in content["images"]}
+    return paths, _names(content["categories"], chosen.file)
