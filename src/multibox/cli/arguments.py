@@ -148,7 +148,7 @@ class PredictArguments:
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """Folder of a run or of a checkpoint, or a weights file."""
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
-    """Image files."""
+    """Image files, or folders with image files."""
     out: Path
     """Folder for <image>.json (boxes) and <image>.jpg (drawn)."""
     score_threshold: float = 0.5
