@@ -149,10 +149,11 @@ def claim(folder: Path, config: Config, facts: dict[str, JSON]) -> None:
         return
     before, facts_before = read_run(folder)
     changed = differences(before, config)
+    names = ("recipe", "data_digest", "init_digest", "precision", "stream_version", "fitted_boxes")
     changed += [
-        f"{name}: {facts_before.get(name)}, now {facts[name]}"
-        for name in ("recipe", "data_digest", "init_digest", "precision", "stream_version")
-        if facts_before.get(name) != facts[name]
+        f"{name}: {facts_before.get(name)}, now {facts.get(name)}"
+        for name in names
+        if facts_before.get(name) != facts.get(name)
     ]
     if changed:
         raise ConfigError(
