@@ -67,7 +67,7 @@ FAULTS = _kinds(
         "json-malformed": _EXPORT,
         "yaml-malformed": "Write names, train and val without aliases and tags",
         "yaml-form": "Correct the names and their count",
-        "json-form": "Use a file of object instances in COCO's format",
+        "json-form": _EXPORT,
         "field-missing": _EXPORT,
         "field-repeated": "Keep one of them",
         "number-malformed": "Use plain decimal numbers",
