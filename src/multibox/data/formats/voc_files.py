@@ -57,14 +57,11 @@ def find_splits(tree: FileTree) -> dict[str, Source]:
 
 def read_split(source: Source, tree: FileTree, reading: Reading) -> list[Scene]:
     """Returns the images of a split that can be used."""
-    files = list(source.files)
-    if source.list_file is not None:
-        files = _listed(source.list_file, files, tree, reading)
     scenes, used = list[Scene](), list[Path]()
-    for file in files:
+    for file in files_of(source, tree, reading):
         try:
             tree_ = parse_annotation(file)
-            image = _image_of(tree_, file, tree, required=reading.images == "check")
+            image = image_of(tree_, file, tree, required=reading.images == "check")
             used.append(image)
             _use_once(image, file, tree, reading)
             size_px = reading.frame(declared_size(tree_), image)
@@ -79,6 +76,13 @@ def read_split(source: Source, tree: FileTree, reading: Reading) -> list[Scene]:
         stems = {file.stem for file in tree.with_suffix(".xml")}
         reading.notes[UNANNOTATED] += tree.count_others(used, stems)
     return scenes
+
+
+def files_of(source: Source, tree: FileTree, reading: Reading) -> list[Path]:
+    """Returns the annotation files of a split. The faults of its list become faults."""
+    if source.list_file is None:
+        return list(source.files)
+    return _listed(source.list_file, list(source.files), tree, reading)
 
 
 def what_is_missing(tree: FileTree) -> str | None:
@@ -104,7 +108,7 @@ def annotation_files(tree: FileTree) -> dict[Path, Path]:
     found = dict[Path, Path]()
     for file in reversed(files):
         with suppress(DataError):
-            found[_image_of(parse_annotation(file), file, tree, required=True)] = file
+            found[image_of(parse_annotation(file), file, tree)] = file
     return found
 
 
@@ -191,8 +195,14 @@ def _find(text: str, by_stem: dict[str, list[Path]]) -> list[Path]:
     return in_folder or files
 
 
-def _image_of(annotation: Element, file: Path, tree: FileTree, *, required: bool) -> Path:
+def image_of(annotation: Element, file: Path, tree: FileTree, *, required: bool = True) -> Path:
     """Returns the image of an annotation: the one with its name, else the one that it names.
+
+    Args:
+        annotation: The root element of the annotation.
+        file: The annotation file.
+        tree: The dataset's files.
+        required: Whether the image must exist. Otherwise the path where it would be is returned.
 
     Raises:
         DataError: There is no such image, or there are several. The error names no file.
