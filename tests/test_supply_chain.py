@@ -58,7 +58,8 @@ ALLOWED_IMPORTS = {
 # What reads datasets: nothing in it makes, alters or removes a file.
 READERS = (
     *("formats/voc", "formats/coco", "formats/layouts", "formats/tree", "reading", "dataset"),
-    *("files", "images", "formats/json_files", "formats/labelme", "formats/label_studio"),
+    *("files", "images", "formats/json_files", "formats/outlines"),
+    *("formats/labelme", "formats/label_studio"),
     *("formats/yolo", "formats/csv_tables", "formats/plain_text"),
     *("splits/draw", "splits/near_duplicates"),
     *("formats/voc_files", "formats/voc_lists", "formats/voc_xml", "formats/cvat"),

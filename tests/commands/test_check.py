@@ -122,6 +122,7 @@ def test_a_corrected_copy_has_no_fault_and_is_else_the_same(tmp_path: Path) -> N
     assert checkup.count("fault") == 0
     allowed = {"grey", "suffix-differs", "image-small", "image-blank", "difficult-missing"}
     allowed |= {"tiny-box", "nearly-duplicate-object", "box-of-two-classes", "filename-differs"}
+    allowed |= {"near-duplicate-image"}
     assert kinds(checkup) <= allowed
     record = json.loads((out / "fixes.json").read_text())
     assert len(record["changes"]) == checkup.changes

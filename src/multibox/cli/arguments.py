@@ -13,6 +13,7 @@ from multibox.commands.automatic import AUTOMATIC
 from multibox.commands.bench.bench import Part
 from multibox.commands.convert import Target
 from multibox.config import Config, flatten
+from multibox.data.writing.converted_copy import DataFormat
 from multibox.recipes import RECIPES, ssd300_lite
 from multibox.ssd.network import Scales
 from multibox.weights.files import NO_LICENCE
@@ -178,6 +179,20 @@ class ConvertArguments:
 
 
 @dataclass(frozen=True)
+class ConvertDataArguments:
+    """Write a dataset in another format: VOC's XML, COCO's JSON, YOLO's text files or CSV."""
+
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
+    """Folder or .zip of the dataset, in any format that can be read. It is not changed."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """The new folder. It must not exist, or be empty."""
+    to: DataFormat
+    """Format of the new dataset. Only voc and coco can mark difficult objects."""
+    on_bad: Literal["fail", "skip"] = "fail"
+    """What to do with invalid objects and images: stop, or leave them out."""
+
+
+@dataclass(frozen=True)
 class DownloadArguments:
     """Download published datasets, check their files, and unpack them."""
 
@@ -222,6 +237,7 @@ _Verb = (
     | Annotated[ReportArguments, tyro.conf.subcommand("report")]
     | Annotated[PredictArguments, tyro.conf.subcommand("predict")]
     | Annotated[ConvertArguments, tyro.conf.subcommand("convert")]
+    | Annotated[ConvertDataArguments, tyro.conf.subcommand("convert-data")]
     | Annotated[DownloadArguments, tyro.conf.subcommand("download")]
     | Annotated[BenchArguments, tyro.conf.subcommand("bench")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]

@@ -16,6 +16,7 @@ from multibox.cli.arguments import (
     BenchArguments,
     CheckArguments,
     ConvertArguments,
+    ConvertDataArguments,
     DemoArguments,
     DownloadArguments,
     EvaluateArguments,
@@ -30,6 +31,7 @@ from multibox.commands.bench.bench import bench
 from multibox.commands.check import check, fix_summary, print_check
 from multibox.commands.check_labels import FOLDER, check_labels, is_run
 from multibox.commands.convert import convert
+from multibox.commands.convert_data import convert_data
 from multibox.commands.demo.demo import demo
 from multibox.commands.evaluate import evaluate_model, evaluate_results
 from multibox.commands.predict import predict
@@ -104,6 +106,10 @@ def _run(verb: object, console: Console) -> int:
                 licence=verb.licence,
             )
             for line in lines:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            _print(verb.out)
+        case ConvertDataArguments():
+            for line in convert_data(verb.data, verb.out, target=verb.to, on_bad=verb.on_bad):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
             _print(verb.out)
         case DownloadArguments():

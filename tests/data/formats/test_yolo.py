@@ -116,6 +116,18 @@ def test_one_folder_of_labels_for_all_splits(tmp_path: Path) -> None:
     }
 
 
+def test_long_paths_are_not_searched(tmp_path: Path) -> None:
+    """Each folder that is left out would be another search: 100,000 of them would take minutes."""
+    many = "a/" * 100_000
+    for key in ("train", "path", "extra"):
+        files = LABELLED | {"data.yaml": f"names: [cat]\nval: images/val\n{key}: {many}\n"}
+        lay_out(tmp_path / key, files)
+        assert "val" in known_splits(tmp_path / key)
+    names = {"obj.names": "cat", "obj.data": f"names = {many}\ntrain = {many}"}
+    lay_out(tmp_path / "x", {"a.jpg": IMAGE, "a.txt": BOX} | names)
+    assert known_splits(tmp_path / "x") == ("all",)
+
+
 def test_lists_of_images(tmp_path: Path) -> None:
     files = LABELLED | {
         "data.yaml": "train: train.txt\nval: lists/val.txt\nnames: [cat, dog]",

@@ -109,6 +109,7 @@ WARNINGS = _kinds(
         "image-small": "Check that it is the right image",
         "ambiguous-image": "Keep one of the files",
         "duplicate-image": "Keep one of them",
+        "near-duplicate-image": "Keep one of them, or keep them in one split",
         "leaked-image": "Remove it from one of the splits: it makes the results too optimistic",
         "duplicate-object": "Keep one of them",
         "nearly-duplicate-object": "Keep one of them if both mark the same object",

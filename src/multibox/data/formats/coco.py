@@ -24,11 +24,8 @@ import numpy as np
 
 from multibox.data.dataset import Note, Object, Scene
 from multibox.data.formats.json_files import (
-    OUTLINED,
-    Box,
     Record,
     are_plain,
-    bounds,
     ends_of_files,
     has_key,
     identifier,
@@ -39,6 +36,7 @@ from multibox.data.formats.json_files import (
     some_of,
     text,
 )
+from multibox.data.formats.outlines import OUTLINED, Box, bounds
 from multibox.data.formats.tree import UNSPLIT, FileTree
 from multibox.data.reading import Reading
 from multibox.errors import DataError
@@ -86,8 +84,9 @@ def _is_coco(file: Path, ends: str) -> bool:
 
 
 def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used."""
-    return [scene for file in files for scene in _read_file(file, tree, reading)]
+    """Returns the images of a split that can be used, sorted by path."""
+    scenes = [scene for file in files for scene in _read_file(file, tree, reading)]
+    return sorted(scenes, key=lambda scene: scene.path)
 
 
 def _read_file(file: Path, tree: FileTree, reading: Reading) -> list[Scene]:

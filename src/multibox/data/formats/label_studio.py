@@ -16,22 +16,17 @@ from typing import Any, NamedTuple
 
 from multibox.data.dataset import Note, Object, Scene
 from multibox.data.formats.json_files import (
-    NO_BOX,
-    OUTLINED,
-    ROTATED,
-    Box,
     Record,
     are_plain,
-    bounds,
     ends_of_files,
     has_key,
-    inside,
     is_plain,
     leave_out_other,
     load,
     require_object,
     side_px,
 )
+from multibox.data.formats.outlines import NO_BOX, OUTLINED, ROTATED, Box, bounds, inside
 from multibox.data.formats.tree import FileTree, image_parts
 from multibox.data.images import SUFFIXES
 from multibox.data.reading import Reading
@@ -84,7 +79,7 @@ def _is_own(ends: str) -> bool:
 
 
 def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used."""
+    """Returns the images of a split that can be used, sorted by path."""
     latest: dict[str, _Annotation] = {}
     # The file 10 of a storage is later than the file 9.
     for file in sorted(files, key=lambda path: (path.parent, len(path.name), path.name)):
@@ -101,7 +96,7 @@ def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scen
             scenes.append(_read_image(annotation, tree, reading))
         except DataError as error:
             reading.add_fault(error, annotation.file, annotation.position)
-    return scenes
+    return sorted(scenes, key=lambda scene: scene.path)
 
 
 def _read_file(file: Path, reading: Reading) -> Iterator[_Annotation]:

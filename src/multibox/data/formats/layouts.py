@@ -146,7 +146,7 @@ def _read_splits(
         scenes = format_.read_split(sources[name], tree, reading)
         if not scenes:
             _refuse_missing(reading.faults[known:], name, tree)
-        found += sorted(scenes, key=lambda scene: scene.path)
+        found += scenes
     return reading.conclude("+".join(chosen), _shortly_named(found))
 
 

@@ -45,10 +45,14 @@ _SPLITS = ("train", "val", "valid", "validation", "test")
 _NAME_FILES = ("classes.txt", "obj.names", "predefined_classes.txt", "_darknet.labels")
 _MAX_YAML_BYTES = 1 << 20
 _MAX_YAML_DEPTH = 8
+# Limits of the folders and lists of a split, and of the folders in a path.
+_MAX_ENTRIES = 1000
+_MAX_FOLDERS = 64
 _MAX_LABEL_BYTES = 1 << 24
 _MAX_LIST_BYTES = 1 << 28
 # How many files are opened to recognise the format.
 _SNIFFED = 50
+_SNIFFED_YAML = 10
 _LABEL = re.compile(rb"\s*[0-9]{1,9}(?:\.0*)?(?:[ \t]+[-+0-9.eE]{1,40}){4,}\s*")
 _TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "null", "seq", "map"))
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -171,7 +175,7 @@ def _from_yaml(tree: FileTree, about: _About) -> dict[str, _Split] | _About | No
     files = sorted(tree.with_suffix(".yaml", ".yml"), key=lambda path: len(path.parts))
     found: list[tuple[Path, dict[str, Any]]] = []
     broken: DataError | None = None
-    for file in files[:_SNIFFED]:
+    for file in files[:_SNIFFED_YAML]:
         try:
             content = _load_yaml(file)
         except DataError as error:
@@ -187,9 +191,11 @@ def _from_yaml(tree: FileTree, about: _About) -> dict[str, _Split] | _About | No
     named = {key: content[key] for key in _SPLITS if content.get(key)}
     path = str(content.get("path") or "")
     splits = {key: _resolved(value, file, path, tree, about) for key, value in named.items()}
-    for key, value in content.items():
+    for key, value in list(content.items())[:_MAX_ENTRIES]:
         # A split of another name. Its folder must exist as it is written.
         if key in (*_SPLITS, "path", "names", "nc", "download") or type(value) is not str:
+            continue
+        if value.count("/") + path.count("/") > _MAX_FOLDERS:
             continue
         places = (PurePosixPath(path) / value, PurePosixPath(value)) if value else ()
         folders = (_usable(file.parent, place.parts, tree, about) for place in places)
@@ -307,17 +313,12 @@ def _from_obj_data(tree: FileTree, about: _About) -> dict[str, _Split] | _About 
 
 def _resolved(value: Any, file: Path, path: str, tree: FileTree, about: _About) -> _Split:
     """Returns the images of a split: `value` is a folder, a text file, or a list of these."""
-    images: list[Path] = []
-    lists: list[Path] = []
-    for entry in value if isinstance(value, list) else [value]:
-        found = _existing(entry, file, path, tree, about) if isinstance(entry, str) else None
-        if found is None:
-            continue
-        if found in about.files:
-            lists.append(found)
-        else:
-            images += (image for image in tree.images if image.is_relative_to(found))
-    return _Split(tuple(images), tuple(lists), about)
+    entries = (value if isinstance(value, list) else [value])[:_MAX_ENTRIES]
+    texts = dict.fromkeys(entry for entry in entries if isinstance(entry, str))
+    found = {_existing(text, file, path, tree, about) for text in texts} - {None}
+    lists = found & about.files
+    images = tuple(image for image in tree.images if not found.isdisjoint(image.parents))
+    return _Split(images, tuple(sorted(filter(None, lists))), about)
 
 
 def _existing(entry: str, file: Path, path: str, tree: FileTree, about: _About) -> Path | None:
@@ -330,6 +331,8 @@ def _existing(entry: str, file: Path, path: str, tree: FileTree, about: _About) 
     root = tree.root.resolve().as_posix()
     if entry.startswith(f"{root}/"):
         entry, path = entry.removeprefix(f"{root}/"), ""
+    if entry.count("/") + path.count("/") > _MAX_FOLDERS:
+        return None
     places = [PurePosixPath(path) / entry, PurePosixPath(entry)]
     for place in places:
         for base in (file.parent, tree.root):
