@@ -208,6 +208,9 @@ def image_of(annotation: Element, file: Path, tree: FileTree, *, required: bool 
         DataError: There is no such image, or there are several. The error names no file.
     """
     own = tree.relative(file).with_suffix("")
+    near = _near_image(file, tree)
+    if near is not None:
+        return near
     written = PureWindowsPath((annotation.findtext("filename") or "").strip()).name
     path = PureWindowsPath((annotation.findtext("path") or "").strip()).name
     errors = list[DataError]()
@@ -221,6 +224,20 @@ def image_of(annotation: Element, file: Path, tree: FileTree, *, required: bool 
         return tree.root / own.parent / (written or f"{own.name}.jpg")
     ambiguous = [error for error in errors if error.kind == "image-ambiguous"]
     raise (ambiguous or errors[2:] or errors)[0]
+
+
+def _near_image(file: Path, tree: FileTree) -> Path | None:
+    """Returns the image with an annotation's name beside it, or in a folder for images nearby.
+
+    Elsewhere may be masks or thumbnails with the same name.
+    """
+    above = list(file.parents)[1:3]
+    usual = [parent / name for parent in above for name in tree.usual_folders]
+    for folder in (file.parent, *usual):
+        image = tree.image_in(folder, file.stem)
+        if image is not None:
+            return image
+    return None
 
 
 def _use_once(image: Path, file: Path, tree: FileTree, reading: Reading) -> None:
