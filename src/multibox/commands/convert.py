@@ -6,7 +6,7 @@ from typing import Literal
 import safetensors.torch
 import torch
 
-from multibox.errors import WeightsError
+from multibox.errors import WeightsError, one_line
 from multibox.ssd.network import Scales
 from multibox.storage.run_folder import new_file
 from multibox.weights.export import LEVELS, write_keras, write_pytorch
@@ -88,7 +88,7 @@ def introduction(weights: Weights) -> list[str]:
     traits = weights.traits
     mean = ", ".join(f"{value:g}" for value in traits.mean_rgb)
     classes = weights.classes
-    some = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+    some = ", ".join(map(one_line, classes[:3])) + (", ..." if len(classes) > 3 else "")
     lines = [f"format: {weights.origin}", f"network: {weights.network}"]
     if weights.network == TRUNK_ONLY:
         lines.append("a backbone without a detector, for train --init")

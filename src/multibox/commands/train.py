@@ -259,13 +259,14 @@ def _describe_machine(
 def _print_dataset(dataset: Dataset, console: Console) -> None:
     """Prints the contents of a split, notes on how it was read, and the skipped faults."""
     counts = ", ".join(f"{count} {name}" for name, count in dataset.objects_per_class.items())
-    console.print(f"{dataset.name}: {len(dataset)} images with {counts}", highlight=False)
+    line = f"{dataset.name}: {len(dataset)} images with {counts}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
     for note in dataset.notes:
-        console.print(f"  note: {note.text}", highlight=False, markup=False)
+        console.print(f"  note: {note.text}", highlight=False, markup=False, soft_wrap=True)
     if dataset.faults:
         console.print(f"  skipped {len(dataset.faults)} faults:", highlight=False)
     for fault in dataset.faults:
-        console.print(f"  {fault}", highlight=False, markup=False)
+        console.print(f"  {fault}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _read_init(request: Request, console: Console) -> tuple[str | None, Weights | None]:

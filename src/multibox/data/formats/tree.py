@@ -13,8 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from multibox.data.files import walk
-from multibox.data.images import SUFFIXES
+from multibox.data.files import SUFFIXES, walk
 from multibox.errors import DataError
 
 IMAGE_FOLDERS = ("jpegimages", "images", "jpgimages", "image", "imgs", "img")
