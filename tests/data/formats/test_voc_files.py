@@ -166,6 +166,24 @@ def test_images_of_the_same_name_in_two_folders(tmp_path: Path) -> None:
         read_dataset(unclear, "all")
 
 
+@pytest.mark.parametrize(
+    ("image", "xml", "other"),
+    [
+        ("a.png", "a.xml", "masks/a.png"),
+        ("images/a.png", "annotations/a.xml", "masks/a.png"),
+        ("JPEGImages/a.png", "Annotations/xmls/a.xml", "SegmentationClass/a.png"),
+        ("train/images/a.png", "train/labels/a.xml", "train/masks/a.png"),
+        ("thumbs/a.jpg", "thumbs/a.xml", "a.jpg"),
+    ],
+)
+def test_a_near_image_is_used_although_another_has_its_name(
+    tmp_path: Path, image: str, xml: str, other: str
+) -> None:
+    root = folder(tmp_path, image, xml, other)
+    dataset = read_dataset(root, known_splits(root)[0])
+    assert [item.image_path for item in dataset.annotations] == [root / image]
+
+
 def test_two_annotations_of_one_image_are_a_fault(tmp_path: Path) -> None:
     root = folder(tmp_path, "a.jpg", "a.xml", "copy/a.xml")
     with pytest.raises(DataError, match=r"its image 'a\.jpg' has another annotation, .*a\.xml"):

@@ -4,17 +4,22 @@ Files without faults are copied byte for byte. `fixes.json` lists what was chang
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree.ElementTree import Element
 
 from multibox.data.check.fixes import Change, class_names, correct_image, correct_tree, new_tree
 from multibox.data.dataset import Annotation, Dataset, Fault
 from multibox.data.files import is_file, read_bytes
-from multibox.data.formats.layouts import known_splits, read_dataset
+from multibox.data.formats.layouts import known_splits, open_dataset, read_dataset
+from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import all_lists, has_layouts, split_lists
+from multibox.data.formats.voc_files import files_of, find_splits, image_of
 from multibox.data.formats.voc_lists import MAX_LIST_BYTES, LayoutFolder, ListLine
 from multibox.data.formats.voc_xml import MAX_XML_BYTES, object_elements, parse_annotation
-from multibox.data.reading import NoImagesError
+from multibox.data.reading import NoImagesError, Reading
 from multibox.data.writing.converted_copy import free_name, plain_name
 from multibox.data.writing.new_folder import new_folder
 from multibox.data.writing.voc import as_xml, make_layout, write_image, write_list
@@ -59,7 +64,7 @@ def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> list
       would see.
     - Images that cannot be used, or lose all of their objects, are left out.
     - Files that are not in any list are not copied.
-    - In COCO layout, boxes that leave their image by more than one pixel are removed.
+    - In other formats than VOC's XML, boxes that leave their image by over one pixel are removed.
 
     Args:
         root: A folder in VOC or COCO layout.
@@ -84,6 +89,8 @@ def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
             below = target if folder == root else target / folder.name
             of_folder = [file for file in lists if folders[file] == folder]
             _write_voc(LayoutFolder(folder), of_folder, main, _Copy(below, classes, changes))
+    elif open_dataset(root).format == "VOC XML":
+        _write_voc_files(FileTree(root), _Copy(target, classes, changes))
     else:
         _write_coco(root, _Copy(target, classes, changes))
     if not any(target.rglob("ImageSets/Main/*.txt")):
@@ -133,14 +140,23 @@ def _write_voc(layout: LayoutFolder, lists: list[Path], main: set[Path], copy: _
 
 def _write_voc_image(layout: LayoutFolder, image_id: str, copy: _Copy) -> bool:
     """Writes an image and its corrected annotation. Returns False if they cannot be used."""
-    xml = layout.xml(image_id)
+
+    def find(_: Element) -> Path:
+        if not is_file(layout.image(image_id)):
+            raise DataError(f"{image_id!r} has no image file", kind="image-missing")
+        return layout.image(image_id)
+
+    return _write_corrected(layout.xml(image_id), find, image_id, copy)
+
+
+def _write_corrected(
+    xml: Path, find_image: Callable[[Element], Path], image_id: str, copy: _Copy
+) -> bool:
     names: tuple[str, ...] = ()
     try:
         tree = parse_annotation(xml)
         names = class_names(object_elements(tree))
-        if not is_file(layout.image(image_id)):
-            raise DataError(f"{image_id!r} has no image file", kind="image-missing")
-        image = correct_image(layout.image(image_id))
+        image = correct_image(find_image(tree))
         image, found = correct_tree(tree, xml, image, copy.classes)
     except DataError as error:
         copy.leave_out(error, xml, removed=names)
@@ -149,6 +165,42 @@ def _write_voc_image(layout: LayoutFolder, image_id: str, copy: _Copy) -> bool:
     altered = as_xml(tree) if found else read_bytes(xml, limit=MAX_XML_BYTES)
     write_image(copy.folder, image_id, image.data, image.suffix, altered)
     return True
+
+
+def _write_voc_files(tree: FileTree, copy: _Copy) -> None:
+    """Writes VOC's annotations that lie anywhere in a folder."""
+    make_layout(copy.folder)
+    taken, ids = set[str](), dict[Path, str | None]()
+    used = set[Path]()
+
+    def find(annotation: Element, xml: Path) -> Path:
+        image = image_of(annotation, xml, tree)
+        if image in used:
+            raise DataError(f"its image {image.name!r} has another annotation", kind="listed-twice")
+        used.add(image)
+        return image
+
+    for split, source in find_splits(tree).items():
+        reading = Reading(tree.root, copy.classes, "skip", "check")
+        listed = list[str]()
+        for xml in files_of(source, tree, reading):
+            if xml not in ids:
+                name = free_name(xml.stem, split, taken)
+                taken.add(name.casefold())
+                written = _write_corrected(xml, partial(find, xml=xml), name, copy)
+                ids[xml] = name if written else None
+            listed += filter(None, [ids[xml]])
+        _note_faults(tuple(reading.faults), copy)
+        _write_split(split, listed, tree.root, copy)
+
+
+def _write_split(split: str, ids: list[str], root: Path, copy: _Copy) -> None:
+    if ids:
+        listed = "".join(f"{name}\n" for name in ids)
+        write_list(copy.folder, plain_name(split), listed.encode())
+    else:
+        error = DataError("lists no usable images", kind="empty-split")
+        copy.leave_out(error, root, f"split {split}")
 
 
 def _write_coco(root: Path, copy: _Copy) -> None:
@@ -171,15 +223,7 @@ def _write_coco(root: Path, copy: _Copy) -> None:
             taken.add(image_id.casefold())
             if _write_coco_image(item, dataset, image_id, copy):
                 ids.append(image_id)
-        if ids:
-            listed = "".join(f"{name}\n" for name in ids)
-            write_list(copy.folder, plain_name(split), listed.encode())
-        else:
-            copy.leave_out(
-                DataError("lists no usable images", kind="empty-split"),
-                root,
-                f"split {split}",
-            )
+        _write_split(split, ids, root, copy)
 
 
 def _note_faults(faults: tuple[Fault, ...], copy: _Copy) -> None:

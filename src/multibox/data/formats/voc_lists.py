@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from multibox.data.files import SUFFIXES, is_file, is_folder, list_folder, read_bytes
+from multibox.data.formats.tree import IMAGE_FOLDERS
 from multibox.data.images import find_images
 from multibox.errors import DataError
 
 MAX_LIST_BYTES = 1 << 28
 _ANNOTATIONS, _IMAGES = "Annotations", "JPEGImages"
-_IMAGE_FOLDERS = ("jpegimages", "images", "jpgimages", "image", "imgs", "img")
 _FLAGS = ("-1", "0", "1")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _MAX_FOLDERS = 8
@@ -105,7 +105,7 @@ class LayoutFolder:
         self.images = folder / _IMAGES
         if not is_folder(self.images):
             named = {path.name.lower(): path for path in reversed(list_folder(folder))}
-            self.images = next((named[x] for x in _IMAGE_FOLDERS if x in named), self.images)
+            self.images = next((named[x] for x in IMAGE_FOLDERS if x in named), self.images)
         self._images_below = lru_cache(maxsize=None)(_images_in)
         self._annotations_below = lru_cache(maxsize=None)(_annotations_in)
 
