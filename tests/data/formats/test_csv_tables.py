@@ -164,6 +164,7 @@ def test_fractions_in_a_table_of_pixels_are_empty_or_outside(tmp_path: Path) -> 
         (f'{HEADER}"a.jpg,200,100,cat,1,2,3,4\n', "csv-malformed", "unexpected end of data"),
         (f"{HEADER}{'x' * 200_000},1,1,cat,1,2,3,4\n", "csv-malformed", "field larger than"),
         ("filename,class\na.jpg,cat\n", "csv-header", "has the columns filename, class, but none"),
+        ("annotation_id,image,label,lead_time\n1,a.jpg,[],2", "csv-header", "Export the project"),
         ("class,xmin,ymin,xmax,ymax\ncat,1,2,3,4", "csv-header", "but none of the image"),
     ],
 )
