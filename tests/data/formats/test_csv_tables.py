@@ -190,6 +190,20 @@ def test_other_tables_are_no_annotations(tmp_path: Path, text: str) -> None:
         read(tmp_path, text)
 
 
+def test_xml_and_json_beside_a_table_are_the_annotations(tmp_path: Path) -> None:
+    """As in the raccoon repository, where the table was made from the XML files."""
+    read(tmp_path, HEADER + ROW)
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
+    xml = f"<annotation><object><name>dog</name>{box}</object></annotation>"
+    (tmp_path / "a.xml").write_text(xml)
+    assert open_dataset(tmp_path).format == "VOC XML"
+    (tmp_path / "a.json").write_text(
+        '{"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 1, "name": "x"}],'
+        '"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}]}'
+    )
+    assert open_dataset(tmp_path).format == "COCO JSON"
+
+
 def test_an_image_in_two_tables_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "more.csv").write_text(HEADER + ROW + ROW)
     dataset = read(tmp_path, HEADER + ROW, on_bad="skip")
