@@ -19,6 +19,7 @@ TARGETS = (
     Target("run-folder", records.run_folder, quick=120),
     Target("checkpoint", records.checkpoint_folder, quick=250),
     Target("results", records.results, quick=1_000),
+    Target("coco-results", records.coco_results, quick=1_000),
     Target("arguments", records.arguments, quick=15, many=20_000),
     Target("archive", packed.archive, quick=500),
     Target("download", answers.download, quick=200),

@@ -109,7 +109,8 @@ class EvaluateArguments:
     model: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[MODEL]")] = None
     """Folder of a run or of a checkpoint, or a weights file."""
     results: _OptionalPath = None
-    """Evaluate the VOC results files <name>_det_<split>_<class>.txt below this folder instead."""
+    """Evaluate these detections instead: a folder with results files of the VOC devkit
+    (<name>_det_<split>_<class>.txt), or a JSON file in COCO's results format."""
     data: _OptionalPath = None
     """Folder of the dataset. For a run, the default is the one it was trained on."""
     split: _OptionalText = None
@@ -147,7 +148,7 @@ class PredictArguments:
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """Folder of a run or of a checkpoint, or a weights file."""
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
-    """Image files."""
+    """Image files, or folders with image files."""
     out: Path
     """Folder for <image>.json (boxes) and <image>.jpg (drawn)."""
     score_threshold: float = 0.5

@@ -15,6 +15,10 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from multibox.errors import DataError
 
+_RANKED = (".tiff", ".tif", ".webp", ".bmp", ".png", ".jfif", ".jpe", ".jpeg", ".jpg")
+SUFFIXES = {suffix: number for number, suffix in enumerate(_RANKED, start=1)}
+"""The suffixes of images. If several images have one stem, the highest number here wins."""
+
 _MAX_MEMBERS = 5_000_000
 
 
@@ -268,4 +272,17 @@ def _unreadable(path: Path, error: OSError) -> DataError:
             remedy="Check the path and its permissions",
         )
     kind = "annotation-missing" if path.suffix == ".xml" else "image-missing"
-    return DataError("does not exist", kind=kind, file=path, remedy="Check the path")
+    similar = " and ".join(similar_files(path))
+    reason = f"does not exist, but the folder has {similar}" if similar else "does not exist"
+    return DataError(reason, kind=kind, file=path, remedy="Check the path")
+
+
+def similar_files(path: Path) -> list[str]:
+    """Returns the names of files like a missing one, with another suffix or in another case.
+
+    The folder is not listed, because that would take long if many files are missing.
+    """
+    stems = {path.stem, path.stem.lower(), path.stem.upper()}
+    suffixes = {path.suffix, *SUFFIXES}
+    names = {f"{stem}{end}" for stem in stems for s in suffixes for end in (s.lower(), s.upper())}
+    return sorted(name for name in names if name and is_file(path.parent / name))

@@ -103,7 +103,7 @@ def test_a_picture_of_a_train_is_in_no_split(tmp_path: Path) -> None:
     ("files", "splits", "expected"),
     [
         ({"train.txt": "a\nb\n", "val.txt": "c\n"}, ("train", "val"), "ab"),
-        ({"ImageSets/train.txt": "b\na\n"}, ("train",), "ab"),
+        ({"ImageSets/train.txt": "b\na\n"}, ("train",), "ba"),
         ({"ImageSets/Main/train.txt": "a.jpg\nJPEGImages/b.jpg\n"}, ("train",), "ab"),
         ({"trainval.txt": "a  1\nb -1\nc  0\n"}, ("trainval",), "ac"),
         (

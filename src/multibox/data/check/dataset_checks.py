@@ -21,18 +21,13 @@ from multibox.data.check.findings import Finding, finding_of
 from multibox.data.check.image_metadata import unusual_properties
 from multibox.data.check.split_checks import Picture, compare_classes, shared_images
 from multibox.data.dataset import Dataset, Fault
-from multibox.data.files import list_folder, read_bytes
+from multibox.data.files import SUFFIXES, list_folder, read_bytes
 from multibox.data.formats.layouts import DatasetFolder, open_dataset
 from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import split_lists
 from multibox.data.formats.voc_files import annotation_files
 from multibox.data.formats.voc_lists import LayoutFolder
-from multibox.data.images import (
-    MAX_BYTES,
-    SUFFIXES,
-    decode_image,
-    find_images,
-)
+from multibox.data.images import MAX_BYTES, decode_image, find_images
 from multibox.data.reading import NoImagesError
 from multibox.data.splits.near_duplicates import thumbnail
 from multibox.errors import DataError
@@ -128,8 +123,10 @@ def _read(
         return None, [
             *map(finding_of, (*faults, Fault(error.kind, file, error.position, error.reason)))
         ]
-    # For VOC, `check_xml` reports these with their positions.
-    reported = {"box-clipped", "size-missing"} if folder.format in _XML_FORMATS else set()
+    # `_check_image` reports this with the file, and `check_xml` those with their positions.
+    reported = {"sixteen-bit"}
+    if folder.format in _XML_FORMATS:
+        reported |= {"box-clipped", "size-missing"}
     notes = [
         Finding(note.kind, folder.root, f"split {split}", note.text)
         for note in dataset.notes

@@ -52,7 +52,7 @@ FAULTS = _kinds(
         "image-missing": "Add the image, or remove it from the list",
         "images-folder-missing": "Add the folder",
         "image-empty": _INTACT,
-        "image-format": "Save it as JPEG, PNG, BMP or WebP",
+        "image-format": "Save it as JPEG, PNG, BMP, WebP or TIFF",
         "image-header": _INTACT,
         "image-damaged": _INTACT,
         "image-too-large": "Scale down the image and its boxes",

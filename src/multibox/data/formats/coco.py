@@ -330,3 +330,43 @@ def _is_crowd(record: Record) -> bool:
             f"its iscrowd is {reprlib.repr(flag)}, not 0 or 1", kind="difficult-malformed"
         )
     return flag in _YES
+
+
+def result_ids(root: Path, split: str) -> tuple[dict[int, Path], dict[int, str]]:
+    """Returns a split's image files and category names by their ids in the annotation file.
+
+    Results in COCO's format refer to these ids.
+
+    Raises:
+        DataError: The dataset is not COCO JSON, the split has several files, or a record is
+            malformed.
+    """
+    tree = FileTree(root)
+    splits = find_splits(tree)
+    if not splits:
+        raise DataError(
+            "is not in COCO's format, so the image ids in a JSON file of results are unknown",
+            kind="layout-unknown",
+            file=root,
+            remedy="Use a folder of the devkit's results files, or a dataset in COCO's format",
+        )
+    if len(splits.get(split, ())) != 1:
+        raise DataError(
+            f"image ids are unique within a file only, but {split!r} is not one file",
+            kind="duplicate-id",
+            file=root,
+            remedy=f"Evaluate one of {', '.join(splits)}",
+        )
+    (file,) = splits[split]
+    content = _load(file)
+    paths = {
+        identifier(require_object(record), "id"): tree.find_image(
+            text(record, "file_name"), beside=file, required=False
+        )
+        for record in content["images"]
+    }
+    names = _names(content["categories"], file)
+    return (
+        {number: path for number, path in paths.items() if isinstance(number, int)},
+        {number: name for number, name in names.items() if isinstance(number, int)},
+    )

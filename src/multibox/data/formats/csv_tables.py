@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from multibox.data.dataset import Note, Object, Scene
-from multibox.data.files import read_ends
+from multibox.data.files import SUFFIXES, read_ends
 from multibox.data.formats.plain_text import (
     NAMELESS,
     check_name,
@@ -29,7 +29,7 @@ from multibox.data.formats.plain_text import (
     use_numbers,
 )
 from multibox.data.formats.tree import UNSPLIT, FileTree
-from multibox.data.images import SUFFIXES, check_image
+from multibox.data.images import check_image
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 

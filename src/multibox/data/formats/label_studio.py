@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from multibox.data.dataset import Note, Object, Scene
+from multibox.data.files import SUFFIXES
 from multibox.data.formats.json_files import (
     Record,
     are_plain,
@@ -28,7 +29,6 @@ from multibox.data.formats.json_files import (
 )
 from multibox.data.formats.outlines import NO_BOX, OUTLINED, ROTATED, Box, bounds, inside
 from multibox.data.formats.tree import FileTree, image_parts
-from multibox.data.images import SUFFIXES
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 

@@ -12,8 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from multibox.data.files import walk
-from multibox.data.images import SUFFIXES
+from multibox.data.files import SUFFIXES, walk
 from multibox.errors import DataError
 
 UNSPLIT = "all"

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from multibox.data.dataset import Dataset, Note, Scene
-from multibox.data.files import is_folder, list_folder
+from multibox.data.files import SUFFIXES, is_folder, list_folder
 from multibox.data.formats.voc_lists import LayoutFolder, is_layout, lists_folder
 from multibox.data.formats.voc_xml import declared_size, parse_annotation, read_objects
-from multibox.data.images import SUFFIXES
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 

@@ -13,12 +13,11 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from multibox.data.dataset import Note, Scene
-from multibox.data.files import is_folder
+from multibox.data.files import SUFFIXES, is_folder
 from multibox.data.formats.tree import UNSPLIT, FileTree, image_parts
 from multibox.data.formats.voc_lists import read_lines
 from multibox.data.formats.voc_xml import ROOT, declared_size, parse_annotation, read_objects
 from multibox.data.formats.xml_files import first_tags, folders_of_xml
-from multibox.data.images import SUFFIXES
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 

@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from multibox.data.files import is_file, is_folder, list_folder, read_bytes
-from multibox.data.images import SUFFIXES, find_images
+from multibox.data.files import SUFFIXES, is_file, is_folder, list_folder, read_bytes
+from multibox.data.images import find_images
 from multibox.errors import DataError
 
 MAX_LIST_BYTES = 1 << 28

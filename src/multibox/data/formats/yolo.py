@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import yaml
 
 from multibox.data.dataset import Note, Object, Scene
-from multibox.data.files import read_bytes
+from multibox.data.files import SUFFIXES, read_bytes
 from multibox.data.formats.plain_text import (
     NAMELESS,
     check_name,
@@ -37,7 +37,7 @@ from multibox.data.formats.plain_text import (
     use_numbers,
 )
 from multibox.data.formats.tree import UNSPLIT, FileTree
-from multibox.data.images import SUFFIXES, check_image
+from multibox.data.images import check_image
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 

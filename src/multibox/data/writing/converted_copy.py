@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from multibox.data.dataset import Dataset
-from multibox.data.files import read_bytes
+from multibox.data.files import SUFFIXES, read_bytes
 from multibox.data.formats.layouts import open_dataset
 from multibox.data.formats.tree import UNSPLIT
-from multibox.data.images import MAX_BYTES, SUFFIXES
+from multibox.data.images import MAX_BYTES
 from multibox.data.writing import voc
 from multibox.data.writing.new_folder import new_folder
 from multibox.data.writing.tables import (
