@@ -219,6 +219,15 @@ def test_an_archive_is_read_like_its_folder(tmp_path: Path) -> None:
     assert read_dataset(tmp_path / "x.zip", "all").digest == expected.digest
 
 
+@pytest.mark.parametrize("images", ["check", "ignore"])
+def test_a_name_with_a_control_character_is_a_fault(tmp_path: Path, images: str) -> None:
+    text = f"a\0b.jpg,1,2,3,4,cat\na.jpg,{','.join(map(str, BOX))},cat\n"
+    dataset = read(tmp_path, text, images=images, on_bad="skip")
+    (fault,) = dataset.faults
+    assert (fault.kind, fault.position) == ("text-malformed", "line 1")
+    assert "its image name 'a\\x00b.jpg' is not plain text" in fault.reason
+
+
 def test_sizes_suffice_when_images_are_not_checked(tmp_path: Path) -> None:
     text = HEADER + ROW.replace("a.jpg", "absent.jpg")
     assert boxes(read(tmp_path, text, images="ignore")) == {"absent": [BOX]}

@@ -446,6 +446,8 @@ def _scene(
     reading: Reading,
 ) -> Scene:
     """Returns the image that a row names, without its objects."""
+    if not name.isprintable():
+        raise DataError(f"its image name {name[:80]!r} is not plain text", kind="text-malformed")
     path = tree.find_image(name, beside=file, required=reading.images == "check")
     if path not in by_path:
         reading.list_once(str(path), f"{file}, {place}")
