@@ -150,14 +150,14 @@ def csv_table(choices: Choices, folder: Path) -> None:
             case 5:
                 del cells[cell]
             case 6:
-                lines[place:place] = [lines[place]] * choices.pick((1, 300))
+                # A larger table would need more memory, which is no finding.
+                most = (1 << 18) // (1 + len(lines[place]))
+                lines[place:place] = [lines[place]] * min(most, choices.pick((1, 300)))
                 continue
             case _:
                 cells[cell] = f'"{choices.pick(TEXTS)}'
         lines[place] = delimiter.join(cells)[: 1 << 17]
-    # A larger table needs more memory, which is no finding.
-    text = choices.pick(_BREAKS).join(lines)[: 1 << 18]
-    data = text.encode(choices.pick(_ENCODINGS), "replace")
+    data = choices.pick(_BREAKS).join(lines).encode(choices.pick(_ENCODINGS), "replace")
     (root / "table.csv").write_bytes(damaged(data, choices) if choices.one_in(12) else data)
     classes = _mutated_lines("cat,1\ndog,2\n", choices, _NUMBERS) if choices.one_in(3) else b""
     (root / "classes.csv").write_bytes(classes)
