@@ -144,15 +144,21 @@ def test_an_image_in_two_splits_is_one_file_of_voc(tmp_path: Path) -> None:
     write_converted(tmp_path / "source", tmp_path / "voc", "voc")
     lists = tmp_path / "voc/ImageSets/Main"
     (lists / "val.txt").write_text("b\n")
+    (lists / "trainval.txt").write_text("a_b\nb\nempty\n")
     for target in FORMATS:
         out = tmp_path / f"{target}-out"
         copy = write_converted(tmp_path / "voc", out, target)
         assert {name: len(dataset) for name, dataset in copy.splits.items()} == {
             "test": 1,
             "train": 3,
+            "trainval": 3,
             "val": 1,
         }
-        assert len(read_dataset(out, "val")) == 1
+        for split, count in (("val", 1), ("train", 3), ("trainval", 3)):
+            dataset = read_dataset(out, split)
+            folders = {item.image_path.parent.name for item in dataset.annotations}
+            assert len(dataset) == count
+            assert folders == {"JPEGImages" if target == "voc" else split}
 
 
 def test_what_is_lost_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

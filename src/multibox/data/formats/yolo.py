@@ -317,7 +317,9 @@ def _resolved(value: Any, file: Path, path: str, tree: FileTree, about: _About) 
     texts = dict.fromkeys(entry for entry in entries if isinstance(entry, str))
     found = {_existing(text, file, path, tree, about) for text in texts} - {None}
     lists = found & about.files
-    images = tuple(image for image in tree.images if not found.isdisjoint(image.parents))
+    parents = {image.parent for image in tree.images}
+    folders = {above for above in parents if not found.isdisjoint((above, *above.parents))}
+    images = tuple(image for image in tree.images if image.parent in folders)
     return _Split(images, tuple(sorted(filter(None, lists))), about)
 
 

@@ -1,6 +1,7 @@
 """Writes a copy of a dataset in another format. The dataset itself is not changed."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -96,6 +97,7 @@ def _write(
     names: dict[Path, str] = {}
     taken: set[str] = set()
     parts: dict[str, str] = {}
+    uses = Counter(item.image_path for dataset in splits.values() for item in dataset.annotations)
     for split, dataset in splits.items():
         part = free_name(split, "", set(map(str.casefold, parts.values())))
         parts[split] = part
@@ -106,7 +108,9 @@ def _write(
                 names[path] = free_name(path.stem, part, taken)
                 taken.add(names[path].casefold())
             suffix = path.suffix if path.suffix.lower() in SUFFIXES else ".jpg"
-            images.append(NamedImage(f"{names[path]}{suffix}", item))
+            # With its folder, which of several copies is meant is clear.
+            above = f"{part}/" if uses[path] > 1 and target in ("coco", "csv") else ""
+            images.append(NamedImage(f"{above}{names[path]}{suffix}", item))
         _write_split(folder, split, part, images, classes, target)
     if target == "yolo":
         folders = {split: f"images/{part}" for split, part in parts.items()}
@@ -133,7 +137,7 @@ def _write_split(
             xml = voc.as_xml(voc.annotation_tree(item, classes, filename=name))
             voc.write_image(folder, stem, data, f".{suffix}", xml)
         else:
-            (folder / "images" / part / name).write_bytes(data)
+            (folder / "images" / part / Path(name).name).write_bytes(data)
         if target == "yolo":
             write_text(folder / "labels" / part / f"{stem}.txt", yolo_label(item))
     if target == "voc":

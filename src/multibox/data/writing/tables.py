@@ -21,7 +21,8 @@ class NamedImage(NamedTuple):
     """An image with its objects, and the name of its copy.
 
     Attributes:
-        name: The file name of the copy, with suffix.
+        name: The file name of the copy, with suffix. If several splits have the image, it starts
+            with the split's folder.
         item: The image and its objects.
     """
 
