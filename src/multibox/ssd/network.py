@@ -5,7 +5,7 @@ contains everything a prediction needs. It always returns raw offsets and logits
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, Self, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from jaxtyping import Float, Shaped
@@ -122,7 +122,7 @@ class SSD(nn.Module):
             stage.requires_grad_(False)
         return len(stages)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "SSD":
         """Sets the training mode of all layers except the frozen ones."""
         super().train(mode)
         for stage in self._frozen:
