@@ -33,7 +33,7 @@ def test_padding_is_tensorflow_s(kernel: int, stride: int, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "size"),
-    [(3, 1, 1, 7), (4, 2, 1, 8), (5, 1, 2, 7), (5, 2, 2, 9)],
+    [(3, 1, 1, 7), (5, 2, 2, 8), (5, 1, 2, 7), (5, 2, 2, 9)],
 )
 def test_depthwise_gradients_are_those_of_autograd(
     kernel: int, stride: int, padding: int, size: int

@@ -41,7 +41,7 @@ class _Depthwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        """Returns the convolved map. The kernel size is 3, 4 or 5."""
+        """Returns the convolved map. The kernel size is 3 or 5."""
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         return F.conv2d(x, weight, None, stride, padding, groups=weight.shape[0])
@@ -61,7 +61,7 @@ class _Depthwise(torch.autograd.Function):
         of_weight = torch.empty_like(weight)
         height, width = ((size - 1) * stride + 3 for size in given.shape[2:])
         padded = F.pad(x, (padding,) * 4)
-        starts = sorted({0, weight.shape[2] - 3})
+        starts = range(0, weight.shape[2] - 2, 2)
         for row, column in itertools.product(starts, starts):
             part = padded[:, :, row : row + height, column : column + width]
             part = part.contiguous(memory_format=torch.channels_last)
@@ -112,8 +112,8 @@ class SameConv(nn.Module):
         conv, norm, weight, bias = self.conv, self.norm, self.conv.weight, None
         stride, padding, groups = conv.stride[0], int(conv.padding[0]), conv.groups
         if self.uneven:
-            # Padding the weights by a row and a column of zeros is faster than padding the map.
-            weight = F.pad(weight, (1, 0, 1, 0))
+            # As a 5x5 convolution. Padding the weights is faster than padding the map.
+            weight, padding = F.pad(weight, (2, 0, 2, 0)), 2
         frozen = torch.is_grad_enabled() and not conv.weight.requires_grad
         if frozen:
             # Batch normalisation in the convolution saves half of the time.
