@@ -57,6 +57,7 @@ CHANGED = Config(
         accumulate_normaliser="part",
         l2norm_gradient="caffe",
         ema_decay=0.999,
+        frozen_stages=2,
     ),
     schedule=ScheduleConfig(
         steps=7,
@@ -291,6 +292,7 @@ def test_any_value_is_taken_or_refused(where: tuple[str, str], value: object) ->
         ("optimizer", "clip_norm", math.inf),
         ("optimizer", "accumulate", 0),
         ("optimizer", "ema_decay", 1.0),
+        ("optimizer", "frozen_stages", -1),
         ("schedule", "steps", 0),
         ("schedule", "drops", (2, 1)),
         ("schedule", "drops", (1, 1)),

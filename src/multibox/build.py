@@ -22,6 +22,7 @@ from multibox.data.splits.near_duplicates import thumbnails
 from multibox.errors import ConfigError
 from multibox.hardware import usable_cores
 from multibox.rng import torch_generator
+from multibox.ssd.backbones.efficientnet_lite import EfficientNetLite0
 from multibox.ssd.backbones.lite import Lite
 from multibox.ssd.backbones.ssd7 import SSD7
 from multibox.ssd.backbones.vgg import VGG16, L2Norm
@@ -69,6 +70,13 @@ NETWORKS = {
     # COCO's smaller boxes: small datasets have many small objects, and large ones are found too.
     "ssd300-lite": Architecture(
         Lite, (300, 300), _SSD300, Traits(pixel_scale=1 / 64, scales="coco")
+    ),
+    # Pixels as in the training on ImageNet (`efficientnet_lite_builder.py`).
+    "ssd300-efficientnet-lite0": Architecture(
+        EfficientNetLite0,
+        (300, 300),
+        _SSD300,
+        Traits(mean_rgb=(127.0, 127.0, 127.0), pixel_scale=1 / 128, scales="coco"),
     ),
     # Pixels in -1..1 and no variances (`ssd7_training.ipynb`).
     "ssd7": Architecture(
@@ -175,6 +183,10 @@ def _chosen_network(config: Config, num_classes: int, fitted: tuple[Level, ...] 
     for module in network.modules():
         if isinstance(module, L2Norm):
             module.gradient = config.optimizer.l2norm_gradient
+    frozen = config.optimizer.frozen_stages
+    if frozen > (known := network.freeze(frozen)):
+        reason = f"frozen_stages is {frozen}, but {config.network} has {known} that can be frozen"
+        raise ConfigError(reason, remedy="Change --frozen-stages")
     return network
 
 

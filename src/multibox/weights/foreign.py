@@ -12,14 +12,31 @@ from multibox.errors import WeightsError
 from multibox.ssd.network import Scales, Traits
 from multibox.weights.class_names import BY_COUNT
 from multibox.weights.keras import read_keras
-from multibox.weights.layer_names import SCALE, TRUNK, layers, ssd7_layers
-from multibox.weights.publishers import CAFFE, LUFFICC, SSD_PYTORCH, TORCHVISION, Found, Origin
+from multibox.weights.layer_names import (
+    SCALE,
+    TRUNK,
+    efficientnet_lite0_layers,
+    layers,
+    ssd7_layers,
+)
+from multibox.weights.publishers import (
+    CAFFE,
+    EFFICIENTNET_LITE,
+    LUFFICC,
+    SSD_PYTORCH,
+    TORCHVISION,
+    Found,
+    Origin,
+)
 from multibox.weights.pytorch import read_state
 from multibox.weights.state_dicts import count_levels, from_caffe, from_keras, from_pytorch
 from multibox.weights.vgg_reduction import is_full, reduce_classifier
 
 TRUNK_ONLY = "vgg16-trunk"
-"""Network name of a file that contains only a VGG-16 trunk, from which a training can start."""
+EFFICIENTNET_LITE0 = "efficientnet-lite0"
+TRUNKS = {TRUNK_ONLY: "ssd300-vgg16", EFFICIENTNET_LITE0: "ssd300-efficientnet-lite0"}
+"""Network names of files that contain only a trunk, from which a training can start, each with a
+network that has this trunk."""
 
 _LEVELS_300 = 6
 _NETWORK_BY_LEVELS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
@@ -37,7 +54,7 @@ class Foreign(NamedTuple):
 
     Attributes:
         origin: The publisher.
-        network: Name of our architecture, or `TRUNK_ONLY`.
+        network: Name of our architecture, or one of `TRUNKS`.
         classes: Class names in the order of the outputs; empty for a trunk.
         tensors: Parameters and running statistics by our names, float32.
         traits: Normalisation of the pixels, and properties of the default boxes.
@@ -60,7 +77,7 @@ def is_safetensors(head: bytes) -> bool:
 def read_foreign(
     path: Path, *, classes: tuple[str, ...] = (), scales: Scales | None = None
 ) -> Foreign:
-    """Returns the weights in a file of Caffe, ssd_keras, ssd.pytorch, lufficc/SSD or torchvision.
+    """Returns the weights in a file of another implementation.
 
     Args:
         path: The weights file.
@@ -87,6 +104,8 @@ def read_foreign(
     for name, tensor in found.tensors.items():
         if not torch.isfinite(tensor).all():
             raise WeightsError("contains NaN or infinity", file=path, position=name)
+    if found.origin is EFFICIENTNET_LITE:
+        return _efficientnet_lite0(found, path, classes or scales)
     if count_levels(found.tensors):
         return _detector(found, path, classes, scales)
     if scales is not None:
@@ -214,6 +233,21 @@ def _trunk(found: Found, path: Path) -> Foreign:
     return Foreign(found.origin, TRUNK_ONLY, (), tensors, traits, notes)
 
 
+def _efficientnet_lite0(found: Found, path: Path, options: object) -> Foreign:
+    if options:
+        raise WeightsError(
+            "is not a detector, so it takes no --classes and no --default-boxes", file=path
+        )
+    tensors = {
+        name: tensor
+        for name, tensor in found.tensors.items()
+        if not name.startswith(("_conv_head.", "_bn1.", "_fc."))
+    }
+    ours = _ours(found._replace(tensors=tensors), efficientnet_lite0_layers(), path)
+    traits = NETWORKS[TRUNKS[EFFICIENTNET_LITE0]].traits
+    return Foreign(found.origin, EFFICIENTNET_LITE0, (), ours, traits, found.notes)
+
+
 def _ours(found: Found, names: dict[str, str], path: Path) -> dict[str, Tensor]:
     """Returns the tensors by our names, with RGB input channels of conv1_1.
 
@@ -235,7 +269,8 @@ def _ours(found: Found, names: dict[str, str], path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             "; ".join(f"{verb} {_first_names(these)}" for verb, these in words if these),
             file=path,
-            remedy="Use the published architectures: SSD300, SSD512, SSD7 or VGG-16",
+            remedy="Use the published architectures: SSD300, SSD512, SSD7, VGG-16 or "
+            "EfficientNet-Lite0",
         )
     if found.bgr:
         first = "backbone.trunk.conv1_1.conv.weight"
@@ -250,6 +285,10 @@ def _kinds(layer: str) -> tuple[str, ...]:
         return ("weight",)
     if layer.startswith("bn"):
         return ("weight", "bias", "running_mean", "running_var")
+    if "_bn" in layer:
+        return ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    if layer.endswith(("_conv", "_conv_stem")):
+        return ("weight",)
     return ("weight", "bias")
 
 

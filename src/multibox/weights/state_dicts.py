@@ -23,6 +23,7 @@ from multibox.weights.layer_names import (
 )
 from multibox.weights.publishers import (
     CAFFE,
+    EFFICIENTNET_LITE,
     LUFFICC,
     SSD_KERAS,
     SSD_PYTORCH,
@@ -105,6 +106,8 @@ def from_pytorch(state: dict[str, Tensor], path: Path) -> Found:
             return Found(origin, _renamed(state, dict(names)))
     if "features.0.weight" in state:
         return _torchvision_classifier(state, path)
+    if "_conv_stem.weight" in state:
+        return Found(EFFICIENTNET_LITE, state)
     if "0.weight" in state:
         names = zip(trunk_names(""), TRUNK, strict=True)
         return Found(SSD_PYTORCH, _renamed(state, dict(names)))
@@ -112,7 +115,8 @@ def from_pytorch(state: dict[str, Tensor], path: Path) -> Found:
     raise WeightsError(
         f"is a state dict of an unknown model ({some[:150]})",
         file=path,
-        remedy="Use weights of ssd.pytorch, lufficc/SSD, or torchvision's ssd300_vgg16 or vgg16",
+        remedy="Use weights of ssd.pytorch, lufficc/SSD, torchvision's ssd300_vgg16 or vgg16, or "
+        "EfficientNet-Lite-PyTorch",
     )
 
 
