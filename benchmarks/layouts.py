@@ -53,10 +53,9 @@ def use(layout: str, folder: Path, shared: Path) -> list[str]:
         if status:
             print(f"{layout} {verb}: {said[-2000:]}", file=sys.stderr)
     facts = json.loads((run / "run.json").read_text())["data"]
-    sizes = [
-        str(facts[role]["images"]) for role in ("train", "validation", "test") if role in facts
-    ]
-    objects = sum(sum(split["objects"].values()) for split in facts.values())
+    splits = [facts[role] for role in ("train", "validation", "test") if role in facts]
+    sizes = [str(split["images"]) for split in splits]
+    objects = sum(sum(split["objects"].values()) for split in splits)
     return [layout, " + ".join(sizes), str(objects), *cells]
 
 

@@ -1,6 +1,6 @@
 """Average precision and time of `ssd300-lite` on a small dataset, over several seeds.
 
-python benchmarks/small_data.py FOLDER --seeds 3 --steps 700 --out runs/benchmark
+python benchmarks/small_data.py FOLDER --seeds 3 --steps 700 --out runs/benchmark [--fit-boxes]
 """
 
 import argparse
@@ -18,12 +18,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--fit-boxes", action="store_true")
     options = parser.parse_args()
     found = []
     for seed in range(options.seeds):
         run = options.out / f"steps-{options.steps}-seed-{seed}"
         arguments = ["--data", options.data, "--out", run, "--steps", options.steps]
         arguments += ["--seed", seed, "--on-bad", "skip"]
+        arguments += ["--fit-boxes"] if options.fit_boxes else []
         command = [sys.executable, "-m", "multibox", "train", "ssd300-lite"]
         subprocess.run([*command, *map(str, arguments)], check=True)
         lines = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]

@@ -207,7 +207,7 @@ VOC: list[tuple[str, Plant]] = [
     ("image-empty", as_image(b"")),
     *[
         ("image-format", as_image(d))
-        for d in (b"text", b"GIF89a" + bytes(90), b"II*\0" + bytes(90))
+        for d in (b"text", b"GIF89a" + bytes(90), b"II+\0" + bytes(90))
     ],
     ("image-header", as_image(b"\xff\xd8\xff" + bytes(200))),
     ("image-header", as_image(b"\x89PNG\r\n\x1a\n" + bytes(200))),

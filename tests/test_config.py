@@ -29,6 +29,7 @@ DEFAULT = Config(network="ssd300-vgg16")
 CHANGED = Config(
     network="ssd300-lite",
     default_boxes="coco",
+    fit_boxes=True,
     data=DataConfig(
         train_split="train",
         val_split="val",
@@ -86,7 +87,7 @@ CHANGED = Config(
         compile=True,
     ),
 )
-WITHOUT_SECTION = ["network", "default_boxes"]
+WITHOUT_SECTION = ["network", "default_boxes", "fit_boxes"]
 SECTIONS = [field.name for field in dataclasses.fields(Config) if field.name not in WITHOUT_SECTION]
 FIELDS = [
     (section, field.name)

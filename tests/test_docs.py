@@ -22,7 +22,8 @@ COMMANDS = [
 
 def test_there_are_commands() -> None:
     assert {command.split()[1] for command in COMMANDS} == {
-        *("train", "check", "evaluate", "report", "predict", "convert", "download", "bench")
+        *("train", "check", "evaluate", "report", "predict", "convert", "convert-data"),
+        *("download", "bench"),
     }
 
 

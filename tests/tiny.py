@@ -19,6 +19,11 @@ LEVELS = (
     Level((4, 4), (16, 16), 24, 40, (1, 2, 1 / 2)),
 )
 SMALLER = tuple(level._replace(min_size_px=level.min_size_px / 2) for level in LEVELS)
+FITTED = (
+    LEVELS[0]._replace(min_size_px=9.0, max_size_px=20.0, ratios=(0.8, 1.7, 0.45), doubled=0.8),
+    LEVELS[1]._replace(min_size_px=20.0, max_size_px=44.0, ratios=(0.8, 1.7, 0.45), doubled=0.8),
+)
+"""Default boxes as `--fit-boxes` finds them."""
 
 
 class TinyBackbone(nn.Module):
@@ -45,13 +50,13 @@ TINY = Architecture(
 )
 
 
-def tiny_network(seed: int = 0, num_classes: int = 2) -> SSD:
+def tiny_network(seed: int = 0, num_classes: int = 2, fitted: tuple[Level, ...] = ()) -> SSD:
     network = SSD(
         TinyBackbone(),
-        LEVELS,
+        fitted or LEVELS,
         image_size_px=TINY.image_size_px,
         num_classes=num_classes,
-        traits=TINY.traits,
+        traits=TINY.traits._replace(fitted=fitted),
         variances=TINY.variances,
     )
     initialise(network, torch.Generator().manual_seed(seed))

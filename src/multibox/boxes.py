@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_AT_A_TIME = 128
+
 
 def area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
     """Returns the areas in squared units of the boxes. Inverted boxes have an area of 0."""
@@ -27,6 +29,24 @@ def pairwise_iou(
     intersection = width.mul_(height)
     union = (area(a).unsqueeze(-1) + area(b).unsqueeze(-2)).sub_(intersection)
     return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
+
+
+def best_iou(
+    boxes: Float[Tensor, "M 4"], default_boxes: Float[Tensor, "K 4"]
+) -> Float[Tensor, " M"]:
+    """Returns the largest IoU of each box with a default box."""
+    # In parts, because the IoUs of all pairs would fill the memory.
+    parts = torch.split(boxes, _AT_A_TIME)
+    return torch.cat([pairwise_iou(part, default_boxes).amax(dim=1) for part in parts])
+
+
+def evenly_spaced(boxes: Float[Tensor, "M 4"], most: int) -> Float[Tensor, "N 4"]:
+    """Returns at most `most` of the boxes, evenly spaced and in order. `most` is at least 2."""
+    if len(boxes) <= most:
+        return boxes
+    # The nearest whole numbers, without rounding errors.
+    last = most - 1
+    return boxes[(2 * (len(boxes) - 1) * torch.arange(most) + last) // (2 * last)]
 
 
 def to_cxcywh(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:

@@ -118,7 +118,7 @@ def build_network(name: str, num_classes: int, traits: Traits | None = None) -> 
     with torch.random.fork_rng(devices=[]):
         network = SSD(
             architecture.backbone(),
-            architecture.tables[traits.scales],
+            traits.fitted or architecture.tables[traits.scales],
             image_size_px=architecture.image_size_px,
             num_classes=num_classes,
             traits=traits,
@@ -143,9 +143,15 @@ def default_box_tables(name: str) -> dict[Scales, Float[Tensor, "K 4"]]:
     }
 
 
-def new_network(config: Config, num_classes: int) -> SSD:
-    """Returns the network of a new run, with random weights from the run's seed."""
-    network = _chosen_network(config, num_classes)
+def new_network(config: Config, num_classes: int, fitted: tuple[Level, ...] = ()) -> SSD:
+    """Returns the network of a new run, with random weights from the run's seed.
+
+    Args:
+        config: The configuration of the run.
+        num_classes: Number of classes C, without the background.
+        fitted: Default boxes that replace the architecture's tables, if not empty.
+    """
+    network = _chosen_network(config, num_classes, fitted)
     initialise(network, torch_generator(config.run.seed, "initialise"))
     return network
 
@@ -160,10 +166,19 @@ def network_shape(config: Config, num_classes: int) -> SSD:
         return _chosen_network(config, num_classes)
 
 
-def _chosen_network(config: Config, num_classes: int) -> SSD:
+def levels_to_choose(config: Config) -> list[tuple[Level, ...]]:
+    """Returns the tables of a run's architecture. The table that the run uses is the first."""
+    tables, scales = _architecture(config.network).tables, _traits(config).scales
+    return [tables[scales], *(tables[name] for name in tables if name != scales)]
+
+
+def _traits(config: Config) -> Traits:
     traits = _architecture(config.network).traits
-    if config.default_boxes != "own":
-        traits = traits._replace(scales=config.default_boxes)
+    return traits if config.default_boxes == "own" else traits._replace(scales=config.default_boxes)
+
+
+def _chosen_network(config: Config, num_classes: int, fitted: tuple[Level, ...] = ()) -> SSD:
+    traits = _traits(config)._replace(fitted=fitted)
     network = build_network(config.network, num_classes, traits)
     for module in network.modules():
         if isinstance(module, L2Norm):

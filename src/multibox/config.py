@@ -304,10 +304,13 @@ class Config:
         network: Name of the architecture, e.g. `ssd300-vgg16`.
         default_boxes: Sizes of the default boxes: the architecture's own, or Caffe's for VOC or
             for COCO (smaller).
+        fit_boxes: Fit the sizes and ratios of the default boxes to the objects of the training
+            split. The weights store them.
     """
 
     network: str
     default_boxes: DefaultBoxes = "own"
+    fit_boxes: bool = False
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

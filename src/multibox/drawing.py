@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
-from multibox.errors import StorageError
+from multibox.errors import StorageError, one_line
 from multibox.structures import Detections
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_MAX_NAME_CHARACTERS = 40
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
@@ -41,7 +42,11 @@ def draw_detections(
     *,
     score_threshold: float,
 ) -> None:
-    """Draws the detections above a score threshold in place, the best on top."""
+    """Draws the detections above a score threshold in place, the best on top.
+
+    Long class names are cut. OpenCV draws `?` for a character that its font lacks; before version 5
+    it draws ASCII only.
+    """
     height, width = image.shape[:2]
     line = max(1, round(max(height, width) / 300))
     scale = max(0.35, max(height, width) / 1400)
@@ -52,7 +57,10 @@ def draw_detections(
         x0, y0, x1, y1 = (int(side) for side in sides.tolist())
         colour = colour_of(int(label))
         cv2.rectangle(image, (x0, y0), (x1, y1), colour, line, cv2.LINE_AA)
-        text = f"{classes[int(label)]} {float(score):.2f}"
+        name = one_line(classes[int(label)])
+        if len(name) > _MAX_NAME_CHARACTERS:
+            name = f"{name[: _MAX_NAME_CHARACTERS - 3]}..."
+        text = f"{name} {float(score):.2f}"
         (text_width, text_height), base = cv2.getTextSize(text, _FONT, scale, 1)
         top = max(0, y0 - text_height - base - 1)
         left = min(x0, max(0, width - text_width - 2))

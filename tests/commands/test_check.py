@@ -122,6 +122,7 @@ def test_a_corrected_copy_has_no_fault_and_is_else_the_same(tmp_path: Path) -> N
     assert checkup.count("fault") == 0
     allowed = {"grey", "suffix-differs", "image-small", "image-blank", "difficult-missing"}
     allowed |= {"tiny-box", "nearly-duplicate-object", "box-of-two-classes", "filename-differs"}
+    allowed |= {"near-duplicate-image"}
     assert kinds(checkup) <= allowed
     record = json.loads((out / "fixes.json").read_text())
     assert len(record["changes"]) == checkup.changes
@@ -222,14 +223,28 @@ def test_a_corrected_copy_keeps_names_with_spaces_and_folders(tmp_path: Path) ->
         assert [item.image_id for item in dataset.annotations] == ids
 
 
-def test_a_corrected_copy_of_loose_xml(tmp_path: Path) -> None:
+def test_a_corrected_copy_of_xml_without_lists(tmp_path: Path) -> None:
+    """Its faults are corrected as those in VOC's layout."""
     root = small_voc(tmp_path / "voc")
     for path in (root / "ImageSets" / "Main").iterdir():
         path.unlink()
     (root / "ImageSets" / "Main").rmdir()
-    planted.bad_corner(xmax=10)(root, "1")
-    assert check(root, QUIET, fix=tmp_path / "fixed").changes == 1
-    assert len(read_dataset(tmp_path / "fixed", "all")) == 14
+    planted.bad_corner(xmax=110)(root, "1")
+    planted.as_image(planted.turned(6, "JPEG"))(root, "2")
+    planted.other_size(64, 96)(root, "2")
+    planted.gone(planted.image_of)(root, "3")
+    (root / "trainval.txt").write_text("1\n2\n3\n4\n9999\n")
+    (root / "train.txt").write_text("4\n")
+    checkup = check(root, QUIET, fix=tmp_path / "fixed")
+    assert checkup.count("fault") == 0
+    assert (checkup.rotated, checkup.removed) == (1, {"cat": 1, "dog": 1})
+    dataset = read_dataset(tmp_path / "fixed", "trainval")
+    found = {item.image_id: item for item in dataset.annotations}
+    assert found.keys() == {"1", "2", "4"}
+    assert found["1"].boxes_px.tolist() == [[10, 5, 60, 45], [10, 5, 96, 45]]
+    assert (found["2"].width_px, found["2"].height_px) == (64, 96)
+    assert len(read_dataset(tmp_path / "fixed", "train")) == 1
+    assert planted.xml_of(tmp_path / "fixed", "4").read_text() == planted.CLEAN
 
 
 def test_a_corrected_copy_of_coco(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import safetensors.torch
@@ -166,6 +167,43 @@ def test_results_of_equal_names_do_not_overwrite_each_other(
         found = {path.stem: json.loads(path.read_text())["image"] for path in out.glob("*.json")}
         stems = ("a", "a-3", "a-2", "A-4", "a-5")
         assert found == dict(zip(stems, map(str, images), strict=True))
+
+
+@pytest.mark.parametrize("name", ["ab" * 150, "line\nbreak\u202e", "سيارة", "\U0001f600", "\ud800"])
+def test_any_name_is_drawn_in_a_label_that_fits(name: str) -> None:
+    image = np.zeros((300, 600, 3), np.uint8)
+    found = Detections(torch.tensor([[0.1, 0.4, 0.2, 0.6]]), torch.tensor([0.9]), torch.tensor([0]))
+    draw_detections(image, found, [name], score_threshold=0.5)
+    assert image.any()
+    assert not image[:, 500:].any()
+
+
+def test_a_folder_stands_for_the_images_in_it(run: Path, picture: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for name in ("b.png", "a.JPG", "c.tiff", "notes.txt", ".DS_Store", "below/d.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        content = cv2.imencode(".tiff", read_image(picture))[1].tobytes()
+        (folder / name).write_bytes(content if name == "c.tiff" else picture.read_bytes())
+    out, other = tmp_path / "out", tmp_path / "b.jpeg"
+    other.write_bytes(picture.read_bytes())
+    assert predict(Detector.open(run), [folder, other], out=out, score_threshold=0.5) == []
+    found = {path.stem: json.loads(path.read_text())["image"] for path in out.glob("*.json")}
+    names = {"a": "a.JPG", "b": "b.png", "c": "c.tiff"}
+    expected = {stem: str(folder / name) for stem, name in names.items()}
+    assert found == expected | {"b-2": str(other)}
+
+
+def test_a_folder_without_images_is_refused(run: Path, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"empty: contains no images\. Use a folder with files of"):
+        predict(
+            Detector.open(run),
+            [picture, tmp_path / "empty"],
+            out=tmp_path / "out",
+            score_threshold=0.5,
+        )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["cat.jpg", "cat.json"])

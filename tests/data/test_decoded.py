@@ -196,3 +196,14 @@ def test_pixels_are_the_decoders(place: Place) -> None:
         found = images.read(number, annotation)
         expected = decoded.read_image(annotation.image_path)
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("decoder", ["simplejpeg", "pillow"])
+def test_pixels_of_another_version_of_a_decoder_are_not_used(
+    place: Place, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode(place)
+    assert find_decoded(place.run, place.dataset, limit_bytes=ALL) is not None
+    real = decoded.version
+    monkeypatch.setattr(decoded, "version", lambda name: "0" if name == decoder else real(name))
+    assert find_decoded(place.run, place.dataset, limit_bytes=ALL) is None

@@ -1,5 +1,6 @@
 """Stored pixels: formats by content, sizes before decoding, and nothing that is cut short."""
 
+import io
 import os
 import struct
 from pathlib import Path
@@ -8,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
+from PIL import Image
 
 from multibox.data.files import read_bytes
 from multibox.data.images import (
@@ -17,7 +19,7 @@ from multibox.data.images import (
     image_size,
     read_image,
 )
-from multibox.errors import DataError
+from multibox.errors import ConfigError, DataError
 
 NAME = Path("photo.jpg")
 HEIGHT, WIDTH = 48, 80
@@ -41,6 +43,37 @@ def jpeg(quality: int = 90) -> bytes:
     return simplejpeg.encode_jpeg(photograph(), quality=quality)
 
 
+def tiff(image: np.ndarray, compression: str | None = None, **tags: int | tuple[int, ...]) -> bytes:
+    """Encodes with Pillow. `tags` are replaced by number, as in `_274=6`."""
+    buffer = io.BytesIO()
+    info = {int(name[1:]): value for name, value in tags.items()}
+    Image.fromarray(image).save(buffer, "TIFF", compression=compression, tiffinfo=info)
+    return buffer.getvalue()
+
+
+def plain_tiff(image: np.ndarray, order: str = "<", photometric: int | None = None) -> bytes:
+    """Encodes without a library: the directory first, uint8 or uint16, grey or RGB."""
+    height, width, *rest = image.shape
+    channels = rest[0] if rest else 1
+    bits = 8 * image.dtype.itemsize
+    place = 8 + 2 + 9 * 12 + 4
+    shown = (2 if rest else 1) if photometric is None else photometric
+    depth = (3, channels, place) if channels == 3 else (3, 1, bits)
+    numbers = ((256, 4, 1, width), (257, 4, 1, height), (258, *depth), (259, 3, 1, 1))
+    numbers += ((262, 3, 1, shown), (273, 4, 1, place + 6), (277, 3, 1, channels))
+    numbers += ((278, 4, 1, height), (279, 4, 1, image.nbytes))
+    entries = b"".join(
+        struct.pack(f"{order}HHIHH", tag, form, count, value, 0)
+        if (form, count) == (3, 1)
+        else struct.pack(f"{order}HHII", tag, form, count, value)
+        for tag, form, count, value in numbers
+    )
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    head += struct.pack(f"{order}IH", 8, len(numbers)) + entries + bytes(4)
+    pixels = image.astype(image.dtype.newbyteorder(order)).tobytes()
+    return head + struct.pack(f"{order}3H", bits, bits, bits) + pixels
+
+
 LOSSLESS_WEBP = (cv2.IMWRITE_WEBP_QUALITY, 101)
 ENCODED = {
     "JPEG": jpeg(),
@@ -48,6 +81,12 @@ ENCODED = {
     "BMP": encode(".bmp", photograph()),
     "WebP lossless": encode(".webp", photograph(), *LOSSLESS_WEBP),
     "WebP lossy": encode(".webp", photograph(), cv2.IMWRITE_WEBP_QUALITY, 90),
+    "TIFF": tiff(photograph()),
+    "TIFF LZW": tiff(photograph(), "tiff_lzw"),
+    "TIFF Deflate": tiff(photograph(), "tiff_adobe_deflate"),
+    "TIFF PackBits": tiff(photograph(), "packbits"),
+    "TIFF directory first": plain_tiff(photograph()),
+    "TIFF big-endian": plain_tiff(photograph(), ">"),
 }
 every_format = pytest.mark.parametrize("data", ENCODED.values(), ids=ENCODED.keys())
 
@@ -60,7 +99,10 @@ def after_start(data: bytes, inserted: bytes) -> bytes:
     return data[:2] + inserted + data[2:]
 
 
-@pytest.mark.parametrize("name", ["PNG", "BMP", "WebP lossless"])
+LOSSLESS = ["PNG", "BMP", "WebP lossless", *(name for name in ENCODED if "TIFF" in name)]
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
 def test_lossless_formats_give_back_the_pixels(name: str) -> None:
     np.testing.assert_array_equal(decode_image(ENCODED[name], file=NAME), photograph())
 
@@ -85,7 +127,7 @@ def test_content_decides_not_the_name(tmp_path: Path) -> None:
 def test_grey_becomes_rgb() -> None:
     grey = np.ascontiguousarray(photograph()[..., 1])
     expected = np.repeat(grey[..., None], 3, axis=-1)
-    for data in (encode(".png", grey), encode(".bmp", grey)):
+    for data in (encode(".png", grey), encode(".bmp", grey), tiff(grey, "tiff_lzw")):
         np.testing.assert_array_equal(decode_image(data, file=NAME), expected)
     lossy = simplejpeg.encode_jpeg(grey[..., None], 95, "GRAY", "Gray")
     assert simplejpeg.decode_jpeg_header(lossy)[2] == "Gray"
@@ -105,7 +147,15 @@ def test_cmyk_jpeg_becomes_rgb_as_opencv_has_it() -> None:
 
 def test_sixteen_bits_become_eight_and_alpha_is_dropped() -> None:
     deep = photograph().astype(np.uint16) * 257
-    np.testing.assert_array_equal(decode_image(encode(".png", deep), file=NAME), photograph())
+    odd = deep + np.arange(256, dtype=np.uint16)[:80, None] % 255
+    for data in (encode(".png", deep), plain_tiff(deep), plain_tiff(deep, ">")):
+        np.testing.assert_array_equal(decode_image(data, file=NAME), photograph())
+    for order in "<>":
+        grey = np.repeat((odd[..., :1] >> 8).astype(np.uint8), 3, axis=2)
+        data = plain_tiff(odd[..., 0], order)
+        np.testing.assert_array_equal(decode_image(data, file=NAME), grey)
+    data = plain_tiff(~odd[..., 0], photometric=0)
+    np.testing.assert_array_equal(decode_image(data, file=NAME), grey)
     clear = np.dstack([photograph()[..., ::-1], np.zeros((HEIGHT, WIDTH), np.uint8)])
     data = cv2.imencode(".png", clear)[1].tobytes()
     np.testing.assert_array_equal(decode_image(data, file=NAME), photograph())
@@ -121,6 +171,65 @@ def test_exif_orientation_is_not_applied(orientation: int) -> None:
         assert turned.shape[:2] == (WIDTH, HEIGHT)
     assert image_size(data, file=NAME) == (WIDTH, HEIGHT)
     np.testing.assert_array_equal(decode_image(data, file=NAME), decode_image(jpeg(), file=NAME))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_the_orientation_of_a_tiff_is_not_applied(
+    orientation: int, compression: str | None, tmp_path: Path
+) -> None:
+    data = tiff(photograph(), compression, _274=orientation)
+    assert image_size(data, file=NAME) == (WIDTH, HEIGHT)
+    np.testing.assert_array_equal(decode_image(data, file=NAME), photograph())
+
+
+def test_the_first_page_of_a_tiff_is_used() -> None:
+    first, second = Image.fromarray(photograph()), Image.fromarray(photograph()[::2])
+    buffer = io.BytesIO()
+    first.save(buffer, "TIFF", save_all=True, append_images=[second], compression="tiff_lzw")
+    np.testing.assert_array_equal(decode_image(buffer.getvalue(), file=NAME), photograph())
+
+
+def test_transparent_palette_and_cmyk_tiffs_become_rgb() -> None:
+    alpha = np.full((HEIGHT, WIDTH), 7, np.uint8)
+    data = tiff(np.dstack([photograph(), alpha]))
+    np.testing.assert_array_equal(decode_image(data, file=NAME), photograph())
+    for mode in ("P", "CMYK", "1"):
+        image, buffer = Image.fromarray(photograph()).convert(mode), io.BytesIO()
+        image.save(buffer, "TIFF")
+        expected = np.asarray(image.convert("RGB"))
+        np.testing.assert_array_equal(decode_image(buffer.getvalue(), file=NAME), expected)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff(photograph(), "jpeg"),
+        tiff(photograph()[..., 0].astype(np.float32)),
+        tiff(photograph()[..., 0].astype(np.int32)),
+        # Pillow reads it in the other byte order only.
+        plain_tiff(photograph()[..., 0].astype(np.uint16), ">", photometric=0),
+    ],
+)
+def test_unsupported_tiffs_are_refused(data: bytes) -> None:
+    with pytest.raises(DataError, match="is not supported") as caught:
+        decode_image(data, file=NAME)
+    assert caught.value.kind == "image-format"
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
+@pytest.mark.parametrize("tenths", range(2, 9, 2))
+def test_damaged_strips_of_a_tiff_are_refused(compression: str, tenths: int) -> None:
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    smooth = np.stack([3 * x % 256, 5 * y % 256, (x + y) % 256], axis=-1).astype(np.uint8)
+    data = bytearray(tiff(smooth, compression))
+    place = len(data) * tenths // 10
+    data[place : place + 20] = b"\xff" * 20
+    # OpenCV fills the rest of the strip with black, without an error.
+    lax = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert lax.shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(DataError, match="damaged or cut short"):
+        decode_image(bytes(data), file=NAME)
 
 
 @pytest.mark.parametrize("tenths", range(10))
@@ -169,7 +278,10 @@ def huge() -> dict[str, bytes]:
     tall[frame + 5 : frame + 9] = struct.pack(">HH", 30_000, 30_000)
     canvas = struct.pack("<I", 0xFFFFFF)[:3]
     extended = b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + canvas * 2
+    flat = bytearray(plain_tiff(photograph()))
+    flat[18:22] = flat[30:34] = struct.pack("<I", 30_000)
     return {
+        "TIFF": bytes(flat),
         "PNG": bytes(png),
         "JPEG": bytes(tall),
         "BMP": bmp_header(30_000, -30_000),
@@ -186,8 +298,37 @@ def test_declared_size_is_refused_before_decoding(
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", never)
     monkeypatch.setattr(cv2, "imdecode", never)
-    with pytest.raises(DataError, match="the limit is 50000000"):
+    monkeypatch.setattr("multibox.data.images.TiffImageFile", never)
+    with pytest.raises(DataError, match=r"the limit is 50000000.*set .* MULTIBOX_MAX_PIXELS to"):
         decode_image(data, file=NAME)
+
+
+@every_format
+def test_an_environment_variable_changes_the_limit(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MULTIBOX_MAX_PIXELS", str(WIDTH * HEIGHT))
+    assert decode_image(data, file=NAME).shape == (HEIGHT, WIDTH, 3)
+    monkeypatch.setenv("MULTIBOX_MAX_PIXELS", str(WIDTH * HEIGHT - 1))
+    with pytest.raises(DataError, match="the limit is 3839 in all"):
+        decode_image(data, file=NAME)
+
+
+def test_a_higher_limit_admits_more_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(".png", np.zeros((8_000, 7_000), np.uint8))
+    with pytest.raises(DataError, match="7000 x 8000"):
+        decode_image(data, file=NAME)
+    monkeypatch.setenv("MULTIBOX_MAX_PIXELS", "56000000")
+    assert decode_image(data, file=NAME).shape == (8_000, 7_000, 3)
+
+
+@pytest.mark.parametrize("text", ["", "many", "0", "-5", "1e9", "1_000", "9" * 5000, str(2**31)])
+def test_a_limit_that_is_not_a_number_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MULTIBOX_MAX_PIXELS", text)
+    with pytest.raises(ConfigError, match="MULTIBOX_MAX_PIXELS is"):
+        decode_image(ENCODED["PNG"], file=NAME)
 
 
 @pytest.mark.parametrize(
@@ -322,10 +463,32 @@ def test_a_header_behind_long_metadata_is_found(tmp_path: Path) -> None:
 def test_images_are_found_by_stem(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "a.webp", "b.JPG", "c.txt", "d.tar.png"):
         (tmp_path / name).touch()
+    others = ("e.TIF", "f.tiff", "g.jfif", "h.jpe")
+    for name in others:
+        (tmp_path / name).touch()
     found = {stem: path.name for stem, path in find_images(tmp_path).items()}
+    assert [found.pop(name[0]) for name in others] == [*others]
     assert found == {"a": "a.jpg", "b": "b.JPG", "d.tar": "d.tar.png"}
     with pytest.raises(DataError, match="does not exist"):
         find_images(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("there", "reason"),
+    [
+        (("img001.tif",), r"img001\.jpg: does not exist, but the folder has img001\.tif\."),
+        (("IMG001.JPG",), r"but the folder has IMG001\.JPG\."),
+        (("img001.JPG", "img001.png"), r"but the folder has img001\.JPG and img001\.png\."),
+        (("img002.jpg", "img001.txt"), r"does not exist\."),
+    ],
+)
+def test_a_missing_file_s_message_names_similar_files(
+    tmp_path: Path, there: tuple[str, ...], reason: str
+) -> None:
+    for name in there:
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=reason):
+        read_image(tmp_path / "img001.jpg")
 
 
 def test_real_photographs_equal_opencv(shared: Path) -> None:

@@ -1,11 +1,13 @@
 import math
 import re
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from names import AWKWARD
 
 from multibox.errors import DataError, StorageError
 from multibox.evaluation.results import by_class_in_pixels, read_results, write_results
@@ -117,9 +119,38 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         write_results(blocked / "inside", {"cat": NO_DETECTIONS}, IDS, split="test")
 
 
-def test_a_class_that_leaves_the_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no file can be named after"):
-        write_results(tmp_path, {"../cat": NO_DETECTIONS}, IDS, split="test")
+@pytest.mark.parametrize("split", ["test", "a+b", "left/right", "s" * 300, "trainval" * 14])
+def test_every_class_has_a_file(tmp_path, split):
+    folder = tmp_path / "results"
+    given = {name: one_detection((1.0, 2.0, 3.0, 4.0), n / 100) for n, name in enumerate(AWKWARD)}
+    files = write_results(folder, given, IDS, split=split)
+    assert [path.parent for path in files] == [folder] * len(AWKWARD)
+    folded = {unicodedata.normalize("NFC", path.name).casefold() for path in files}
+    assert len(folded) == len(AWKWARD)
+    for path in files:
+        assert len(path.name.encode()) <= 255
+        assert path.name.isprintable()
+        assert not set(path.name) & set('/\\:*?"<>|')
+    for classes in (AWKWARD, AWKWARD[::-1]):
+        found = read_results(folder, split=split, classes=classes, image_ids=IDS)
+        assert found.missing == ()
+        scores = {name: of_class.scores.tolist() for name, of_class in found.detections.items()}
+        assert scores == {name: [n / 100] for n, name in enumerate(AWKWARD)}
+
+
+def test_ordinary_classes_have_the_devkits_file_names(tmp_path):
+    names = ("dining table", "a.b", "it's", "..", "con", "Katze", "سيارة", "red, blue", "-x", "#1")
+    files = write_results(tmp_path, dict.fromkeys(names, NO_DETECTIONS), IDS, split="train+val")
+    assert [path.name for path in files] == [f"comp4_det_train+val_{name}.txt" for name in names]
+
+
+def test_a_literal_file_name_is_read_if_no_other_class_has_it(tmp_path):
+    put(tmp_path, "last 0.5 1 2 3 4\n", "comp4_det_test_100%25.txt")
+    put(tmp_path, "000001 0.5 1 2 3 4\n", "comp4_det_test_50%.txt")
+    found = read(tmp_path, classes=("100%", "50%"))
+    assert found.missing == ()
+    assert found.detections["100%"].images.tolist() == [2]
+    assert found.detections["50%"].images.tolist() == [0]
 
 
 # --- reading
@@ -130,7 +161,9 @@ def test_files_are_found_below_the_folder_whoever_wrote_them(tmp_path):
     put(tmp_path, "\n last\t-0.25   1 2 3 4  \r\n\n", "mine_det_test_dining table.txt")
     put(tmp_path, "not read", "comp3_det_val_cat.txt")
     put(tmp_path, "not read", "comp3_det_test_cow.txt")
-    results = read(tmp_path, classes=("cat", "dog", "dining table"))
+    put(tmp_path, "000001 0.5 1 2 3 4\n", "det_test_bird.txt")
+    results = read(tmp_path, classes=("cat", "dog", "dining table", "bird"))
+    assert results.detections.pop("bird").images.tolist() == [0]
     assert results.missing == ("dog",)
     assert list(results.detections) == ["cat", "dog", "dining table"]
     assert results.detections["cat"].boxes_px.tolist() == [[1, 2.5, 30, 4]]

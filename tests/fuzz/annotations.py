@@ -1,6 +1,8 @@
-"""Fuzz targets: annotations and lists in the layouts of VOC and COCO, and what `check` finds."""
+"""Fuzz targets: annotations and lists of each format, and what `check` finds."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -11,7 +13,7 @@ from fuzz.choices import TEXTS, Choices, damaged
 
 from multibox.data.check.dataset_checks import check_dataset
 from multibox.data.dataset import Dataset
-from multibox.data.formats.layouts import read_dataset
+from multibox.data.formats.layouts import open_dataset, read_dataset
 from multibox.data.formats.voc import read_voc
 
 WIDTH, HEIGHT = 40, 30
@@ -19,6 +21,21 @@ IDS = ("a", "b", "c")
 _TAGS = (
     *("annotation", "folder", "filename", "source", "size", "width", "height", "depth", "object"),
     *("name", "pose", "difficult", "truncated", "bndbox", "xmin", "ymin", "xmax", "ymax", "part"),
+)
+_MORE_TAGS = (
+    *("polygon", "pt", "x", "y", "robndbox", "cx", "w", "angle", "deleted", "imagesize", "path"),
+    *(
+        "image",
+        "track",
+        "mask",
+        "ellipse",
+        "points",
+        "label",
+        "labels",
+        "meta",
+        "task",
+        "attribute",
+    ),
 )
 _DTDS = (
     '<!DOCTYPE annotation [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>',
@@ -53,6 +70,70 @@ def _seed() -> Node:
     return ["annotation", "", [*children, ["object", "", cat], ["object", "", dog]]]
 
 
+def _loose_seed() -> Node:
+    """An annotation as other tools write it: outlines, a rotated box, a path."""
+    root = _seed()
+    points = [
+        ["pt", "", [["x", "3", []], ["y", "4", []]]],
+        ["pt", "", [["x", "9", []], ["y", "8", []]]],
+    ]
+    rotated = [
+        [tag, str(x), []] for tag, x in (("cx", 20), ("cy", 15), ("w", 9), ("h", 4), ("angle", 0.7))
+    ]
+    root[2] += [
+        ["path", "C:\\pictures\\a.jpg", []],
+        ["object", "", [["name", "owl", []], ["polygon", "", points]]],
+        ["object", "", [["name", "owl", []], ["robndbox", "", rotated]]],
+    ]
+    return root
+
+
+def _cvat_seed() -> Node:
+    """CVAT's annotations of two images, and of a video of which a frame has an image."""
+    size = f'width="{WIDTH}" height="{HEIGHT}"'
+    corners = 'xtl="1.5" ytl="2.00" xbr="20" ybr="28"'
+    labels = [["label", "", [["name", name, []]]] for name in ("dog", "cat")]
+    task = [["size", "3", []], ["labels", "", labels]]
+    shapes = [
+        [f'box label="cat" occluded="0" {corners} rotation="30.0"', "", []],
+        ['polygon label="dog" points="1,2;30.5,4;9,9"', "", []],
+        ['ellipse label="dog" cx="20" cy="15" rx="9" ry="5" rotation="10"', "", []],
+        ['mask label="dog" rle="1,2" left="3" top="4" width="9" height="8"', "", []],
+        ['points label="dog" points="1,2"', "", []],
+    ]
+    more = [[f'box label="cat" {corners}', "", [['attribute name="difficult"', "true", []]]]]
+    frame = [f'box frame="1" outside="0" {corners}', "", []]
+    gone = [f'box frame="2" outside="1" {corners}', "", []]
+    return [
+        "annotations",
+        "",
+        [
+            ["version", "1.1", []],
+            ["meta", "", [["task", "", task]]],
+            [f'image id="0" name="x/a.jpg" {size}', "", shapes],
+            [f'image id="1" name="b.jpg" subset="train" {size}', "", more],
+            ['track id="0" label="dog"', "", [frame, gone]],
+        ],
+    ]
+
+
+_VALUE = re.compile(r'="[^"]*"')
+
+
+def _change_attribute(root: Node, choices: Choices) -> None:
+    places = [(parent, place) for parent, place in _nodes(root) if "=" in parent[2][place][0]]
+    if not places or len(places) > _MOST_NODES:
+        return
+    parent, place = choices.pick(places)
+    node = parent[2][place]
+    found = choices.pick(list(_VALUE.finditer(node[0])) or [None])
+    if found is None:
+        return
+    text = choices.pick((*TEXTS, "1,2;3", ",", ";", "1,2,3", "-5", "39", "1e5", "frame_000001"))
+    value = _escaped(text).replace('"', "&quot;")
+    node[0] = f'{node[0][: found.start()]}="{value}"{node[0][found.end() :]}'
+
+
 def _nodes(parent: Node) -> list[tuple[Node, int]]:
     found = []
     for place, child in enumerate(parent[2]):
@@ -82,7 +163,7 @@ def _change(root: Node, choices: Choices) -> None:
             copy, most = _copied(node), _MOST_NODES // (1 + len(_nodes(node)))
             parent[2][place:place] = [copy] * min(most, choices.pick((1, 1, 2, 50, 2000)))
         case 6:
-            node[0] = choices.pick(_TAGS)
+            node[0] = choices.pick((*_TAGS, *_MORE_TAGS))
         case 7:
             other, _ = choices.pick(places)
             other[2].append(_copied(node))
@@ -103,11 +184,12 @@ def _xml(node: Node) -> str:
     return f"<{node[0]}>{node[1]}{inner}</{node[0].partition(' ')[0]}>"
 
 
-def xml(choices: Choices) -> bytes:
+def xml(choices: Choices, seed: Callable[[], Node] = _seed) -> bytes:
     """Returns an annotation with some changes."""
-    root = _seed()
+    root = seed()
     for _ in range(choices.below(5)):
-        _change(root, choices)
+        change = _change_attribute if seed is _cvat_seed and choices.one_in(2) else _change
+        change(root, choices)
     # Some times what is read at most; more would only take the time to make it.
     text = _xml(root)[: 4 << 20]
     if choices.one_in(16):
@@ -211,6 +293,48 @@ def image_sets(choices: Choices, folder: Path) -> None:
     _read(root, choices)
 
 
+def voc_files(choices: Choices, folder: Path) -> None:
+    """Annotations that lie beside images or in another folder, some of them in a list."""
+    root = folder / "files"
+    if not root.exists():
+        for part in ("images/train", "xml"):
+            (root / part).mkdir(parents=True)
+        for image_id in IDS:
+            (root / "images" / f"{image_id}.jpg").write_bytes(_image())
+            (root / "xml" / f"{image_id}.xml").write_text(_xml(_loose_seed()))
+        (root / "images" / "train" / "photo.jpg").write_bytes(_image())
+    (root / "xml" / "a.xml").write_bytes(xml(choices, _loose_seed))
+    other = root / choices.pick(("xml/photo.xml", "xml/e.xml", "images/b.xml"))
+    lists = root / "train.txt"
+    if choices.one_in(2):
+        other.write_bytes(xml(choices, _loose_seed))
+    if choices.one_in(3):
+        lists.write_bytes(_list(choices))
+    try:
+        _read_all(root, choices)
+    finally:
+        other.unlink(missing_ok=True)
+        lists.unlink(missing_ok=True)
+
+
+def cvat_xml(choices: Choices, folder: Path) -> None:
+    """CVAT's annotations."""
+    root = folder / "cvat"
+    if not root.exists():
+        (root / "images" / "train").mkdir(parents=True)
+        for name in ("images/a", "images/train/b", "images/frame_000001", "images/frame_000002"):
+            (root / f"{name}.jpg").write_bytes(_image())
+    (root / "annotations.xml").write_bytes(xml(choices, _cvat_seed))
+    _read_all(root, choices)
+
+
+def _read_all(root: Path, choices: Choices) -> None:
+    how = choices.pick((("check", "skip"), ("ignore", "skip"), ("check", "fail")))
+    known = open_dataset(root)
+    for split in known.splits[:4]:
+        _check(known.read(split, images=how[0], on_bad=how[1]), root)
+
+
 def _coco_seed() -> str:
     size = {"width": WIDTH, "height": HEIGHT}
     images = [{"id": n, "file_name": f"{name}.jpg"} | size for n, name in enumerate(IDS)]
@@ -218,6 +342,9 @@ def _coco_seed() -> str:
         {"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 2, 10.5, 20], "iscrowd": 0},
         {"id": 2, "image_id": 0, "category_id": 7, "bbox": [0, 0, 40, 30], "iscrowd": 1},
         {"id": 5, "image_id": 2, "category_id": 3, "bbox": [4, 4, 4, 4], "segmentation": [[1, 2]]},
+        {"image_id": 2, "category_id": 3, "segmentation": [[1, 2, 9, 2, 9.5, 20]]},
+        {"image_id": 2, "category_id": 7, "segmentation": {"size": [30, 40], "counts": [90, 40]}},
+        {"image_id": 2, "category_id": 7, "segmentation": {"size": [30, 40], "counts": "Z2X1"}},
     ]
     kinds = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 90, "name": "none"}]
     return json.dumps(
@@ -228,18 +355,96 @@ def _coco_seed() -> str:
 COCO_SEED = _coco_seed()
 
 
-def coco_json(choices: Choices, folder: Path) -> None:
-    """A file of instances, read as part of a folder."""
-    root = folder / "coco"
-    if not root.exists():
-        (root / "annotations").mkdir(parents=True)
-        (root / "train").mkdir()
+_HOW = (("check", "skip"), ("ignore", "skip"), ("check", "fail"))
+
+
+def _read_folder(root: Path, split: str, choices: Choices) -> None:
+    how = choices.pick(_HOW)
+    _check(read_dataset(root, split, images=how[0], on_bad=how[1]), root)
+
+
+def _images_in(folder: Path) -> None:
+    if not folder.exists():
+        folder.mkdir(parents=True)
         for image_id in IDS:
-            (root / "train" / f"{image_id}.jpg").write_bytes(_image())
-    file = root / "annotations" / "instances_train.json"
-    file.write_bytes(values.mutated_bytes(COCO_SEED, choices))
-    how = choices.pick((("check", "skip"), ("ignore", "skip"), ("check", "fail")))
-    _check(read_dataset(root, "train", images=how[0], on_bad=how[1]), root)
+            (folder / f"{image_id}.jpg").write_bytes(_image())
+
+
+def coco_json(choices: Choices, folder: Path) -> None:
+    """A file of instances in a folder, with COCO's own name or recognised by its content."""
+    root = folder / "coco"
+    _images_in(root / "train")
+    data = values.mutated_bytes(COCO_SEED, choices)
+    names = ("instances_train.json", "train.json")
+    chosen = choices.pick(names)
+    for name in names:
+        (root / name).unlink(missing_ok=True)
+    (root / chosen).write_bytes(data)
+    _read_folder(root, "train", choices)
+
+
+def _labelme_seed() -> str:
+    shapes = [
+        {"label": "cat", "points": [[1, 2], [11.5, 22]], "shape_type": "rectangle"},
+        {"label": "dog", "points": [[30, 20], [4, 5], [6, 29]], "shape_type": "polygon"},
+        {"label": "dog", "points": [[20, 15], [25, 15]], "shape_type": "circle", "group_id": 1},
+        {"label": "dog", "points": [[2, 2], [9, 9]], "shape_type": "mask", "group_id": 1},
+        {"label": "ear", "points": [[2, 2]], "shape_type": "point", "difficult": True},
+    ]
+    image = {"imagePath": "..\\images\\a.jpg", "imageData": "/9j/4AAQ"}
+    size = {"imageHeight": HEIGHT, "imageWidth": WIDTH}
+    return json.dumps({"version": "5.5.0", "flags": {}, "shapes": shapes} | image | size)
+
+
+LABELME_SEED = _labelme_seed()
+
+
+def labelme_json(choices: Choices, folder: Path) -> None:
+    """An annotation of LabelMe's beside one that is as it should be."""
+    root = folder / "labelme"
+    _images_in(root / "images")
+    (root / "labels").mkdir(exist_ok=True)
+    (root / "labels" / "b.json").write_text(LABELME_SEED.replace("a.jpg", "b.jpg"))
+    (root / "labels" / "a.json").write_bytes(values.mutated_bytes(LABELME_SEED, choices))
+    _read_folder(root, "all", choices)
+
+
+def _label_studio_seed(*, minimal: bool) -> str:
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    box = {"x": 10, "y": 20.5, "width": 30, "height": 40, "rotation": 0}
+    shapes = [
+        box | {"rectanglelabels": ["cat"]},
+        box | {"rectanglelabels": ["cat", "dog"], "rotation": 15},
+        {"points": [[10, 10], [50.5, 20], [30, 90]], "polygonlabels": ["dog"]},
+        {"x": 50, "y": 50, "radiusX": 10, "radiusY": 20, "rotation": 5, "ellipselabels": ["dog"]},
+        {"x": 50, "y": 50, "width": 0.4, "keypointlabels": ["ear"]},
+    ]
+    names = ["/data/upload/1/1a2b3c4d-a.jpg", "s3://x/b.jpg", "/data/local-files/?d=images/c.jpg"]
+    if minimal:
+        rows = [{"image": name, "label": [each | size for each in shapes]} for name in names]
+        return json.dumps([row | {"annotator": 1, "annotation_id": 2, "id": 5} for row in rows])
+    results = [
+        {"id": str(place), "from_name": "label", "type": list(each)[-1], "value": each} | size
+        for place, each in enumerate(shapes)
+    ]
+    found = [
+        {"id": 1, "result": [], "was_cancelled": True},
+        {"id": 2, "result": results, "was_cancelled": False},
+    ]
+    tasks = [{"id": 4, "annotations": found, "data": {"img": name, "n": 1}} for name in names]
+    return json.dumps(tasks)
+
+
+LABEL_STUDIO_SEEDS = (_label_studio_seed(minimal=False), _label_studio_seed(minimal=True))
+
+
+def label_studio_json(choices: Choices, folder: Path) -> None:
+    """An export of Label Studio's in one of its two forms."""
+    root = folder / "label-studio"
+    _images_in(root / "images")
+    seed = choices.pick(LABEL_STUDIO_SEEDS)
+    (root / "export.json").write_bytes(values.mutated_bytes(seed, choices))
+    _read_folder(root, "all", choices)
 
 
 def check_verb(choices: Choices, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Fuzz targets: images, part by part, with lengths and checksums put right or not."""
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from fuzz.choices import Choices, damaged
+from PIL import Image
 
 from multibox.data.check import image_metadata
 from multibox.data.images import MAX_PIXELS, check_image, decode_image, image_size
@@ -30,6 +32,13 @@ def _encoded(suffix: str, channels: int, *options: int, kind: type = np.uint8) -
     return bytes(cv2.imencode(suffix, _pixels(channels, kind), options)[1])
 
 
+def _tiff(channels: int, compression: str | None = None, kind: type = np.uint8) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(_pixels(channels, kind).squeeze())
+    image.save(buffer, "TIFF", compression=compression, tiffinfo={274: 6})
+    return buffer.getvalue()
+
+
 @cache
 def seeds() -> tuple[bytes, ...]:
     """Returns one small image of each kind that is read."""
@@ -45,6 +54,11 @@ def seeds() -> tuple[bytes, ...]:
         _encoded(".png", 1, kind=np.uint16),
         _encoded(".webp", 4, cv2.IMWRITE_WEBP_QUALITY, 101),
         simplejpeg.encode_jpeg(_pixels(4), 90, "CMYK", "444"),
+        _tiff(3),
+        _tiff(3, "tiff_lzw"),
+        _tiff(4, "tiff_adobe_deflate"),
+        _tiff(1, "packbits"),
+        _tiff(1, kind=np.uint16),
     )
 
 
@@ -146,6 +160,29 @@ def _changed_fields(data: bytes, choices: Choices) -> bytes:
     return bytes(out)
 
 
+def _changed_tiff(data: bytes, choices: Choices) -> bytes:
+    """Changes entries of the first directory."""
+    out = bytearray(data)
+    (directory,) = struct.unpack_from("<I", out, 4)
+    (count,) = struct.unpack_from("<H", out, directory)
+    for _ in range(1 + choices.below(3)):
+        entry = directory + 2 + 12 * choices.below(count)
+        match choices.below(5):
+            case 0:
+                tags = (256, 258, 259, 262, 274, 277, 278, 279, 317, 320, 322, 324, 330, 338, 339)
+                struct.pack_into("<H", out, entry, choices.pick(tags))
+            case 1:
+                struct.pack_into("<H", out, entry + 2, choices.pick((1, 2, 3, 4, 5, 12, 16, 0)))
+            case 2:
+                struct.pack_into("<I", out, entry + 4, choices.pick((0, 1, 2, 3, 70_000, 1 << 31)))
+            case 3:
+                numbers = (*_SIDES, 3, 5, 6, 8, 16, 32, 32_773, 32_946, directory)
+                struct.pack_into("<I", out, entry + 8, choices.pick(numbers))
+            case _:
+                struct.pack_into("<I", out, 4, choices.pick((0, 4, 8, len(out) - 2, 1 << 31)))
+    return bytes(out)
+
+
 def picture(choices: Choices) -> bytes:
     """Returns an image, or what was one."""
     data = choices.pick(seeds())
@@ -154,6 +191,7 @@ def picture(choices: Choices) -> bytes:
     changes: dict[bytes, Callable[[bytes, Choices], bytes]] = {
         b"\xff\xd8": _changed_jpeg,
         b"\x89P": _changed_png,
+        b"II": _changed_tiff,
     }
     changed = changes.get(data[:2], _changed_fields)(data, choices)
     return damaged(changed, choices) if choices.one_in(6) else changed
@@ -164,6 +202,10 @@ def header(choices: Choices, folder: Path) -> None:
     data = picture(choices)
     width, height = image_size(data[: choices.pick((1 << 15, 24, 30, 64))], file=_NAME)
     assert 0 < width * height <= MAX_PIXELS
+    path = folder / "image"
+    path.write_bytes(data)
+    image_metadata.has_sixteen_bits(path)
+    image_metadata.has_rotated_orientation(path)
 
 
 def image(choices: Choices, folder: Path) -> None:

@@ -14,7 +14,7 @@ from fuzz.choices import TEXTS, Choices, damaged
 
 from multibox.cli.arguments import parse
 from multibox.config import Config, differences, flatten
-from multibox.evaluation.results import read_results
+from multibox.evaluation.results import read_coco_results, read_results
 from multibox.recipes import RECIPES
 from multibox.reporting.reading import read_record
 from multibox.storage import checkpoint, manifest
@@ -184,6 +184,30 @@ def results(choices: Choices, folder: Path) -> None:
     assert ((cat.images >= 0) & (cat.images < len(_IMAGE_IDS))).all()
     assert np.isfinite(cat.scores).all()
     assert np.isfinite(cat.boxes_px).all()
+
+
+_COCO_RESULTS = json.dumps(
+    [
+        {"image_id": 9, "category_id": 3, "bbox": [1, 2.5, 30, 40], "score": 0.9},
+        {"image_id": 42, "category_id": 7, "bbox": [0, 0, 9, 9], "score": 1e-3},
+    ]
+)
+
+
+def coco_results(choices: Choices, folder: Path) -> None:
+    """A results file of COCO's form."""
+    path = folder / "results.json"
+    path.write_bytes(values.mutated_bytes(_COCO_RESULTS, choices))
+    categories = {3: "cat", 7: "dog", 8: "idle"}
+    found = read_coco_results(
+        path, images={9: 0, 42: 1}, categories=categories, classes=("cat", "dog")
+    )
+    assert [*found] == ["cat", "dog"]
+    for of_class in found.values():
+        assert of_class.boxes_px.shape == (len(of_class.images), 4)
+        assert set(of_class.images.tolist()) <= {0, 1}
+        assert np.isfinite(of_class.scores).all()
+        assert np.isfinite(of_class.boxes_px).all()
 
 
 _LINES = (

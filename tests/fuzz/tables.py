@@ -150,7 +150,9 @@ def csv_table(choices: Choices, folder: Path) -> None:
             case 5:
                 del cells[cell]
             case 6:
-                lines[place:place] = [lines[place]] * choices.pick((1, 300))
+                # A larger table would need more memory, which is no finding.
+                most = (1 << 18) // (1 + len(lines[place]))
+                lines[place:place] = [lines[place]] * min(most, choices.pick((1, 300)))
                 continue
             case _:
                 cells[cell] = f'"{choices.pick(TEXTS)}'

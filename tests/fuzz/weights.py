@@ -19,7 +19,7 @@ from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
 from fuzz.records import mutated_safetensors
 from oracles import caffemodel as caffe
-from tiny import TINY, tiny_network
+from tiny import FITTED, TINY, tiny_network
 
 from multibox import build
 from multibox.weights import files
@@ -41,8 +41,8 @@ def _check(found: Foreign, *, most: int) -> None:
 
 
 @cache
-def _own_seed() -> bytes:
-    network = tiny_network()
+def _own_seed(fitted: bool) -> bytes:
+    network = tiny_network(fitted=FITTED if fitted else ())
     header = files.make_header(network, "tiny", ("cat", "dog"), "mine")
     return safetensors.torch.save(
         {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, header
@@ -52,7 +52,7 @@ def _own_seed() -> bytes:
 def own(choices: Choices, folder: Path) -> None:
     """Reads a multibox weights file and builds its network."""
     path = folder / "files.safetensors"
-    data = _own_seed()
+    data = _own_seed(choices.one_in(2))
     if choices.one_in(4):
         data = mutated_safetensors(data, choices)
     else:

@@ -102,6 +102,14 @@ def test_sizes_of_ssd512_are_cut_to_whole_pixels(
     )
 
 
+def test_the_second_box_has_the_doubled_ratio_and_follows_the_first() -> None:
+    level = Level((1, 1), (50, 50), 16, 36, (2, 1 / 4, 1), doubled=1 / 4)
+    shapes = level.shapes_px(whole_scales=True)
+    assert [w / h for w, h in shapes] == pytest.approx([2, 1 / 4, 1 / 4, 1])
+    assert [(w * h) ** 0.5 for w, h in shapes] == pytest.approx([16, 16, 24, 16])
+    assert len(shapes) == level.boxes_per_cell
+
+
 def test_order_is_rows_then_columns_then_shapes() -> None:
     levels = (
         Level((2, 3), (25, 50), 10, 40, (1, 2, 1 / 2)),

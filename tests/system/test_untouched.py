@@ -83,6 +83,7 @@ def lines_for(root: Path, image: Path, mine: Path) -> list[list[object]]:
     return [
         ["check", root],
         ["check", root, "--fix", mine / "fixed"],
+        ["convert-data", root, mine / "converted", "--to", "yolo"],
         [*train, "--workers", "2"],
         ["evaluate", run],
         ["evaluate", run, "--data", root, "--split", "test", "--json"],

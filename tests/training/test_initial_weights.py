@@ -8,6 +8,7 @@ import torch
 from multibox.build import build_network
 from multibox.errors import WeightsError
 from multibox.rng import torch_generator
+from multibox.ssd.default_boxes import SSD300_VOC
 from multibox.ssd.network import SSD, initialise
 from multibox.training.initial_weights import initialise_from
 from multibox.weights.class_names import COCO, VOC
@@ -103,6 +104,21 @@ def test_what_was_learnt_otherwise_is_said() -> None:
         True,
         True,
     ]
+
+
+def test_fitted_default_boxes_are_told_from_a_table() -> None:
+    network, fitted = new(("a",), 1), SSD300_VOC
+    weights = weights_of(new(("a",), 2), ("a",))
+    traits = network.traits._replace(fitted=fitted)
+    (note,) = initialise_from(network, ("a",), weights._replace(traits=traits)).notes
+    assert "boxes fitted to data, but this run has those for coco" in note
+    assert "--default-boxes" not in note
+    network.traits = traits
+    (note,) = initialise_from(network, ("a",), weights).notes
+    assert "boxes for coco, but this run has those fitted to data" in note
+    # The table that a fit started from has no effect on the boxes.
+    same = weights._replace(traits=traits._replace(scales="voc"))
+    assert initialise_from(network, ("a",), same).notes == ()
 
 
 def test_what_fits_nothing_is_refused() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -474,6 +475,46 @@ def test_the_default_boxes_that_are_asked_for_are_trained_judged_and_kept(
     assert "trained with the default boxes for coco" in said.getvalue().replace("\n", " ")
     with pytest.raises(ConfigError, match="ssd7 has no default boxes 'coco'"):
         run(data, tmp_path / "none", replace(CONFIG, network="ssd7", default_boxes="coco"))
+
+
+def test_fitted_default_boxes_are_trained_kept_and_resumed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = replace(CONFIG, fit_boxes=True), tmp_path / "run"
+    said = run(data, out, config)
+    assert re.search(r"Default boxes fitted to \d+ objects: ", said)
+    weights = read_weights(find_weights(out))
+    fitted = weights.traits.fitted
+    assert fitted
+    network = load_network(weights, torch.device("cpu"))
+    assert torch.equal(network.default_boxes, default_boxes(fitted, (SIDE, SIDE)))
+    found = evaluate_model(
+        out, which="last", data=None, split=None, on_bad=None, device="cpu", workers=0
+    )
+    record = json.loads((out / "evaluations/step-00000012.json").read_text())
+    assert found == {name: record[name] for name in found}
+
+    again = tmp_path / "again"
+    for calls in (8, 2):
+        with monkeypatch.context() as patch:
+            cut_after(patch, calls)
+            with pytest.raises(PowerCutError):
+                run(data, again, config)
+    run(data, again, config)
+    assert digests(again) == digests(out)
+
+    with pytest.raises(ConfigError, match="--fit-boxes: True, now False"):
+        run(data, out)
+    with monkeypatch.context() as patch:
+        other = (fitted[0]._replace(min_size_px=fitted[0].min_size_px - 1), *fitted[1:])
+        patch.setattr("multibox.commands.train.fitted_levels", lambda *_: other)
+        with pytest.raises(ConfigError, match="fitted_boxes"):
+            run(data, out, config)
+
+    request = Request("tiny", CONFIG, data, tmp_path / "more", out, "none")
+    heard = io.StringIO()
+    train(request, Console(file=heard, width=80))
+    assert "trained with the default boxes fitted to data" in heard.getvalue().replace("\n", " ")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from oracles import detection
-from tiny import TINY, batch, tiny_network
+from tiny import FITTED, TINY, batch, tiny_network
 
 from multibox import build
 from multibox.commands.convert import convert
@@ -25,7 +25,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(build.NETWORKS, "tiny", TINY)
-        network = tiny_network()
+        network = tiny_network(fitted=FITTED)
         header = make_header(network, "tiny", ("cat", "dog"), "CC0")
         safetensors.torch.save_file(network.state_dict(), folder / "a.safetensors", header)
         # Shape checks compare sizes, and the exporter would then treat the sizes as constants.
@@ -40,7 +40,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("size", [1, 5])
 def test_the_runtime_detects_the_same_as_the_network(exported: Path, size: int) -> None:
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-    images, network = batch(size).images, tiny_network().eval()
+    images, network = batch(size).images, tiny_network(fitted=FITTED).eval()
     found = session.run(["boxes", "scores"], {"images": images.permute(0, 2, 3, 1).numpy()})
     with torch.inference_mode():
         detections = network.detect(network(images))
@@ -48,6 +48,7 @@ def test_the_runtime_detects_the_same_as_the_network(exported: Path, size: int) 
     settings = json.loads(metadata["suppression"])
     assert json.loads(metadata["classes"]) == ["cat", "dog"]
     assert metadata["licence"] == "CC0"
+    assert len(json.loads(metadata["traits"])["fitted"]) == len(FITTED)
     for boxes, scores, expected in zip(*found, detections, strict=True):
         assert scores.shape == (len(network.default_boxes), 2)
         kept = detection.detect(

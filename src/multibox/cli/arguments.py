@@ -13,6 +13,7 @@ from multibox.commands.automatic import AUTOMATIC
 from multibox.commands.bench.bench import Part
 from multibox.commands.convert import Target
 from multibox.config import Config, flatten
+from multibox.data.writing.converted_copy import DataFormat
 from multibox.recipes import RECIPES, ssd300_lite
 from multibox.ssd.network import Scales
 from multibox.weights.files import NO_LICENCE
@@ -108,7 +109,8 @@ class EvaluateArguments:
     model: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[MODEL]")] = None
     """Folder of a run or of a checkpoint, or a weights file."""
     results: _OptionalPath = None
-    """Evaluate the VOC results files <name>_det_<split>_<class>.txt below this folder instead."""
+    """Evaluate these detections instead: a folder with results files of the VOC devkit
+    (<name>_det_<split>_<class>.txt), or a JSON file in COCO's results format."""
     data: _OptionalPath = None
     """Folder of the dataset. For a run, the default is the one it was trained on."""
     split: _OptionalText = None
@@ -146,7 +148,7 @@ class PredictArguments:
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """Folder of a run or of a checkpoint, or a weights file."""
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
-    """Image files."""
+    """Image files, or folders with image files."""
     out: Path
     """Folder for <image>.json (boxes) and <image>.jpg (drawn)."""
     score_threshold: float = 0.5
@@ -175,6 +177,20 @@ class ConvertArguments:
     """Checkpoint of the run: last, best or a step."""
     licence: _OptionalText = None
     """Licence of the weights; by default that of the source, if known."""
+
+
+@dataclass(frozen=True)
+class ConvertDataArguments:
+    """Write a dataset in another format: VOC's XML, COCO's JSON, YOLO's text files or CSV."""
+
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
+    """Folder or .zip of the dataset, in any format that can be read. It is not changed."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """The new folder. It must not exist, or be empty."""
+    to: DataFormat
+    """Format of the new dataset. Only voc and coco can mark difficult objects."""
+    on_bad: Literal["fail", "skip"] = "fail"
+    """What to do with invalid objects and images: stop, or leave them out."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +238,7 @@ _Verb = (
     | Annotated[ReportArguments, tyro.conf.subcommand("report")]
     | Annotated[PredictArguments, tyro.conf.subcommand("predict")]
     | Annotated[ConvertArguments, tyro.conf.subcommand("convert")]
+    | Annotated[ConvertDataArguments, tyro.conf.subcommand("convert-data")]
     | Annotated[DownloadArguments, tyro.conf.subcommand("download")]
     | Annotated[BenchArguments, tyro.conf.subcommand("bench")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]

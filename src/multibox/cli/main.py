@@ -16,6 +16,7 @@ from multibox.cli.arguments import (
     BenchArguments,
     CheckArguments,
     ConvertArguments,
+    ConvertDataArguments,
     DemoArguments,
     DownloadArguments,
     EvaluateArguments,
@@ -30,6 +31,7 @@ from multibox.commands.bench.bench import bench
 from multibox.commands.check import check, fix_summary, print_check
 from multibox.commands.check_labels import FOLDER, check_labels, is_run
 from multibox.commands.convert import convert
+from multibox.commands.convert_data import convert_data
 from multibox.commands.demo.demo import demo
 from multibox.commands.evaluate import evaluate_model, evaluate_results
 from multibox.commands.predict import predict
@@ -37,7 +39,14 @@ from multibox.commands.report import write_report
 from multibox.commands.train import Request, train
 from multibox.data.check.fixed_copy import RECORD
 from multibox.detector import Detector
-from multibox.errors import ConfigError, DataError, MultiboxError, ProcessError, StorageError
+from multibox.errors import (
+    ConfigError,
+    DataError,
+    MultiboxError,
+    ProcessError,
+    StorageError,
+    one_line,
+)
 from multibox.processes.distributed import is_first
 from multibox.processes.signals import Interrupted, end_at_once
 from multibox.recipes import RECIPES
@@ -106,6 +115,10 @@ def _run(verb: object, console: Console) -> int:
             for line in lines:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
             _print(verb.out)
+        case ConvertDataArguments():
+            for line in convert_data(verb.data, verb.out, target=verb.to, on_bad=verb.on_bad):
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            _print(verb.out)
         case DownloadArguments():
             # Imported here, so that no other verb loads code that opens connections.
             from multibox.download.download import download
@@ -138,7 +151,8 @@ def _train(verb: RecipeArguments, console: Console) -> None:
         console.print("Summary page:", end=" ")
         _print(write_report(out))
     else:
-        console.print(f"Done: {out}. Summary: multibox report {out}", highlight=False)
+        done = f"Done: {out}. Summary: multibox report {out}"
+        console.print(done, highlight=False, markup=False)
 
 
 def _check(verb: CheckArguments, console: Console) -> int:
@@ -159,7 +173,8 @@ def _check(verb: CheckArguments, console: Console) -> int:
         with _printing():
             print_check(found, Console(), examples=max(1, verb.examples))
         if verb.fix is not None:
-            console.print(f"{found.changes} changes are in {verb.fix / RECORD}", highlight=False)
+            changes = f"{found.changes} changes are in {verb.fix / RECORD}"
+            console.print(changes, highlight=False, markup=False)
             console.print(fix_summary(found), highlight=False, markup=False, soft_wrap=True)
     counting = found.count("fault") + verb.strict * found.count("warning")
     return DataError.exit_code if counting else 0
@@ -217,8 +232,9 @@ def _evaluate(verb: EvaluateArguments, console: Console) -> int:
         )
         for name in missing:
             console.print(
-                f"There is no results file for {name}; it counts as having no detections",
+                f"There is no results file for {one_line(name)}; it counts as having no detections",
                 highlight=False,
+                markup=False,
             )
     found = metrics[verb.metric]
     mean = found["AP"] if verb.metric == "coco" else found["mAP"]
@@ -227,8 +243,10 @@ def _evaluate(verb: EvaluateArguments, console: Console) -> int:
         _print(json.dumps({"metric": verb.metric, "mAP": mean, "AP": by_class}))
         return 0
     table = Table("class", f"AP ({verb.metric})")
+    table.columns[0].overflow = "fold"
     for name, value in [*by_class.items(), ("mean", mean)]:
-        table.add_row(name, "none" if value is None else f"{value:.4f}")
+        # As `Text`, because [red] in a class name is not a style.
+        table.add_row(Text(one_line(name)), "none" if value is None else f"{value:.4f}")
     with _printing():
         Console().print(table)
     return 0

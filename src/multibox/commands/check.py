@@ -175,7 +175,7 @@ def fix_summary(checkup: CheckResult) -> str:
     return f"{lost}{turned if checkup.rotated else ''}"
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str, *columns: str | Text) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left", overflow="fold")
@@ -197,7 +197,7 @@ def _class_tables(checkup: CheckResult) -> Iterator[Table]:
         splits = list(checkup.census)[start : start + _SPLITS_PER_TABLE]
         counts = [checkup.census[name].classes for name in splits]
         names = sorted({name for classes in counts for name in classes})
-        table = _table("Objects per class", "class", *map(one_line, splits))
+        table = _table("Objects per class", "class", *(Text(one_line(split)) for split in splits))
         for name in names:
             objects = [classes[name].objects if name in classes else 0 for classes in counts]
             table.add_row(Text(one_line(name)), *map(str, objects))

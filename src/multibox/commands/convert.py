@@ -1,12 +1,15 @@
 """The verb `convert`: converts weights of any known format to another format or to ONNX."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import safetensors.torch
 import torch
 
-from multibox.errors import WeightsError
+from multibox.errors import WeightsError, one_line
+from multibox.ssd.default_boxes import Level
 from multibox.ssd.network import Scales
 from multibox.storage.run_folder import new_file
 from multibox.weights.export import LEVELS, write_keras, write_pytorch
@@ -88,25 +91,38 @@ def introduction(weights: Weights) -> list[str]:
     traits = weights.traits
     mean = ", ".join(f"{value:g}" for value in traits.mean_rgb)
     classes = weights.classes
-    some = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+    some = ", ".join(map(one_line, classes[:3])) + (", ..." if len(classes) > 3 else "")
     lines = [f"format: {weights.origin}", f"network: {weights.network}"]
     if weights.network in TRUNKS:
         lines.append("a backbone without a detector, for train --init")
     else:
         lines.append(f"classes: {len(classes)} ({some})")
         clipped = "" if traits.clip == "none" else f", clipped ({traits.clip})"
-        lines.append(f"default boxes: {traits.scales}{clipped}")
+        boxes = "fitted to the training data" if traits.fitted else traits.scales
+        lines.append(f"default boxes: {boxes}{clipped}")
     lines.append(f"pixels: RGB minus ({mean}), times {traits.pixel_scale:g}")
     return [*lines, f"licence: {weights.licence}"]
+
+
+def describe(levels: Sequence[Level]) -> list[str]:
+    """Returns a line for each level: its map, and the size and ratios of its default boxes."""
+    return [
+        f"{rows} x {columns} cells: {low:.0f} pixels at ratios {', '.join(map(str, ratios))}, "
+        f"and {math.sqrt(low * high):.1f} pixels at ratio {doubled}"
+        for (rows, columns), _, low, high, ratios, doubled in levels
+    ]
 
 
 def _differences(weights: Weights, target: Target) -> list[str]:
     """Returns lines on how the target's own code differs from the network that was trained."""
     own, origin = weights.traits, _ORIGINS[target]
-    if weights.network == "ssd7":
-        return []
     found = []
-    if own.scales != usual_scales(origin, len(weights.classes)):
+    if own.fitted:
+        found.append(f"note: give {origin.title} these default boxes, which its file cannot hold:")
+        found += [f"  {line}" for line in describe(own.fitted)]
+    if weights.network == "ssd7":
+        return found
+    if not own.fitted and own.scales != usual_scales(origin, len(weights.classes)):
         found.append(f"note: give {origin.title} the default boxes for {own.scales}")
     if own.clip != origin.clip:
         found.append(f"note: {origin.title} clips default boxes differently ({origin.clip})")

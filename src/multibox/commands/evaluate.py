@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple
 
 from multibox.config import Config
 from multibox.data.dataset import Dataset
+from multibox.data.formats.coco import result_ids
 from multibox.data.formats.layouts import open_dataset, read_dataset
 from multibox.data.splits.draw import pool, take
 from multibox.data.workers import OnLoss, ignore_loss
 from multibox.errors import ConfigError
-from multibox.evaluation.results import file_split, read_results
+from multibox.evaluation.results import file_split, read_coco_results, read_results
 from multibox.inference import (
     EvaluationSettings,
     detect_all,
@@ -123,7 +124,8 @@ def evaluate_results(results: Path, *, data: Path, split: str) -> tuple[dict[str
     """Returns all metrics of results files, and the names of the classes without a file.
 
     Args:
-        results: Folder that contains files in the VOC devkit's format, at any depth.
+        results: Folder that contains files in the VOC devkit's format, at any depth, or a file in
+            COCO's results format for a dataset in COCO layout.
         data: Folder of the dataset. Its images are not needed.
         split: The split that the results are for.
 
@@ -131,6 +133,14 @@ def evaluate_results(results: Path, *, data: Path, split: str) -> tuple[dict[str
         DataError: A results file or the dataset cannot be used.
     """
     dataset = read_dataset(data, split, images="ignore")
+    if results.is_file():
+        paths, categories = result_ids(data, split)
+        places = {annotation.image_path: n for n, annotation in enumerate(dataset.annotations)}
+        images = {number: places[path] for number, path in paths.items() if path in places}
+        detections = read_coco_results(
+            results, images=images, categories=categories, classes=dataset.classes
+        )
+        return score(detections, objects_by_class(dataset)), []
     read = read_results(
         results,
         split=file_split(split),

@@ -5,10 +5,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from multibox.data.files import SUFFIXES, list_folder
 from multibox.data.images import read_image
 from multibox.detector import Detector
 from multibox.drawing import draw_detections, write_picture
-from multibox.errors import ConfigError, MultiboxError, StorageError
+from multibox.errors import ConfigError, DataError, MultiboxError, StorageError
 from multibox.storage.run_folder import write_json
 
 
@@ -21,7 +22,7 @@ def predict(
 
     Args:
         detector: Detects the objects.
-        images: The image files.
+        images: The image files. A folder stands for all image files directly in it.
         out: Folder to write to; created if it does not exist.
         score_threshold: Detections with a lower score are left out, 0..1.
 
@@ -30,14 +31,16 @@ def predict(
 
     Raises:
         ConfigError: `images` is empty, or `score_threshold` is out of range.
+        DataError: A folder has no images, or cannot be listed.
         StorageError: The folder cannot be written, or it has a file of the same name that `predict`
             did not write.
     """
     if not images:
-        raise ConfigError("no image is given", remedy="Name at least one image file")
+        raise ConfigError("no image is given", remedy="Name at least one image file or folder")
     if not 0 <= score_threshold <= 1:
         raise ConfigError(f"score_threshold is {score_threshold}, but scores lie in 0..1")
     refusals: list[MultiboxError] = []
+    images = _files(images)
     names = _names(images)
     for name in names:
         _require_replaceable(out, name)
@@ -59,6 +62,25 @@ def predict(
         draw_detections(pixels, found, detector.classes, score_threshold=score_threshold)
         write_picture(out / f"{name}.jpg", pixels)
     return refusals
+
+
+def _files(images: Sequence[Path]) -> list[Path]:
+    """Returns the images with each folder replaced by the image files in it, sorted by name."""
+    files: list[Path] = []
+    for path in images:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = [file for file in list_folder(path) if file.suffix.lower() in SUFFIXES]
+        if not found:
+            raise DataError(
+                "contains no images",
+                kind="image-missing",
+                file=path,
+                remedy=f"Use a folder with files of these types: {', '.join(sorted(SUFFIXES))}",
+            )
+        files += found
+    return files
 
 
 def _names(images: Sequence[Path]) -> list[str]:

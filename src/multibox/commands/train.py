@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from multibox.build import Datasets, matcher, network_shape, new_network, read_datasets
+from multibox.commands.box_fitting import fitted_levels
 from multibox.config import Config, OptimizerConfig, flatten
 from multibox.data.dataset import Dataset
 from multibox.data.decoded import remove_decoded
@@ -36,7 +37,7 @@ from multibox.training.initial_weights import initialise_from
 from multibox.training.loop import Loop, RunContext
 from multibox.training.periodic_evaluation import SAMPLE_PICTURES
 from multibox.training.train_step import Learner
-from multibox.weights.files import Weights, find_weights, make_header, read_weights
+from multibox.weights.files import Weights, find_weights, fitted_json, make_header, read_weights
 from multibox.weights.pretrained import find_pretrained, has_pretrained
 
 RESULTS_BYTES = 200 * 40
@@ -101,7 +102,8 @@ def train(request: Request, console: Console) -> None:
         train_set = datasets.train
         for dataset in filter(None, datasets[:3]):
             _print_dataset(dataset, console)
-        network = new_network(config, len(train_set.classes))
+        fitted = fitted_levels(config, train_set, console)
+        network = new_network(config, len(train_set.classes), fitted)
         if weights:
             _start_from(weights, network, train_set.classes, console)
         precision = compute_dtype(config.run.precision, processes.device)
@@ -112,6 +114,7 @@ def train(request: Request, console: Console) -> None:
             "precision": str(precision).removeprefix("torch."),
             "stream_version": STREAM_VERSION,
             "data_root": str(request.data.resolve()),
+            "fitted_boxes": fitted_json(fitted) or None,
             **_facts(network, datasets),
         }
         _compare(config, facts, processes)
@@ -237,7 +240,8 @@ def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
 
 def _compare(config: Config, facts: dict[str, Any], processes: Processes) -> None:
     """Checks that all processes have the same configuration, data, weights and versions."""
-    names = ("multibox", "recipe", "data_digest", "init_digest", "precision", "stream_version")
+    names = ["multibox", "recipe", "data_digest", "init_digest", "precision", "stream_version"]
+    names.append("fitted_boxes")
     same = flatten(config) | {name: facts[name] for name in names} | {"torch": version("torch")}
     del same["workers"]
     require_same(same, processes)
@@ -263,13 +267,14 @@ def _describe_machine(
 def _print_dataset(dataset: Dataset, console: Console) -> None:
     """Prints the contents of a split, notes on how it was read, and the skipped faults."""
     counts = ", ".join(f"{count} {name}" for name, count in dataset.objects_per_class.items())
-    console.print(f"{dataset.name}: {len(dataset)} images with {counts}", highlight=False)
+    line = f"{dataset.name}: {len(dataset)} images with {counts}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
     for note in dataset.notes:
-        console.print(f"  note: {note.text}", highlight=False, markup=False)
+        console.print(f"  note: {note.text}", highlight=False, markup=False, soft_wrap=True)
     if dataset.faults:
         console.print(f"  skipped {len(dataset.faults)} faults:", highlight=False)
     for fault in dataset.faults:
-        console.print(f"  {fault}", highlight=False, markup=False)
+        console.print(f"  {fault}", highlight=False, markup=False, soft_wrap=True)
 
 
 def use_pretrained(request: Request, console: Console) -> Request:

@@ -242,8 +242,8 @@ def require_objects(dataset: Dataset) -> None:
     )
 
 
-def refuse_faults(faults: Sequence[Fault], root: Path) -> None:
-    """Raises all faults of a dataset as one error.
+def refuse_faults(faults: Sequence[Fault], root: Path, *, some_left: bool) -> None:
+    """Raises all faults of a dataset as one error. It proposes to skip them if that leaves objects.
 
     Raises:
         DataError: There is a fault. The message has a line for each of the first twenty.
@@ -258,5 +258,6 @@ def refuse_faults(faults: Sequence[Fault], root: Path) -> None:
         f"the dataset has {count}{''.join(lines)}",
         kind="faults",
         file=root,
-        remedy="\nCorrect the files, or use --on-bad skip to leave out these objects and images",
+        remedy="\nCorrect the files"
+        + ", or use --on-bad skip to leave out these objects and images" * some_left,
     )

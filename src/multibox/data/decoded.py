@@ -203,7 +203,7 @@ def _count_fitting(dataset: Dataset, limit_bytes: int) -> int:
 
 def _key(dataset: Dataset, count: int) -> str:
     """Returns a hash of everything that the stored pixels depend on, except the image data."""
-    decoders = [version("simplejpeg"), cv2.__version__]
+    decoders = [version("simplejpeg"), cv2.__version__, version("pillow")]
     digest = hashlib.sha256(json.dumps([dataset.digest, count, decoders]).encode())
     for annotation in dataset.annotations[:count]:
         try:

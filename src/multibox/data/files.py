@@ -7,13 +7,17 @@ unpacked and nothing is written.
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from multibox.errors import DataError
+
+_RANKED = (".tiff", ".tif", ".webp", ".bmp", ".png", ".jfif", ".jpe", ".jpeg", ".jpg")
+SUFFIXES = {suffix: number for number, suffix in enumerate(_RANKED, start=1)}
+"""The suffixes of images. If several images have one stem, the highest number here wins."""
 
 _MAX_MEMBERS = 5_000_000
 
@@ -159,8 +163,8 @@ def is_folder(path: Path) -> bool:
     return inside[1] in _open(inside[0]).folders if inside else path.is_dir()
 
 
-def walk(root: Path) -> Iterator[Path]:
-    """Yields all files below a folder, or in an archive, in sorted order.
+def walk(root: Path) -> list[Path]:
+    """Returns all files below a folder, or in an archive, sorted by path.
 
     Hidden files and folders are left out, and those that macOS adds to archives. Links to folders
     are followed, but no folder is listed twice.
@@ -169,9 +173,8 @@ def walk(root: Path) -> Iterator[Path]:
         DataError: A folder cannot be listed.
     """
     if _inside_archive(root, whole=True):
-        yield from (root / member for member in sorted(_open(root).members))
-        return
-    entered = set[tuple[int, int]]()
+        return sorted(root / member for member in _open(root).members)
+    found, entered = list[Path](), set[tuple[int, int]]()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse_listing):
         here = Path(folder)
         status = here.stat()
@@ -179,8 +182,10 @@ def walk(root: Path) -> Iterator[Path]:
             folders.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
+        # In a fixed order, because a folder that two links lead to is listed at the first one.
         folders[:] = sorted(filter(_is_visible, folders))
-        yield from (here / name for name in sorted(filter(_is_visible, names)))
+        found += (here / name for name in filter(_is_visible, names))
+    return sorted(found)
 
 
 def _is_visible(name: str) -> bool:
@@ -267,4 +272,17 @@ def _unreadable(path: Path, error: OSError) -> DataError:
             remedy="Check the path and its permissions",
         )
     kind = "annotation-missing" if path.suffix == ".xml" else "image-missing"
-    return DataError("does not exist", kind=kind, file=path, remedy="Check the path")
+    similar = " and ".join(similar_files(path))
+    reason = f"does not exist, but the folder has {similar}" if similar else "does not exist"
+    return DataError(reason, kind=kind, file=path, remedy="Check the path")
+
+
+def similar_files(path: Path) -> list[str]:
+    """Returns the names of files like a missing one, with another suffix or in another case.
+
+    The folder is not listed, because that would take long if many files are missing.
+    """
+    stems = {path.stem, path.stem.lower(), path.stem.upper()}
+    suffixes = {path.suffix, *SUFFIXES}
+    names = {f"{stem}{end}" for stem in stems for s in suffixes for end in (s.lower(), s.upper())}
+    return sorted(name for name in names if name and is_file(path.parent / name))

@@ -1,11 +1,15 @@
-"""Decodes image files: JPEG, PNG, BMP and WebP, recognised by their content.
+"""Decodes image files: JPEG, PNG, BMP, WebP and TIFF, recognised by their content.
 
 Damaged files are rejected, not repaired: a photograph that is half grey would be a wrong training
 example that nobody notices. The EXIF orientation is not applied, because annotations refer to the
 stored pixels. An image that is too large is rejected by its header, before it is decoded.
 """
 
+import io
+import os
 import struct
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -13,15 +17,15 @@ import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
+from PIL.TiffImagePlugin import TiffImageFile
 
-from multibox.data.files import list_folder, read_bytes, read_ends
-from multibox.errors import DataError
+from multibox.data.files import SUFFIXES, list_folder, read_bytes, read_ends
+from multibox.errors import ConfigError, DataError
 
 MAX_PIXELS = 50_000_000
+"""The maximum number of pixels of an image, unless `MULTIBOX_MAX_PIXELS` is set."""
 MAX_BYTES = 1 << 28
 """The maximum size of an image file."""
-SUFFIXES = {".webp": 1, ".bmp": 2, ".png": 3, ".jpeg": 4, ".jpg": 5}
-"""The suffixes of images. If several images have one stem, the highest number here wins."""
 
 # A progressive JPEG is decoded once per scan, so a small file with thousands would take minutes.
 _MAX_SCANS = 100
@@ -33,7 +37,12 @@ _TAIL_BYTES = 64 + 12
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _INTACT = "Replace it with an intact copy"
 
-_Format = Literal["JPEG", "PNG", "BMP", "WebP"]
+_ORIENTATION = 274
+# Uncompressed, LZW, Deflate (two numbers) and PackBits.
+_TIFF_COMPRESSIONS = (1, 5, 8, 32_773, 32_946)
+_TIFF_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "I;16", "I;16B")
+
+_Format = Literal["JPEG", "PNG", "BMP", "WebP", "TIFF"]
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
@@ -56,12 +65,14 @@ def decode_image(data: bytes, *, file: Path) -> UInt8[np.ndarray, "H W 3"]:
         file: The name of the file, for the error message.
 
     Raises:
-        DataError: The format is not one of the four, the header declares more than `MAX_PIXELS`,
+        DataError: The format is not one of the five, the header declares more than `max_pixels()`,
             or the data are damaged or cut short.
     """
     width, height = image_size(data, file=file)
     image = None
-    if _format(data) != "JPEG":
+    if _format(data) == "TIFF":
+        image = _decode_tiff(data, (width, height), file)
+    elif _format(data) != "JPEG":
         image = _decode_other(data)
     elif width * height <= _JPEG_PIXELS_PER_BYTE * len(data):
         image = _decode_jpeg(data, file)
@@ -72,6 +83,22 @@ def decode_image(data: bytes, *, file: Path) -> UInt8[np.ndarray, "H W 3"]:
     return image
 
 
+def max_pixels() -> int:
+    """Returns the maximum number of pixels of an image: `MULTIBOX_MAX_PIXELS`, or `MAX_PIXELS`.
+
+    Raises:
+        ConfigError: The environment variable is not a whole number from 1 to 2^30, which is the
+            limit of OpenCV.
+    """
+    text = os.environ.get("MULTIBOX_MAX_PIXELS", f"{MAX_PIXELS}")
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= 1 << 30:
+        raise ConfigError(
+            f"the environment variable MULTIBOX_MAX_PIXELS is {text[:80]!r}",
+            remedy=f"Set it to a whole number from 1 to {1 << 30}",
+        )
+    return int(text)
+
+
 def image_size(data: bytes, *, file: Path) -> tuple[int, int]:
     """Returns (width, height) in pixels, read from the header.
 
@@ -80,12 +107,12 @@ def image_size(data: bytes, *, file: Path) -> tuple[int, int]:
         file: The name of the file, for the error message.
 
     Raises:
-        DataError: The format is not one of the four, the header is damaged, or it declares no
-            pixels or more than `MAX_PIXELS`.
+        DataError: The format is not one of the five, the header is damaged, or it declares no
+            pixels or more than `max_pixels()`.
     """
     kind = _format(data)
     if kind is None:
-        found = "is empty" if not data else "is neither JPEG, PNG, BMP nor WebP"
+        found = "is empty" if not data else "is neither JPEG, PNG, BMP, WebP nor TIFF"
         raise DataError(
             found,
             kind="image-format" if data else "image-empty",
@@ -98,12 +125,14 @@ def image_size(data: bytes, *, file: Path) -> tuple[int, int]:
         raise DataError(
             f"its {kind} header is damaged", kind="image-header", file=file, remedy=_INTACT
         ) from error
-    if not 0 < width * height <= MAX_PIXELS:
+    limit = max_pixels()
+    if not 0 < width * height <= limit:
         raise DataError(
-            f"its header declares {width} x {height} pixels, but the limit is {MAX_PIXELS} in all",
+            f"its header declares {width} x {height} pixels, but the limit is {limit} in all",
             kind="image-too-large",
             file=file,
-            remedy="Scale the image down",
+            remedy="Scale the image down, or set the environment variable MULTIBOX_MAX_PIXELS to a "
+            "higher limit",
         )
     return width, height
 
@@ -112,7 +141,8 @@ def check_image(path: Path) -> tuple[int, int]:
     """Returns (width, height) of an image file after checking its beginning and its end.
 
     If the last bytes do not show that the file is complete, it is decoded. That concerns BMP, WebP,
-    and JPEGs with much appended data. Damage in the middle is not found here, but by `read_image`.
+    TIFF, and JPEGs with much appended data. Damage in the middle is not found here, but by
+    `read_image`.
 
     Raises:
         DataError: The file cannot be read or is cut short, or `image_size` rejects its header.
@@ -168,6 +198,41 @@ def _decode_other(data: bytes) -> np.ndarray | None:
         return None
 
 
+def _decode_tiff(
+    data: bytes, size: tuple[int, int], file: Path
+) -> UInt8[np.ndarray, "H W 3"] | None:
+    """Returns the pixels of the first page.
+
+    OpenCV is not used, because it fills damaged strips with black and does not report them.
+    """
+    upright = bytearray(data)
+    try:
+        for order, tag, _, place in tiff_entries(data):
+            if tag == _ORIENTATION:  # Pillow would apply it.
+                struct.pack_into(f"{order}H", upright, place, 1)
+        with warnings.catch_warnings(action="ignore"), TiffImageFile(io.BytesIO(upright)) as image:
+            compression, photometric = image.tag_v2.get(259, 1), image.tag_v2.get(262)
+            if compression not in _TIFF_COMPRESSIONS or image.mode not in _TIFF_MODES:
+                raise SyntaxError(f"compression {compression}, mode {image.mode}")
+            if image.size != size:
+                return None
+            image.load()
+            if not image.mode.startswith("I;16"):
+                return np.array(image.convert("RGB"))
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            # Pillow does not invert 16 bits if 0 means white.
+            return np.repeat((~grey if photometric == 0 else grey)[..., None], 3, axis=2)
+    except SyntaxError as error:
+        raise DataError(
+            f"this kind of TIFF is not supported ({error})",
+            kind="image-format",
+            file=file,
+            remedy="Save it with 8 or 16 bits per channel, uncompressed or with LZW or Deflate",
+        ) from None
+    except Exception:
+        return None
+
+
 def _format(data: bytes) -> _Format | None:
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
@@ -177,6 +242,8 @@ def _format(data: bytes) -> _Format | None:
         return "BMP"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WebP"
+    if data.startswith((b"II*\0", b"MM\0*")):
+        return "TIFF"
     return None
 
 
@@ -231,4 +298,39 @@ def _webp_header(data: bytes) -> tuple[int, int]:
     raise ValueError("no frame")
 
 
-_HEADERS = {"JPEG": _jpeg_header, "PNG": _png_header, "BMP": _bmp_header, "WebP": _webp_header}
+def tiff_entries(data: bytes, start: int = 0) -> Iterator[tuple[str, int, int, int]]:
+    """Yields the entries of the first directory of a TIFF file, or of EXIF data.
+
+    Args:
+        data: The first bytes of a file.
+        start: Offset at which the TIFF file or the EXIF data begin.
+
+    Yields:
+        Byte order (`<` or `>`), tag, type of the values, and offset of the first value.
+
+    Raises:
+        struct.error: The directory is cut short.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(data[start : start + 2])
+    if order is None:
+        return
+    (directory,) = struct.unpack_from(f"{order}I", data, start + 4)
+    (entries,) = struct.unpack_from(f"{order}H", data, start + directory)
+    for entry in range(start + directory + 2, start + directory + 2 + 12 * entries, 12):
+        tag, form, count, place = struct.unpack_from(f"{order}HHII", data, entry)
+        inside = count * {3: 2, 4: 4}.get(form, 1) <= 4
+        yield order, tag, form, entry + 8 if inside else start + place
+
+
+def tiff_number(data: bytes, wanted: int) -> int:
+    """Returns the first value of a tag of a TIFF file. Raises ValueError if the tag is missing."""
+    for order, tag, form, place in tiff_entries(data):
+        if tag == wanted and form in (3, 4):
+            value: int = struct.unpack_from(f"{order}{'H' if form == 3 else 'I'}", data, place)[0]
+            return value
+    raise ValueError(f"no tag {wanted}")
+
+
+_HEADERS = {"JPEG": _jpeg_header, "PNG": _png_header, "BMP": _bmp_header, "WebP": _webp_header} | {
+    "TIFF": lambda data: (tiff_number(data, 256), tiff_number(data, 257))
+}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from multibox.data.check.image_metadata import has_rotated_orientation, has_sixteen_bits
 from multibox.data.dataset import (
     Dataset,
     Fault,
@@ -22,6 +23,9 @@ from multibox.errors import DataError
 
 _NO_SIZE = Note("size-missing", "annotations without a size: the image's size is used")
 _LISTED_CLASSES = 12
+_SIXTEEN_BITS = Note(
+    "sixteen-bit", "images have 16 bits per channel: the upper 8 are used, see check"
+)
 _CLIPPED = Note("box-clipped", "boxes that left their image by up to a pixel were clipped")
 
 
@@ -95,12 +99,17 @@ class Reading:
             DataError: They disagree, neither has a size, or the image cannot be used.
         """
         stored_px = check_image(image) if self.images == "check" else declared_px
+        may_have_16 = image.suffix.lower() in (".png", ".tif", ".tiff")
+        if self.images == "check" and may_have_16 and has_sixteen_bits(image):
+            self.notes[_SIXTEEN_BITS] += 1
         if min(stored_px) <= 0:
             raise DataError("has no size above 0", kind="no-size")
         if min(declared_px) <= 0:
             self.notes[_NO_SIZE] += 1
         elif declared_px != stored_px:
             written, found = (f"{width} x {height}" for width, height in (declared_px, stored_px))
+            if declared_px == stored_px[::-1] and has_rotated_orientation(image):
+                found += ": its EXIF orientation, which is not applied, swaps the sides"
             raise DataError(f"its size is {written}, but its image is {found}", kind="size-differs")
         return stored_px
 
@@ -133,7 +142,8 @@ class Reading:
             DataError: `on_bad` is "fail" and there are faults.
         """
         if self.on_bad == "fail":
-            refuse_faults(self.faults, self.root)
+            some_left = any(scene.objects for scene in scenes)
+            refuse_faults(self.faults, self.root, some_left=some_left)
         if not scenes:
             reason = f"no image of {name} can be used"
             error = NoImagesError(

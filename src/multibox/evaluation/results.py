@@ -1,13 +1,18 @@
-"""Reads and writes the results files of the VOC devkit.
+"""Reads and writes the results files of the VOC devkit, and reads results in COCO's JSON.
 
-There is one file per class, with lines `<image> <score> <x0> <y0> <x1> <y1>`. Files are written as
-Caffe writes them (`detection_output_layer.cpp:335-415`) and read as the devkit reads them
-(`VOCevaldet.m:81-92`).
+The devkit has one file per class, with lines `<image> <score> <x0> <y0> <x1> <y1>`. Files are
+written as Caffe writes them (`detection_output_layer.cpp:335-415`) and read as the devkit reads
+them (`VOCevaldet.m:81-92`). COCO's JSON is a list of detections, as `loadRes` of pycocotools reads
+it.
 """
 
+import hashlib
 import io
+import json
 import math
 import os
+import reprlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +28,14 @@ from multibox.structures import Detections
 
 # A line contains an image, a score and four coordinates.
 NUM_NUMBERS = 5
+
+_PREFIX = "comp4_det_"
+_RESERVED = frozenset('/\\:*?"<>|%')
+_MAX_NAME_BYTES = 255
+_MAX_SPLIT_BYTES = 100
+_MAX_JSON_BYTES = 1 << 30
+# The sum of two such numbers does not overflow.
+_MAX_NUMBER = 1e300
 
 
 class Results(NamedTuple):
@@ -84,7 +97,10 @@ def write_results(
 ) -> list[Path]:
     """Writes `comp4_det_<split>_<class>.txt` for every class and returns their paths.
 
-    A class without detections gets an empty file, because the devkit requires one. Scores have six
+    A class without detections gets an empty file, because the devkit requires one. Characters of a
+    class that cannot be in a file name are written as `%` and two hexadecimal digits per byte
+    (`car/truck` becomes `car%2Ftruck`), and a name that is too long is cut. `read_results` finds
+    these files by the class. Scores have six
     significant digits. Pixels are integers: the corner, the width and the height are each rounded
     to two decimals and then truncated.
 
@@ -95,17 +111,12 @@ def write_results(
         split: The name of the image set, as `file_split` returns it.
 
     Raises:
-        DataError: The name of a split or class cannot be part of a file name.
         StorageError: The folder cannot be written.
     """
     paths = []
-    for name, found in detections.items():
-        path = folder / f"comp4_det_{split}_{name}.txt"
-        if path.parent != folder:
-            raise DataError(
-                f"no file can be named after split {split!r} and class {name!r}",
-                kind="results-name",
-            )
+    files = _file_names(split, list(detections))
+    for found, file in zip(detections.values(), files, strict=True):
+        path = folder / file
         columns = zip(
             found.images.tolist(),
             found.scores.tolist(),
@@ -127,10 +138,49 @@ def write_results(
     return paths
 
 
+def _file_names(split: str, classes: Sequence[str]) -> list[str]:
+    """Returns the name of each class's file. Names that differ by case only get a hash.
+
+    On some file systems, they would be the same file.
+    """
+    before = f"{_PREFIX}{_escape(split, _MAX_SPLIT_BYTES)}_"
+    names, taken = [], set[str]()
+    for name in classes:
+        folded = unicodedata.normalize("NFC", name).casefold()
+        names.append(f"{before}{_in_file_name(name, before, hashed=folded in taken)}.txt")
+        taken.add(folded)
+    return names
+
+
+def _in_file_name(name: str, before: str, *, hashed: bool = False) -> str:
+    """Returns the part of a file name that stands for a class."""
+    return _escape(name, _MAX_NAME_BYTES - len(f"{before}.txt".encode()), hashed=hashed)
+
+
+def _escape(name: str, limit: int, *, hashed: bool = False) -> str:
+    """Returns a name with at most `limit` bytes, for use in a file name.
+
+    If it is longer, the end is replaced by a hash. Different names have different results.
+    """
+    escaped = "".join(
+        char
+        if char.isprintable() and char not in _RESERVED
+        else "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogatepass"))
+        for char in name
+    )
+    if not hashed and len(escaped.encode()) <= limit:
+        return escaped
+    digest = f"%{hashlib.sha256(escaped.encode()).hexdigest()[:16]}"
+    return escaped.encode()[: limit - len(digest)].decode(errors="ignore") + digest
+
+
 def read_results(
     folder: Path, *, split: str, classes: Sequence[str], image_ids: Sequence[str]
 ) -> Results:
     """Returns the detections of all files `*_det_<split>_<class>.txt` below a folder.
+
+    Files without a prefix (`det_<split>_<class>.txt`) are read, too. The names of classes are as
+    `write_results` writes them, or literal.
 
     Args:
         folder: A folder that contains the files at any depth, at most one for each class.
@@ -157,9 +207,13 @@ def read_results(
 
 def _find(folder: Path, split: str, classes: frozenset[str]) -> dict[str, Path]:
     """Returns the file of each class that has one."""
-    infix, paths = f"_det_{split}_", dict[str, Path]()
+    before, paths = f"{_PREFIX}{_escape(split, _MAX_SPLIT_BYTES)}_", dict[str, Path]()
+    infix = before.removeprefix("comp4")
+    known = {name: name for name in classes}
+    for hashed in (True, False):
+        known |= {_in_file_name(name, before, hashed=hashed): name for name in classes}
     for path in _text_files(folder):
-        name = path.stem.partition(infix)[2]
+        name = known.get(f"_{path.name[: -len('.txt')]}".partition(infix)[2], "")
         if name in paths:
             raise DataError(
                 f"two files for class {name}: {path.relative_to(folder)} and "
@@ -168,7 +222,7 @@ def _find(folder: Path, split: str, classes: frozenset[str]) -> dict[str, Path]:
                 file=folder,
                 remedy="Pass the folder of one of them",
             )
-        if name in classes:
+        if name:
             paths[name] = path
     if not paths:
         raise DataError(
@@ -224,6 +278,90 @@ def _read(path: Path, places: Mapping[str, int]) -> ClassDetections:
     if not np.isfinite(table["numbers"]).all():
         raise _first_fault(path, text, places)
     return ClassDetections(images, table["numbers"][:, 0], table["numbers"][:, 1:])
+
+
+def read_coco_results(
+    file: Path, *, images: Mapping[int, int], categories: Mapping[int, str], classes: Sequence[str]
+) -> dict[str, ClassDetections]:
+    """Returns the detections of a file in COCO's results format, by class.
+
+    The file is a list of objects with `image_id`, `category_id`, `bbox` (x, y, width and height in
+    pixels) and `score`. Other fields are ignored.
+
+    Args:
+        file: The file.
+        images: The place in the image set by image id.
+        categories: The class name by category id.
+        classes: The classes to return. Detections of other categories are ignored.
+
+    Raises:
+        DataError: The file is not such a list, or an id is unknown.
+    """
+    rows: dict[str, list[list[float]]] = {name: [] for name in classes}
+    for number, record in enumerate(_json_list(file)):
+        name, row = _detection(record, images, categories, file=file, number=number)
+        if name in rows:
+            rows[name].append(row)
+    found = {}
+    for name, of_class in rows.items():
+        table = np.array(of_class, np.float64).reshape(-1, 1 + NUM_NUMBERS)
+        found[name] = ClassDetections(table[:, 0].astype(np.int64), table[:, 1], table[:, 2:])
+    return found
+
+
+def _json_list(file: Path) -> list[object]:
+    try:
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError("it is larger than 1 GiB")
+        content = json.loads(file.read_bytes())
+        if type(content) is list:
+            return content
+        reason = "is not a list of detections"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    except (ValueError, RecursionError) as error:
+        reason = f"is not JSON ({error})"
+    raise DataError(
+        reason,
+        kind="results-malformed",
+        file=file,
+        remedy="Use a list in COCO's results format, or a folder of results files of the devkit",
+    )
+
+
+def _detection(
+    record: object,
+    images: Mapping[int, int],
+    categories: Mapping[int, str],
+    *,
+    file: Path,
+    number: int,
+) -> tuple[str, list[float]]:
+    """Returns the class of a detection, and its place in the image set, score and corners."""
+    position, fields = f"detection {number}", record if type(record) is dict else {}
+    image, category = fields.get("image_id"), fields.get("category_id")
+    numbers = fields.get("bbox"), fields.get("score")
+    flat = [*numbers[0], numbers[1]] if type(numbers[0]) is list else []
+    plain = all(type(value) in (int, float) and abs(value) <= _MAX_NUMBER for value in flat)
+    if type(image) is not int or type(category) is not int or len(flat) != NUM_NUMBERS or not plain:
+        raise DataError(
+            "expected image_id, category_id, a bbox of four numbers and a score, found "
+            f"{reprlib.repr(record)}",
+            kind="results-malformed",
+            file=file,
+            position=position,
+        )
+    for kind, value, known in (("image", image, images), ("category", category, categories)):
+        if value not in known:
+            raise DataError(
+                f"{kind} id {value} is not in the annotations",
+                kind=f"{kind}-unknown",
+                file=file,
+                position=position,
+                remedy="Evaluate with the split that the detections were made on",
+            )
+    x, y, width, height, score = map(float, flat)
+    return categories[category], [float(images[image]), score, x, y, x + width, y + height]
 
 
 def _first_fault(path: Path, text: str, places: Mapping[str, int]) -> DataError:

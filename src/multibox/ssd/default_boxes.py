@@ -1,9 +1,10 @@
 """The default boxes (SSD section 2.2), also known as priors or anchors, as one table.
 
 A level is a feature map. Each of its cells has a box (m sqrt(r), m / sqrt(r)) for every aspect
-ratio r, and after that of ratio 1 a square of side sqrt(m * M). Cells are sorted by row, and the
-boxes of a cell by the ratios of the level. This is the order of Caffe and ssd_keras, which
-published weights need. Caffe does not clip: boxes may reach beyond the image (`ssd_pascal.py:328`).
+ratio r. After the box of one ratio, which is 1 in published tables, follows a second one of scale
+sqrt(m * M). Cells are sorted by row, and the boxes of a cell by the ratios of the level. This is
+the order of Caffe and ssd_keras, which published weights need. Caffe does not clip: boxes may reach
+beyond the image (`ssd_pascal.py:328`).
 
 Every number is rounded to float32 where Caffe stores one, so that the tables equal Caffe's bit for
 bit, and equal overlaps stay equal. Unqualified `sqrt` is the double-precision one, as with the
@@ -12,6 +13,7 @@ compilers of 2016 (gcc before 6), with which the published networks were trained
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -34,7 +36,8 @@ class Level(NamedTuple):
             image size divided by `cells`.
         min_size_px: The scale m.
         max_size_px: The scale M, which is m of the next level.
-        ratios: Ratios of width to height. 1 is among them and adds both squares.
+        ratios: Ratios of width to height, all different.
+        doubled: The ratio, one of `ratios`, that also has a box of scale sqrt(m * M).
     """
 
     cells: tuple[int, int]
@@ -42,6 +45,7 @@ class Level(NamedTuple):
     min_size_px: float
     max_size_px: float
     ratios: tuple[float, ...]
+    doubled: float = 1.0
 
     @property
     def boxes_per_cell(self) -> int:
@@ -61,14 +65,12 @@ class Level(NamedTuple):
         m, maximum = self.min_size_px, self.max_size_px
         if whole_scales:
             m, maximum = float(int(m)), float(int(maximum))
-        middle = math.sqrt(m * maximum)
         shapes = []
         for ratio in self.ratios:
             # On the CPU also while a network is described without numbers, on the meta device.
             root = math.sqrt(torch.tensor(ratio, dtype=torch.float32, device="cpu").item())
-            shapes.append((m * root, m / root))
-            if ratio == 1:
-                shapes.append((middle, middle))
+            scales = (m, math.sqrt(m * maximum)) if ratio == self.doubled else (m,)
+            shapes += [(scale * root, scale / root) for scale in scales]
         return shapes
 
 
@@ -83,36 +85,29 @@ def _levels(
     )
 
 
-SSD300_VOC = _levels(
+_ssd300 = partial(
+    _levels,
     cells=(38, 19, 10, 5, 3, 1),
     steps=(8.0, 16.0, 32.0, 64.0, 100.0, 300.0),
-    sizes=(30.0, 60.0, 111.0, 162.0, 213.0, 264.0, 315.0),
     long=(False, True, True, True, False, False),
 )
+_ssd512 = partial(
+    _levels,
+    cells=(64, 32, 16, 8, 4, 2, 1),
+    steps=(8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0),
+    long=(False, True, True, True, True, False, False),
+)
+
+SSD300_VOC = _ssd300(sizes=(30.0, 60.0, 111.0, 162.0, 213.0, 264.0, 315.0))
 """`ssd_pascal.py:297-319`; 8,732 boxes."""
 
-SSD300_COCO = _levels(
-    cells=(38, 19, 10, 5, 3, 1),
-    steps=(8.0, 16.0, 32.0, 64.0, 100.0, 300.0),
-    sizes=(21.0, 45.0, 99.0, 153.0, 207.0, 261.0, 315.0),
-    long=(False, True, True, True, False, False),
-)
+SSD300_COCO = _ssd300(sizes=(21.0, 45.0, 99.0, 153.0, 207.0, 261.0, 315.0))
 """`ssd_coco.py:299-320`: the same cells with smaller boxes."""
 
-SSD512_VOC = _levels(
-    cells=(64, 32, 16, 8, 4, 2, 1),
-    steps=(8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0),
-    sizes=(35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6),
-    long=(False, True, True, True, True, False, False),
-)
+SSD512_VOC = _ssd512(sizes=(35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6))
 """As the ports of SSD512 agree, since its script was not published; 24,564 boxes."""
 
-SSD512_COCO = _levels(
-    cells=(64, 32, 16, 8, 4, 2, 1),
-    steps=(8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0),
-    sizes=(20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72),
-    long=(False, True, True, True, True, False, False),
-)
+SSD512_COCO = _ssd512(sizes=(20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72))
 """The same cells with the boxes that the ports have for COCO (`vgg_ssd512_coco_trainval35k.yaml`
 of lufficc/SSD)."""
 

@@ -30,6 +30,7 @@ class Traits(NamedTuple):
         clip: Which parts of the default boxes are clipped to the image.
         whole_scales: Whether their scales are truncated to whole pixels.
         clip_detections: Whether detected boxes are clipped to the image before suppression.
+        fitted: Default boxes that were fitted to a dataset and replace the table; may be empty.
     """
 
     mean_rgb: tuple[float, float, float] = MEAN_RGB
@@ -38,6 +39,7 @@ class Traits(NamedTuple):
     clip: Clip = "none"
     whole_scales: bool = True
     clip_detections: bool = False
+    fitted: tuple[Level, ...] = ()
 
 
 CAFFE = Traits()
@@ -62,7 +64,7 @@ class SSD(nn.Module):
 
     Args:
         backbone: A module that is a `Backbone`.
-        levels: The default boxes of each feature map, from the table `traits.scales`.
+        levels: The default boxes of each feature map: `traits.fitted`, or else `traits.scales`.
         image_size_px: (height, width) of the input.
         num_classes: C, without the background.
         traits: Normalisation of pixels, clipping of default boxes and detections.

@@ -169,10 +169,11 @@ def claim(
             remedy=f"Start a new run from its weights: --init {folder} --out NEW",
         )
     changed = differences(before, config)
+    names = ("recipe", "data_digest", "init_digest", "precision", "stream_version", "fitted_boxes")
     changed += [
-        f"{name}: {facts_before.get(name)}, now {facts[name]}"
-        for name in ("recipe", "data_digest", "init_digest", "precision", "stream_version")
-        if facts_before.get(name) != facts[name]
+        f"{name}: {facts_before.get(name)}, now {facts.get(name)}"
+        for name in names
+        if facts_before.get(name) != facts.get(name)
     ]
     if changed:
         raise ConfigError(

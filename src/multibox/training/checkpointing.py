@@ -94,7 +94,9 @@ class Checkpointer:
         if self._processes.is_first:
             found, refusals = checkpoints.newest(self._folder)
             for refusal in refusals:
-                self._console.print(f"Skipped a damaged checkpoint: {refusal}", highlight=False)
+                self._console.print(
+                    f"Skipped a damaged checkpoint: {refusal}", highlight=False, markup=False
+                )
         step = agree(found.step if found else -1, self._processes)
         if step < 0:
             return None

@@ -121,10 +121,12 @@ def _notes(network: SSD, weights: Weights) -> tuple[str, ...]:
     if not any(name.startswith(_LOGITS) for name in weights.tensors) or own == theirs:
         return ()
     notes = []
-    if own.scales != theirs.scales:
+    if own.fitted != theirs.fitted or (own.scales != theirs.scales and not own.fitted):
+        there, here = ("fitted to data" if t.fitted else f"for {t.scales}" for t in (theirs, own))
+        keep = f": use --default-boxes {theirs.scales} to keep them"
         notes.append(
-            f"the weights were trained with the default boxes for {theirs.scales}, but this run "
-            f"has those for {own.scales}: use --default-boxes {theirs.scales} to keep them"
+            f"the weights were trained with the default boxes {there}, but this run has those "
+            f"{here}{'' if own.fitted or theirs.fitted else keep}"
         )
     if own.clip != theirs.clip:
         notes.append(

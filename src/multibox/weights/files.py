@@ -4,8 +4,9 @@ import json
 import re
 import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -13,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from multibox.build import NETWORKS, build_network
+from multibox.build import NETWORKS, Architecture, build_network
 from multibox.errors import ConfigError, WeightsError
-from multibox.ssd.default_boxes import Clip
+from multibox.ssd.default_boxes import Clip, Level
 from multibox.ssd.network import SSD, Scales, Traits
 from multibox.storage import checkpoint as checkpoints
 from multibox.weights.foreign import TRUNKS, is_safetensors, read_foreign
@@ -23,6 +24,9 @@ from multibox.weights.foreign import TRUNKS, is_safetensors, read_foreign
 FORMAT = "multibox-1"
 
 _MANY_CLASSES = 1_000
+
+# Cells and steps are the architecture's.
+_FITTED = {"min_size_px", "max_size_px", "ratios", "doubled"}
 
 NO_LICENCE = "not stated by whoever trained them"
 
@@ -58,9 +62,30 @@ def make_header(network: SSD, name: str, classes: tuple[str, ...], licence: str)
         "network": name,
         "classes": json.dumps(classes, ensure_ascii=False),
         "image_size": json.dumps(network.image_size_px),
-        "traits": json.dumps(network.traits._asdict()),
+        "traits": json.dumps(_traits_json(network.traits)),
         "licence": licence,
     }
+
+
+def fitted_json(levels: Sequence[Level]) -> list[dict[str, Any]]:
+    """Returns fitted default boxes as JSON: an object with `_FITTED` for each level."""
+    return [
+        {
+            "min_size_px": level.min_size_px,
+            "max_size_px": level.max_size_px,
+            "ratios": list(level.ratios),
+            "doubled": level.doubled,
+        }
+        for level in levels
+    ]
+
+
+def _traits_json(traits: Traits) -> dict[str, Any]:
+    value = traits._asdict() | {"fitted": fitted_json(traits.fitted)}
+    if not traits.fitted:
+        # An older version can read a file without this entry.
+        del value["fitted"]
+    return value
 
 
 def checked_header(weights: Weights) -> dict[str, str]:
@@ -217,8 +242,9 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
     try:
         value = json.loads(header["traits"])
         numbers = [*value["mean_rgb"], value["pixel_scale"]]
+        fitted = _fitted(value.pop("fitted", []), architecture)
         sound = (
-            value.keys() == set(Traits._fields)
+            {*value, "fitted"} == set(Traits._fields)
             and len(numbers) == 4
             and all(type(n) in (int, float) and abs(n) <= sys.float_info.max for n in numbers)
             and value["pixel_scale"] > 0
@@ -234,7 +260,45 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
             f"has invalid traits for {network} ({header['traits'][:200]})", file=path
         )
     red, green, blue, scale = map(float, numbers)
-    return Traits(**value | {"mean_rgb": (red, green, blue), "pixel_scale": scale})
+    return Traits(**value | {"mean_rgb": (red, green, blue), "pixel_scale": scale}, fitted=fitted)
+
+
+def _fitted(value: object, architecture: Architecture) -> tuple[Level, ...]:
+    """Returns the fitted default boxes in a header. They may be empty.
+
+    Raises:
+        TypeError: They are not an array of objects with the expected fields.
+        ValueError: A number cannot be right, or the levels are not those of the architecture.
+    """
+    own = next(iter(architecture.tables.values()))
+    if value == []:
+        return ()
+    if type(value) is not list or len(value) != len(own):
+        raise ValueError
+    return tuple(
+        _fitted_level(one, level, max(architecture.image_size_px))
+        for one, level in zip(value, own, strict=True)
+    )
+
+
+def _fitted_level(value: Any, level: Level, side_px: int) -> Level:
+    ratios, sizes = value["ratios"], (value["min_size_px"], value["max_size_px"])
+    numbers = [*ratios, *sizes, value["doubled"]]
+    sound = (
+        value.keys() == _FITTED
+        and type(ratios) is list
+        and all(type(number) in (int, float) for number in numbers)
+        and 1 <= sizes[0] <= sizes[1] <= 16 * side_px
+        and all(1 / 64 <= ratio <= 64 for ratio in ratios)
+        and len(ratios) == len(set(ratios)) == len(level.ratios)
+        and value["doubled"] in ratios
+    )
+    if not sound:
+        raise ValueError
+    low, high, doubled = map(float, (*sizes, value["doubled"]))
+    return level._replace(
+        min_size_px=low, max_size_px=high, ratios=tuple(map(float, ratios)), doubled=doubled
+    )
 
 
 def load_network(weights: Weights, device: torch.device) -> SSD:

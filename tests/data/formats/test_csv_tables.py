@@ -164,6 +164,7 @@ def test_fractions_in_a_table_of_pixels_are_empty_or_outside(tmp_path: Path) -> 
         (f'{HEADER}"a.jpg,200,100,cat,1,2,3,4\n', "csv-malformed", "unexpected end of data"),
         (f"{HEADER}{'x' * 200_000},1,1,cat,1,2,3,4\n", "csv-malformed", "field larger than"),
         ("filename,class\na.jpg,cat\n", "csv-header", "has the columns filename, class, but none"),
+        ("annotation_id,image,label,lead_time\n1,a.jpg,[],2", "csv-header", "Export the project"),
         ("class,xmin,ymin,xmax,ymax\ncat,1,2,3,4", "csv-header", "but none of the image"),
     ],
 )
@@ -189,6 +190,20 @@ def test_other_tables_are_no_annotations(tmp_path: Path, text: str) -> None:
         read(tmp_path, text)
 
 
+def test_xml_and_json_beside_a_table_are_the_annotations(tmp_path: Path) -> None:
+    """As in the raccoon repository, where the table was made from the XML files."""
+    read(tmp_path, HEADER + ROW)
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
+    xml = f"<annotation><object><name>dog</name>{box}</object></annotation>"
+    (tmp_path / "a.xml").write_text(xml)
+    assert open_dataset(tmp_path).format == "VOC XML"
+    (tmp_path / "a.json").write_text(
+        '{"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 1, "name": "x"}],'
+        '"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}]}'
+    )
+    assert open_dataset(tmp_path).format == "COCO JSON"
+
+
 def test_an_image_in_two_tables_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "more.csv").write_text(HEADER + ROW + ROW)
     dataset = read(tmp_path, HEADER + ROW, on_bad="skip")
@@ -202,6 +217,15 @@ def test_an_archive_is_read_like_its_folder(tmp_path: Path) -> None:
         for path in (tmp_path / "x").iterdir():
             archive.write(path, path.name)
     assert read_dataset(tmp_path / "x.zip", "all").digest == expected.digest
+
+
+@pytest.mark.parametrize("images", ["check", "ignore"])
+def test_a_name_with_a_control_character_is_a_fault(tmp_path: Path, images: str) -> None:
+    text = f"a\0b.jpg,1,2,3,4,cat\na.jpg,{','.join(map(str, BOX))},cat\n"
+    dataset = read(tmp_path, text, images=images, on_bad="skip")
+    (fault,) = dataset.faults
+    assert (fault.kind, fault.position) == ("text-malformed", "line 1")
+    assert "its image name 'a\\x00b.jpg' is not plain text" in fault.reason
 
 
 def test_sizes_suffice_when_images_are_not_checked(tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ BAD_SHAPES = {
     "no object": (7, "json-form", "is not a JSON object"),
     "no label": (shape(label=None), "text-malformed", "its label is None"),
     "empty label": (shape(label=" "), "text-malformed", "its label is ' '"),
+    "odd type": (shape(shape_type=[1]), "text-malformed", "its shape_type is [1]"),
     "no points": (shape(points=[]), "outline-malformed", "its points are []"),
     "odd points": (shape(points=[[1, 2, 3]]), "outline-malformed", "not pairs of plain numbers"),
     "text": (shape(points=[["1", 2]]), "outline-malformed", "not pairs of plain numbers"),

@@ -11,6 +11,7 @@ import pytest
 import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from multibox.data.dataset import Dataset, Fault, Note, require_objects
 from multibox.data.formats.layouts import known_splits, open_dataset, read_dataset
@@ -254,6 +255,20 @@ def test_the_layout_may_lie_in_a_folder_of_the_archive(tmp_path: Path) -> None:
     assert len(read_dataset(tmp_path / "BCCD.zip", "trainval")) == 1
 
 
+def test_lists_of_classes_without_a_list_of_the_split(tmp_path: Path) -> None:
+    """As VoTT writes them: each list has all images of the split, with their suffix."""
+    root = lay_out(tmp_path, dict.fromkeys("abc", annotation(thing())))
+    lists = root / "ImageSets" / "Main"
+    (lists / "trainval.txt").unlink()
+    (lists / "cat_train.txt").write_text("a.jpg 1\nb.jpg -1\n")
+    (lists / "dog_train.txt").write_text("a.jpg -1\nb.jpg 1\n")
+    (lists / "cat_val.txt").write_text("c.jpg -1\n")
+    assert known_splits(root) == ("train", "val")
+    for split, expected in (("train", ["a", "b"]), ("val", ["c"]), ("cat_train", ["a"])):
+        dataset = read_voc(root, split)
+        assert [item.image_id for item in dataset.annotations] == expected
+
+
 @pytest.mark.parametrize(
     "line", ["../a", "/etc/passwd", "sub/../../a", "C:\\a", "C:a", "..", "a\0", "a\x1b[0m", "a"]
 )
@@ -443,12 +458,36 @@ def test_a_pixel_outside_is_clipped_and_noted(tmp_path: Path) -> None:
 
 def test_the_message_lists_twenty_faults_and_counts_the_rest(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        one(tmp_path, annotation(*[thing(bndbox=box(xmax=0))] * 33))
+        one(tmp_path, annotation(thing(), *[thing(bndbox=box(xmax=0))] * 33))
     message = str(caught.value)
     assert "33 faults" in message
     assert message.count(" is empty") == 20
     assert "and 13 more" in message
     assert "--on-bad skip" in message
+
+
+def test_skipping_is_proposed_only_if_it_leaves_objects(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"\nCorrect the files\.$"):
+        one(tmp_path / "a", annotation(thing(bndbox=box(xmax=0))))
+    with pytest.raises(DataError, match="use --on-bad skip"):
+        one(tmp_path / "b", annotation(thing(bndbox=box(xmax=0)), thing()))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+def test_swapped_sides_are_explained_by_the_exif_orientation(
+    tmp_path: Path, orientation: int
+) -> None:
+    size = "<size><width>50</width><height>100</height></size>"
+    root = lay_out(tmp_path, {"a": annotation(thing(), size=size)})
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (WIDTH, HEIGHT)).save(root / "JPEGImages" / "a.jpg", exif=exif)
+    with pytest.raises(
+        DataError, match="its size is 50 x 100, but its image is 100 x 50"
+    ) as caught:
+        read_voc(root, "trainval")
+    explained = "its EXIF orientation, which is not applied, swaps the sides" in str(caught.value)
+    assert explained == (orientation >= 5)
 
 
 def test_a_fault_is_one_line() -> None:

@@ -166,6 +166,24 @@ def test_images_of_the_same_name_in_two_folders(tmp_path: Path) -> None:
         read_dataset(unclear, "all")
 
 
+@pytest.mark.parametrize(
+    ("image", "xml", "other"),
+    [
+        ("a.png", "a.xml", "masks/a.png"),
+        ("images/a.png", "annotations/a.xml", "masks/a.png"),
+        ("JPEGImages/a.png", "Annotations/xmls/a.xml", "SegmentationClass/a.png"),
+        ("train/images/a.png", "train/labels/a.xml", "train/masks/a.png"),
+        ("thumbs/a.jpg", "thumbs/a.xml", "a.jpg"),
+    ],
+)
+def test_a_near_image_is_used_although_another_has_its_name(
+    tmp_path: Path, image: str, xml: str, other: str
+) -> None:
+    root = folder(tmp_path, image, xml, other)
+    dataset = read_dataset(root, known_splits(root)[0])
+    assert [item.image_path for item in dataset.annotations] == [root / image]
+
+
 def test_two_annotations_of_one_image_are_a_fault(tmp_path: Path) -> None:
     root = folder(tmp_path, "a.jpg", "a.xml", "copy/a.xml")
     with pytest.raises(DataError, match=r"its image 'a\.jpg' has another annotation, .*a\.xml"):
@@ -207,6 +225,32 @@ def test_other_xml_files_are_not_annotations(tmp_path: Path) -> None:
     lonely = write(tmp_path / "lonely", {"b.xml": "<svg/>", "b.jpg": IMAGE})
     with pytest.raises(DataError, match="no annotations in a known format"):
         open_dataset(lonely)
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (
+            {"a.xml": "<svg/>", "b.xml": "<svg/>"},
+            "the first of its 2 .xml files, a.xml, has the root element 'svg', not 'annotation'",
+        ),
+        ({"x/a.xml": "cat"}, "the first of its 1 .xml files, x/a.xml, is not XML"),
+        (
+            {"ImageSets/Main/train.txt": "a\n"},
+            "ImageSets/Main exists, but Annotations does not exist",
+        ),
+        ({"Annotations/a.md": ""}, "Annotations exists, but holds no .xml file"),
+    ],
+)
+def test_an_unknown_folder_is_told_what_it_lacks(
+    tmp_path: Path, files: dict[str, str], reason: str
+) -> None:
+    root = write(tmp_path, {"a.jpg": IMAGE, **files})
+    with pytest.raises(DataError) as caught:
+        open_dataset(root)
+    assert caught.value.kind == "layout-unknown"
+    assert reason in str(caught.value)
+    assert "It holds 1 images" in str(caught.value)
 
 
 def encoded(text: str, encoding: str, declared: str) -> bytes:

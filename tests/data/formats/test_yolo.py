@@ -102,6 +102,32 @@ def test_a_path_of_another_split_is_never_used_instead(tmp_path: Path) -> None:
     assert "names test, which do not exist" in dataset.notes[0].text
 
 
+def test_splits_of_other_names(tmp_path: Path) -> None:
+    text = "'2007:test': images/train\nextra: images/absent\nnames: [cat, dog]\nauthor: .\n"
+    assert list(boxes(read(tmp_path, LABELLED | {"data.yaml": text}, "2007:test"))) == ["a"]
+    assert known_splits(tmp_path) == ("2007:test",)
+
+
+def test_one_folder_of_labels_for_all_splits(tmp_path: Path) -> None:
+    files = BASE | {"labels/a.txt": BOX, "labels/b.txt": BOX}
+    assert boxes(read(tmp_path, files, "train+val")) == {
+        "a": [[75, 25, 125, 75]],
+        "b": [[75, 25, 125, 75]],
+    }
+
+
+def test_long_paths_are_not_searched(tmp_path: Path) -> None:
+    """Each folder that is left out would be another search: 100,000 of them would take minutes."""
+    many = "a/" * 100_000
+    for key in ("train", "path", "extra"):
+        files = LABELLED | {"data.yaml": f"names: [cat]\nval: images/val\n{key}: {many}\n"}
+        lay_out(tmp_path / key, files)
+        assert "val" in known_splits(tmp_path / key)
+    names = {"obj.names": "cat", "obj.data": f"names = {many}\ntrain = {many}"}
+    lay_out(tmp_path / "x", {"a.jpg": IMAGE, "a.txt": BOX} | names)
+    assert known_splits(tmp_path / "x") == ("all",)
+
+
 def test_lists_of_images(tmp_path: Path) -> None:
     files = LABELLED | {
         "data.yaml": "train: train.txt\nval: lists/val.txt\nnames: [cat, dog]",
@@ -257,7 +283,7 @@ def test_a_label_file_without_an_image_is_a_fault(tmp_path: Path) -> None:
 
 
 def test_without_images_each_label_file_is_a_fault(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"labels/a.txt: has no image with its name"):
+    with pytest.raises(DataError, match="no image is called 'a'"):
         read(tmp_path, {"labels/a.txt": BOX, "classes.txt": "cat"}, "all")
 
 

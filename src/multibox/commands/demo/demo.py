@@ -24,7 +24,7 @@ def demo(out: Path, console: Console) -> Path:
     Raises:
         MultiboxError: The folder contains something else, or cannot be written.
     """
-    console.print(f"Drawing a dataset in {out / 'data'}", highlight=False)
+    console.print(f"Drawing a dataset in {out / 'data'}", highlight=False, markup=False)
     draw_dataset(out / "data")
     recipe = ssd300_lite()
     config = dataclasses.replace(

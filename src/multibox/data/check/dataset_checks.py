@@ -19,21 +19,17 @@ from multibox.data.check.annotation_checks import (
 )
 from multibox.data.check.findings import Finding, finding_of
 from multibox.data.check.image_metadata import unusual_properties
-from multibox.data.check.split_checks import compare_classes, shared_images
+from multibox.data.check.split_checks import Picture, compare_classes, shared_images
 from multibox.data.dataset import Dataset, Fault
-from multibox.data.files import list_folder, read_bytes
+from multibox.data.files import SUFFIXES, list_folder, read_bytes
 from multibox.data.formats.layouts import DatasetFolder, open_dataset
 from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import split_lists
 from multibox.data.formats.voc_files import annotation_files
 from multibox.data.formats.voc_lists import LayoutFolder
-from multibox.data.images import (
-    MAX_BYTES,
-    SUFFIXES,
-    decode_image,
-    find_images,
-)
+from multibox.data.images import MAX_BYTES, decode_image, find_images
 from multibox.data.reading import NoImagesError
+from multibox.data.splits.near_duplicates import thumbnail
 from multibox.errors import DataError
 
 _XML_FORMATS = ("PASCAL VOC", "VOC XML")
@@ -58,11 +54,11 @@ class _CheckedImage(NamedTuple):
     """The result of decoding an image file.
 
     Attributes:
-        pixels: A hash of its size and pixels; None if decoding failed.
+        picture: What it shows; None if decoding failed.
         findings: The findings about the file.
     """
 
-    pixels: bytes | None
+    picture: Picture | None
     findings: list[Finding]
 
 
@@ -102,13 +98,13 @@ def check_dataset(
         if dataset is not None:
             datasets[split] = dataset
     paths = {item.image_path: None for data in datasets.values() for item in data.annotations}
-    pixels = {}
+    pictures = {}
     for done, (path, checked) in enumerate(_check_images(list(paths), workers), start=1):
         found += checked.findings
-        if checked.pixels is not None:
-            pixels[path] = checked.pixels
+        if checked.picture is not None:
+            pictures[path] = checked.picture
         progress(done, len(paths))
-    found += _check_annotations(folder, datasets, classes, pixels)
+    found += _check_annotations(folder, datasets, classes, pictures)
     if folder.format == "PASCAL VOC" and not splits:
         found += _check_files(root)
     # An image in several splits has the same findings in each. Keep them once.
@@ -127,8 +123,10 @@ def _read(
         return None, [
             *map(finding_of, (*faults, Fault(error.kind, file, error.position, error.reason)))
         ]
-    # For VOC, `check_xml` reports these with their positions.
-    reported = {"box-clipped", "size-missing"} if folder.format in _XML_FORMATS else set()
+    # `_check_image` reports this with the file, and `check_xml` those with their positions.
+    reported = {"sixteen-bit"}
+    if folder.format in _XML_FORMATS:
+        reported |= {"box-clipped", "size-missing"}
     notes = [
         Finding(note.kind, folder.root, f"split {split}", note.text)
         for note in dataset.notes
@@ -164,14 +162,14 @@ def _check_image(path: Path) -> _CheckedImage:
         found.append(Finding("image-blank", path, None, "all of its pixels have the same value"))
     digest = hashlib.sha256(f"{width} x {height}".encode())
     digest.update(image.data)
-    return _CheckedImage(digest.digest(), found)
+    return _CheckedImage(Picture(digest.digest(), thumbnail(image)), found)
 
 
 def _check_annotations(
     folder: DatasetFolder,
     datasets: Mapping[str, Dataset],
     classes: tuple[str, ...],
-    pixels: Mapping[Path, bytes],
+    pictures: Mapping[Path, Picture],
 ) -> Iterator[Finding]:
     """Yields findings about annotations that the readers accept."""
     root, seen = folder.root, set[Path]()
@@ -186,7 +184,7 @@ def _check_annotations(
                 yield from check_xml(item, loose.get(item.image_path) or _xml(item.image_path))
     yield from check_names(count_objects(datasets.values()), root)
     yield from compare_classes(datasets, classes, root)
-    yield from shared_images(datasets, pixels)
+    yield from shared_images(datasets, pictures)
 
 
 def _xml(image: Path) -> Path:

@@ -4,21 +4,26 @@ Files without faults are copied byte for byte. `fixes.json` lists what was chang
 """
 
 import json
-import re
-import tempfile
-import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree.ElementTree import Element
 
 from multibox.data.check.fixes import Change, class_names, correct_image, correct_tree, new_tree
 from multibox.data.dataset import Annotation, Dataset, Fault
 from multibox.data.files import is_file, read_bytes
-from multibox.data.formats.layouts import known_splits, read_dataset
+from multibox.data.formats.layouts import known_splits, open_dataset, read_dataset
+from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import all_lists, has_layouts, split_lists
+from multibox.data.formats.voc_files import files_of, find_splits, image_of
 from multibox.data.formats.voc_lists import MAX_LIST_BYTES, LayoutFolder, ListLine
 from multibox.data.formats.voc_xml import MAX_XML_BYTES, object_elements, parse_annotation
-from multibox.data.reading import NoImagesError
-from multibox.errors import ConfigError, DataError, StorageError
+from multibox.data.reading import NoImagesError, Reading
+from multibox.data.writing.converted_copy import free_name, plain_name
+from multibox.data.writing.new_folder import new_folder
+from multibox.data.writing.voc import as_xml, make_layout, write_image, write_list
+from multibox.errors import DataError
 
 RECORD = "fixes.json"
 
@@ -35,26 +40,6 @@ class _Copy(NamedTuple):
     folder: Path
     classes: tuple[str, ...]
     changes: list[Change]
-
-    def make(self) -> None:
-        """Makes the folder and its subfolders."""
-        for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-            (self.folder / part).mkdir(parents=True, exist_ok=True)
-
-    def write(self, image_id: str, image: bytes, suffix: str, xml: bytes) -> None:
-        """Adds an image and its annotation."""
-        for part, name, data in (
-            ("JPEGImages", f"{image_id}{suffix}", image),
-            ("Annotations", f"{image_id}.xml", xml),
-        ):
-            path = self.folder / part / name
-            # Ids may contain folders.
-            path.parent.mkdir(exist_ok=True, parents=True)
-            path.write_bytes(data)
-
-    def write_list(self, split: str, content: bytes) -> None:
-        """Adds a list of images."""
-        (self.folder / "ImageSets" / "Main" / f"{split}.txt").write_bytes(content)
 
     def leave_out(
         self,
@@ -79,7 +64,7 @@ def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> list
       would see.
     - Images that cannot be used, or lose all of their objects, are left out.
     - Files that are not in any list are not copied.
-    - In COCO layout, boxes that leave their image by more than one pixel are removed.
+    - In other formats than VOC's XML, boxes that leave their image by over one pixel are removed.
 
     Args:
         root: A folder in VOC or COCO layout.
@@ -91,30 +76,11 @@ def write_fixed(root: Path, out: Path, *, classes: tuple[str, ...] = ()) -> list
         ConfigError: One of the two folders would be inside the other.
         StorageError: The new folder is not empty, or cannot be written.
     """
-    source, target = root.resolve(), out.resolve()
-    if source.is_relative_to(target) or target.is_relative_to(source):
-        remedy = "Choose a folder that is neither above nor below it"
-        raise ConfigError(f"the copy {out} and the dataset would overlap", remedy=remedy)
-    try:
-        if out.exists() and any(out.iterdir()):
-            remedy = "Choose a new folder, or remove this one"
-            raise StorageError("is not empty", file=out, remedy=remedy)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fixing-", dir=target.parent) as staging:
-            # In a subfolder, because other users have no access to a temporary folder itself.
-            written = Path(staging) / target.name
-            changes = _write(root, written, classes)
-            if out.exists():
-                target.rmdir()
-            written.rename(target)
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror})"
-        raise StorageError(reason, file=out, remedy="Choose another folder") from None
-    return changes
+    with new_folder(out, beside=root) as written:
+        return _write(root, written, classes)
 
 
 def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
-    target.mkdir()
     changes = list[Change]()
     if has_layouts(root):
         lists, main = all_lists(root), set(split_lists(root).values())
@@ -123,6 +89,8 @@ def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
             below = target if folder == root else target / folder.name
             of_folder = [file for file in lists if folders[file] == folder]
             _write_voc(LayoutFolder(folder), of_folder, main, _Copy(below, classes, changes))
+    elif open_dataset(root).format == "VOC XML":
+        _write_voc_files(FileTree(root), _Copy(target, classes, changes))
     else:
         _write_coco(root, _Copy(target, classes, changes))
     if not any(target.rglob("ImageSets/Main/*.txt")):
@@ -139,7 +107,7 @@ def _write(root: Path, target: Path, classes: tuple[str, ...]) -> list[Change]:
 
 def _write_voc(layout: LayoutFolder, lists: list[Path], main: set[Path], copy: _Copy) -> None:
     """Writes a layout folder. Lists that are not in `main` are lists of one class in a split."""
-    copy.make()
+    make_layout(copy.folder)
     layout.require_images()
     kept: dict[str, bool] = {}
     for file in lists:
@@ -164,40 +132,79 @@ def _write_voc(layout: LayoutFolder, lists: list[Path], main: set[Path], copy: _
         if file in main and all(line.flag == "-1" for line in left.values()):
             copy.leave_out(DataError("lists no usable images", kind="empty-split"), file)
         elif len(left) == len(lines):
-            copy.write_list(file.stem, read_bytes(file, limit=MAX_LIST_BYTES))
+            write_list(copy.folder, file.stem, read_bytes(file, limit=MAX_LIST_BYTES))
         else:
-            copy.write_list(
-                file.stem, "".join(f"{line.whole}\n" for line in left.values()).encode()
-            )
+            shortened = "".join(f"{line.whole}\n" for line in left.values())
+            write_list(copy.folder, file.stem, shortened.encode())
 
 
 def _write_voc_image(layout: LayoutFolder, image_id: str, copy: _Copy) -> bool:
     """Writes an image and its corrected annotation. Returns False if they cannot be used."""
-    xml = layout.xml(image_id)
+
+    def find(_: Element) -> Path:
+        if not is_file(layout.image(image_id)):
+            raise DataError(f"{image_id!r} has no image file", kind="image-missing")
+        return layout.image(image_id)
+
+    return _write_corrected(layout.xml(image_id), find, image_id, copy)
+
+
+def _write_corrected(
+    xml: Path, find_image: Callable[[Element], Path], image_id: str, copy: _Copy
+) -> bool:
     names: tuple[str, ...] = ()
     try:
         tree = parse_annotation(xml)
         names = class_names(object_elements(tree))
-        if not is_file(layout.image(image_id)):
-            raise DataError(f"{image_id!r} has no image file", kind="image-missing")
-        image = correct_image(layout.image(image_id))
+        image = correct_image(find_image(tree))
         image, found = correct_tree(tree, xml, image, copy.classes)
     except DataError as error:
         copy.leave_out(error, xml, removed=names)
         return False
     copy.changes.extend((*image.changes, *found))
-    altered = ET.tostring(tree, encoding="utf-8", xml_declaration=True) + b"\n"
-    copy.write(
-        image_id,
-        image.data,
-        image.suffix,
-        altered if found else read_bytes(xml, limit=MAX_XML_BYTES),
-    )
+    altered = as_xml(tree) if found else read_bytes(xml, limit=MAX_XML_BYTES)
+    write_image(copy.folder, image_id, image.data, image.suffix, altered)
     return True
 
 
+def _write_voc_files(tree: FileTree, copy: _Copy) -> None:
+    """Writes VOC's annotations that lie anywhere in a folder."""
+    make_layout(copy.folder)
+    taken, ids = set[str](), dict[Path, str | None]()
+    used = set[Path]()
+
+    def find(annotation: Element, xml: Path) -> Path:
+        image = image_of(annotation, xml, tree)
+        if image in used:
+            raise DataError(f"its image {image.name!r} has another annotation", kind="listed-twice")
+        used.add(image)
+        return image
+
+    for split, source in find_splits(tree).items():
+        reading = Reading(tree.root, copy.classes, "skip", "check")
+        listed = list[str]()
+        for xml in files_of(source, tree, reading):
+            if xml not in ids:
+                name = free_name(xml.stem, split, taken)
+                taken.add(name.casefold())
+                written = _write_corrected(xml, partial(find, xml=xml), name, copy)
+                ids[xml] = name if written else None
+            listed += filter(None, [ids[xml]])
+        _note_faults(tuple(reading.faults), copy)
+        _write_split(split, listed, tree.root, copy)
+
+
+def _write_split(split: str, ids: list[str], root: Path, copy: _Copy) -> None:
+    if ids:
+        listed = "".join(f"{name}\n" for name in ids)
+        write_list(copy.folder, plain_name(split), listed.encode())
+    else:
+        error = DataError("lists no usable images", kind="empty-split")
+        copy.leave_out(error, root, f"split {split}")
+
+
 def _write_coco(root: Path, copy: _Copy) -> None:
-    copy.make()
+    make_layout(copy.folder)
     taken: set[str] = set()
     for split in known_splits(root):
         try:
@@ -212,17 +219,11 @@ def _write_coco(root: Path, copy: _Copy) -> None:
         _note_faults(dataset.faults, copy)
         ids = []
         for item in dataset.annotations:
-            image_id = _free_name(item.image_id, split, taken)
+            image_id = free_name(item.image_id, split, taken)
+            taken.add(image_id.casefold())
             if _write_coco_image(item, dataset, image_id, copy):
                 ids.append(image_id)
-        if ids:
-            copy.write_list(_plain_name(split), "".join(f"{name}\n" for name in ids).encode())
-        else:
-            copy.leave_out(
-                DataError("lists no usable images", kind="empty-split"),
-                root,
-                f"split {split}",
-            )
+        _write_split(split, ids, root, copy)
 
 
 def _note_faults(faults: tuple[Fault, ...], copy: _Copy) -> None:
@@ -239,22 +240,5 @@ def _write_coco_image(item: Annotation, dataset: Dataset, image_id: str, copy: _
         return False
     tree, found = new_tree(item, dataset.classes)
     copy.changes.extend((*image.changes, *found))
-    xml = ET.tostring(tree, encoding="utf-8", xml_declaration=True) + b"\n"
-    copy.write(image_id, image.data, image.suffix, xml)
+    write_image(copy.folder, image_id, image.data, image.suffix, as_xml(tree))
     return True
-
-
-def _free_name(image_id: str, split: str, taken: set[str]) -> str:
-    """Returns a unique id for VOC's lists. Ids differ even on a case-insensitive file system."""
-    name = plain = _plain_name(image_id)
-    number = 1
-    while name.casefold() in taken:
-        name = f"{_plain_name(split)}_{plain}" if number == 1 else f"{plain}_{number}"
-        number += 1
-    taken.add(name.casefold())
-    return name
-
-
-def _plain_name(text: str) -> str:
-    """Returns a name that is valid in a list: no spaces, separators or consecutive dots."""
-    return re.sub(r"[^\w.-]|\.(?=\.)|^\W", "_", text)

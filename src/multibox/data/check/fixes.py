@@ -23,6 +23,7 @@ from multibox.data.formats.voc_xml import (
     parse_object,
 )
 from multibox.data.images import MAX_BYTES, decode_image
+from multibox.data.writing.voc import annotation_tree, plain_number, set_size
 from multibox.errors import DataError
 
 _SAVED_AS_PNG = ("cmyk", "sixteen-bit", "alpha", "animated")
@@ -123,7 +124,7 @@ def correct_tree(
     if declared != image.size_px:
         if min(declared) > 0 and not _all_fit(tree, image.size_px):
             raise DataError("its boxes were drawn on an image of another size", kind="size-differs")
-        _set_size(tree, image.size_px)
+        set_size(tree, image.size_px)
         written, found = (f"{width} x {height}" for width, height in (declared, image.size_px))
         changes.append(Change(file, None, f"size changed from {written} to {found}"))
     changes += _split_objects(tree, file)
@@ -196,15 +197,6 @@ def _all_fit(tree: Element, size_px: tuple[int, int]) -> bool:
     return True
 
 
-def _set_size(tree: Element, size_px: tuple[int, int]) -> None:
-    for old in tree.findall("size"):
-        tree.remove(old)
-    size = Element("size")
-    for name, side in zip(("width", "height", "depth"), (*size_px, 3), strict=True):
-        ET.SubElement(size, name).text = str(side)
-    tree.insert(0, size)
-
-
 def _corrected(
     element: Element, size_px: tuple[int, int], classes: tuple[str, ...], seen: set[_Place]
 ) -> tuple[Object, list[str]]:
@@ -252,21 +244,15 @@ def _set_box(element: Element, item: Object) -> None:
         corner = box.find(tag)
         if corner is None:
             corner = ET.SubElement(box, tag)
-        corner.text = _plain(value)
-
-
-def _plain(value: float) -> str:
-    """Returns a number without an exponent, as VOC's reader requires."""
-    return np.format_float_positional(value, precision=20, trim="-")
+        corner.text = plain_number(value)
 
 
 def new_tree(item: Annotation, classes: tuple[str, ...]) -> tuple[Element, list[Change]]:
     """Returns a VOC annotation for an image of any layout, without exact duplicates."""
-    tree, changes = Element("annotation"), []
-    _set_size(tree, (item.width_px, item.height_px))
+    changes, kept = [], []
     seen = set[tuple[int, tuple[float, ...]]]()
-    for label, corners, difficult in zip(
-        item.labels.tolist(), item.boxes_px.tolist(), item.difficult.tolist(), strict=True
+    for place, (label, corners) in enumerate(
+        zip(item.labels.tolist(), item.boxes_px.tolist(), strict=True)
     ):
         name = classes[label]
         if (label, tuple(corners)) in seen:
@@ -274,11 +260,5 @@ def new_tree(item: Annotation, classes: tuple[str, ...]) -> tuple[Element, list[
             changes.append(Change(item.image_path, None, reason, (name,)))
             continue
         seen.add((label, tuple(corners)))
-        thing = ET.SubElement(tree, "object")
-        ET.SubElement(thing, "name").text = name
-        ET.SubElement(thing, "difficult").text = str(int(difficult))
-        box = ET.SubElement(thing, "bndbox")
-        for tag, value in zip(_CORNERS, corners, strict=True):
-            ET.SubElement(box, tag).text = _plain(value)
-    ET.indent(tree)
-    return tree, changes
+        kept.append(place)
+    return annotation_tree(item, classes, objects=kept), changes

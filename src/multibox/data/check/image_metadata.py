@@ -9,24 +9,35 @@ are decoded for training.
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import simplejpeg
 
+from multibox.data.files import read_bytes, read_ends
+from multibox.data.images import MAX_BYTES, tiff_entries, tiff_number
+
 _ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC, _EXTRA_SAMPLES = 258, 262, 338
+_HEAD_BYTES = 1 << 15
+_TIFF = (b"II*\0", b"MM\0*")
+_SIXTEEN = "it has 16 bits per channel; the upper 8 are used"
+_ALPHA = "its transparency is dropped, so hidden pixels become visible"
+_GREY = "it is grey and is converted to RGB"
 _JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 _SCAN = 0xDA
-_BEGINNINGS = {
-    **dict.fromkeys((".jpg", ".jpeg"), b"\xff\xd8"),
+_BEGINNINGS: dict[str, bytes | tuple[bytes, ...]] = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), b"\xff\xd8"),
+    **dict.fromkeys((".tif", ".tiff"), _TIFF),
     **{".png": b"\x89PNG", ".bmp": b"BM", ".webp": b"RIFF"},
 }
 
 
 class Part(NamedTuple):
-    """A segment of a JPEG, or a chunk of a PNG or WebP.
+    """A segment of a JPEG, a chunk of a PNG or WebP, or a whole TIFF.
 
     Attributes:
-        name: The marker in hexadecimal, or the name of the chunk.
+        name: The marker in hexadecimal, the name of the chunk, or `TIFF`.
         start: Offset of its content in the file.
         end: Offset of the end of its content.
     """
@@ -70,6 +81,8 @@ def unusual_properties(data: bytes, suffix: str) -> dict[str, str]:
         found |= _png_properties(data)
     elif data.startswith(b"RIFF"):
         found |= _webp_properties(data)
+    elif data.startswith(_TIFF):
+        found |= _tiff_properties(data)
     if not data.startswith(_BEGINNINGS.get(suffix.lower(), b"")):
         found["suffix-differs"] = f"its format does not match its suffix {suffix}"
     return found
@@ -95,7 +108,7 @@ def without_orientation(data: bytes) -> bytes:
 def find_orientation(data: bytes) -> Orientation | None:
     """Returns the EXIF orientation of a file, or None if it has no valid one."""
     for part in _parts(data):
-        if part.name not in ("E1", "eXIf", "EXIF"):
+        if part.name not in ("E1", "eXIf", "EXIF", "TIFF"):
             continue
         # EXIF segments of JPEGs begin with this. Some programs also write it into a WebP.
         prefixed = data.startswith(b"Exif\0\0", part.start)
@@ -108,17 +121,49 @@ def find_orientation(data: bytes) -> Orientation | None:
     return None
 
 
+def has_rotated_orientation(path: Path) -> bool:
+    """Returns whether an image's EXIF orientation (5..8) swaps its width and height.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    orientation = find_orientation(read_bytes(path, limit=MAX_BYTES))
+    return orientation is not None and orientation.value >= 5
+
+
+def has_sixteen_bits(path: Path) -> bool:
+    """Returns whether an image is a PNG or TIFF with 16 bits per channel, by its header.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    head, _ = read_ends(path, head=_HEAD_BYTES, tail=1, limit=MAX_BYTES)
+    if head.startswith(_TIFF) and not _bits(head):
+        head = read_bytes(path, limit=MAX_BYTES)  # The directory may follow the pixels.
+    return _bits(head) == 16
+
+
+def _bits(data: bytes) -> int:
+    """Returns the bits per channel of a PNG or TIFF. 0: another format, or not in these bytes."""
+    if data.startswith(b"\x89PNG"):
+        return data[24] if len(data) > 24 else 0
+    return _tiff_tag(data, _BITS) or 0 if data.startswith(_TIFF) else 0
+
+
+def _tiff_tag(data: bytes, tag: int) -> int | None:
+    try:
+        return tiff_number(data, tag)
+    except (struct.error, ValueError):
+        return None
+
+
 def _orientation(data: bytes, start: int, part: Part) -> Orientation | None:
     """Finds the tag in the first directory of the TIFF data that begin at `start`."""
-    order = {b"II": "<", b"MM": ">"}.get(data[start : start + 2])
-    if order is None:
-        return None
-    (directory,) = struct.unpack_from(f"{order}I", data, start + 4)
-    (count,) = struct.unpack_from(f"{order}H", data, start + directory)
-    for entry in range(start + directory + 2, start + directory + 2 + 12 * count, 12):
-        tag, form, _, value = struct.unpack_from(f"{order}HHIH", data, entry)
-        if (tag, form) == (_ORIENTATION, 3) and entry + 10 <= part.end and 1 <= value <= 8:
-            return Orientation(value, entry + 8, order, part)
+    for order, tag, form, place in tiff_entries(data, start):
+        if (tag, form) == (_ORIENTATION, 3) and place + 2 <= part.end:
+            (value,) = struct.unpack_from(f"{order}H", data, place)
+            if 1 <= value <= 8:
+                return Orientation(value, place, order, part)
     return None
 
 
@@ -130,6 +175,8 @@ def _parts(data: bytes) -> Iterator[Part]:
             yield from _chunks(data, ">I4s", 8)
         elif data.startswith(b"RIFF"):
             yield from _chunks(data, "<4sI", 12)
+        elif data.startswith(_TIFF):
+            yield Part("TIFF", 0, len(data))
     except struct.error:
         return
 
@@ -167,7 +214,18 @@ def _jpeg_properties(data: bytes) -> dict[str, str]:
     _, _, colours, _ = simplejpeg.decode_jpeg_header(data)
     if colours in ("CMYK", "YCCK"):
         return {"cmyk": f"its colours are {colours}, converted to RGB without a colour profile"}
-    return {"grey": "it is grey and is converted to RGB"} if colours == "Gray" else {}
+    return {"grey": _GREY} if colours == "Gray" else {}
+
+
+def _tiff_properties(data: bytes) -> dict[str, str]:
+    found = {}
+    if _tiff_tag(data, _BITS) == 16:
+        found["sixteen-bit"] = _SIXTEEN
+    if _tiff_tag(data, _EXTRA_SAMPLES) is not None:
+        found["alpha"] = _ALPHA
+    if _tiff_tag(data, _PHOTOMETRIC) in (0, 1):
+        found["grey"] = _GREY
+    return found
 
 
 def _png_properties(data: bytes) -> dict[str, str]:
@@ -175,11 +233,11 @@ def _png_properties(data: bytes) -> dict[str, str]:
     names = {part.name for part in _parts(data)}
     found = {}
     if depth == 16:
-        found["sixteen-bit"] = "it has 16 bits per channel; the upper 8 are used"
+        found["sixteen-bit"] = _SIXTEEN
     if colours in (4, 6) or "tRNS" in names:
-        found["alpha"] = "its transparency is dropped, so hidden pixels become visible"
+        found["alpha"] = _ALPHA
     if colours in (0, 4):
-        found["grey"] = "it is grey and is converted to RGB"
+        found["grey"] = _GREY
     if "acTL" in names:
         found["animated"] = "it is animated; the first frame is used"
     return found
@@ -189,7 +247,7 @@ def _webp_properties(data: bytes) -> dict[str, str]:
     found, flags = {}, data[20] if data[12:16] == b"VP8X" else 0
     lossless = data[12:16] == b"VP8L" and data[24] & 0x10
     if flags & 0x10 or lossless:
-        found["alpha"] = "its transparency is dropped, so hidden pixels become visible"
+        found["alpha"] = _ALPHA
     if flags & 0x02:
         found["animated"] = "it is animated; the first frame is used"
     return found

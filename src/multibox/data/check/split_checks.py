@@ -3,10 +3,15 @@
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
 
 from multibox.data.check.annotation_checks import FEW_OBJECTS, count_objects
 from multibox.data.check.findings import Finding
 from multibox.data.dataset import Dataset
+from multibox.data.splits.near_duplicates import group_similar
 
 _ROLES = {"trainval": ("train", "val"), "train": ("train",), "val": ("val",), "test": ("test",)}
 
@@ -93,33 +98,65 @@ def _compare_pair(
     return found
 
 
-def shared_images(datasets: Mapping[str, Dataset], pixels: Mapping[Path, bytes]) -> list[Finding]:
-    """Finds images that are twice in a split, or in two splits with different roles.
+class Picture(NamedTuple):
+    """What an image shows, for comparisons.
+
+    Attributes:
+        pixels: A hash of its size and pixels.
+        thumbnail: Its thumbnail, from `near_duplicates.thumbnail`.
+    """
+
+    pixels: bytes
+    thumbnail: Float32[np.ndarray, " P"]
+
+
+def shared_images(
+    datasets: Mapping[str, Dataset], pictures: Mapping[Path, Picture]
+) -> list[Finding]:
+    """Finds pictures that are twice in a split, or in two splits with different roles.
+
+    Near-duplicates count, too: another size, quality or colour of a picture, and a mirrored one.
 
     Args:
         datasets: The datasets by split.
-        pixels: A hash of each image's pixels, by image file.
+        pictures: What the images show, by image file.
     """
     found: dict[Finding, None] = {}
-    by_pixels = {}
+    shown = _groups(pictures)
+    by_group = {}
     for split, data in datasets.items():
-        first = by_pixels[split] = dict[bytes, Path]()
+        first = by_group[split] = dict[int, Path]()
         for path in (item.image_path for item in data.annotations):
-            if path not in pixels:
+            if path not in shown:
                 continue
-            other = first.setdefault(pixels[path], path)
-            if other != path:
+            other = first.setdefault(shown[path], path)
+            if other == path:
+                continue
+            if pictures[path].pixels == pictures[other].pixels:
                 reason = f"has the same pixels as {other.name}"
                 found[Finding("duplicate-image", path, None, reason)] = None
+            else:
+                reason = f"shows the same picture as {other.name}"
+                found[Finding("near-duplicate-image", path, None, reason)] = None
     # Training splits come first, so that the finding names the image of the other split.
-    for one, two in combinations(sorted(by_pixels, key=lambda name: "train" not in roles(name)), 2):
+    for one, two in combinations(sorted(by_group, key=lambda name: "train" not in roles(name)), 2):
         if not roles(one) or not roles(two) or roles(one) & roles(two):
             continue
-        for digest, path in by_pixels[two].items():
-            if digest in by_pixels[one]:
-                other = by_pixels[one][digest]
-                reason = f"is in {two} and in {one}" + (
-                    f" as {other.name}" if other != path else ""
-                )
-                found[Finding("leaked-image", path, None, reason)] = None
+        for group, path in by_group[two].items():
+            if group not in by_group[one]:
+                continue
+            other = by_group[one][group]
+            known = "" if other == path else f" as {other.name}"
+            reason = f"is in {two} and in {one}{known}"
+            if pictures[path].pixels != pictures[other].pixels:
+                reason = f"is in {two}, and {other.name} in {one} shows the same picture"
+            found[Finding("leaked-image", path, None, reason)] = None
     return list(found)
+
+
+def _groups(pictures: Mapping[Path, Picture]) -> dict[Path, int]:
+    """Returns the group of near-duplicates of each image, as a number."""
+    if not pictures:
+        return {}
+    vectors = np.stack([picture.thumbnail for picture in pictures.values()])
+    return dict(zip(pictures, group_similar(vectors).tolist(), strict=True))

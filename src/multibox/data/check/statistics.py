@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from multibox.boxes import pairwise_iou
+from multibox.boxes import best_iou, evenly_spaced
 from multibox.data.dataset import Dataset
 
 SIZE_EDGES_PX = (8, 16, 32, 64, 128, 256)
@@ -20,8 +20,8 @@ REACH = 0.5
 """An object is matched to every default box with at least this IoU. If there is none, the best
 default box is forced on it (SSD section 2.2)."""
 
-_MEASURED = 5000
-_AT_A_TIME = 128
+MEASURED = 5000
+"""Largest number of objects that are compared with default boxes."""
 
 
 class BoxTable(NamedTuple):
@@ -176,14 +176,9 @@ def _counts(size_px: Float64[np.ndarray, " M"]) -> Float64[np.ndarray, " S"]:
 
 
 def _reach(boxes: Float32[np.ndarray, "M 4"], table: BoxTable) -> Reach:
-    picked = np.linspace(0, len(boxes) - 1, min(len(boxes), _MEASURED)).round().astype(int)
-    boxes = boxes[picked]
-    # In parts, because the IoUs of a table with all objects would fill the memory.
-    best = [
-        pairwise_iou(torch.from_numpy(boxes[start : start + _AT_A_TIME]), table.boxes).amax(dim=1)
-        for start in range(0, len(boxes), _AT_A_TIME)
-    ]
-    forced = torch.cat([torch.zeros(0), *best]).numpy() < REACH
+    measured = evenly_spaced(torch.from_numpy(boxes), MEASURED)
+    boxes = measured.numpy()
+    forced = best_iou(measured, table.boxes).numpy() < REACH
     size = _size_px(boxes, table.input_px)
     by_size = [
         part / whole if whole else None

@@ -24,11 +24,8 @@ import numpy as np
 
 from multibox.data.dataset import Note, Object, Scene
 from multibox.data.formats.json_files import (
-    OUTLINED,
-    Box,
     Record,
     are_plain,
-    bounds,
     ends_of_files,
     has_key,
     identifier,
@@ -39,6 +36,7 @@ from multibox.data.formats.json_files import (
     some_of,
     text,
 )
+from multibox.data.formats.outlines import OUTLINED, Box, bounds
 from multibox.data.formats.tree import UNSPLIT, FileTree
 from multibox.data.reading import Reading
 from multibox.errors import DataError
@@ -86,8 +84,9 @@ def _is_coco(file: Path, ends: str) -> bool:
 
 
 def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used."""
-    return [scene for file in files for scene in _read_file(file, tree, reading)]
+    """Returns the images of a split that can be used, sorted by path."""
+    scenes = [scene for file in files for scene in _read_file(file, tree, reading)]
+    return sorted(scenes, key=lambda scene: scene.path)
 
 
 def _read_file(file: Path, tree: FileTree, reading: Reading) -> list[Scene]:
@@ -331,3 +330,43 @@ def _is_crowd(record: Record) -> bool:
             f"its iscrowd is {reprlib.repr(flag)}, not 0 or 1", kind="difficult-malformed"
         )
     return flag in _YES
+
+
+def result_ids(root: Path, split: str) -> tuple[dict[int, Path], dict[int, str]]:
+    """Returns a split's image files and category names by their ids in the annotation file.
+
+    Results in COCO's format refer to these ids.
+
+    Raises:
+        DataError: The dataset is not COCO JSON, the split has several files, or a record is
+            malformed.
+    """
+    tree = FileTree(root)
+    splits = find_splits(tree)
+    if not splits:
+        raise DataError(
+            "is not in COCO's format, so the image ids in a JSON file of results are unknown",
+            kind="layout-unknown",
+            file=root,
+            remedy="Use a folder of the devkit's results files, or a dataset in COCO's format",
+        )
+    if len(splits.get(split, ())) != 1:
+        raise DataError(
+            f"image ids are unique within a file only, but {split!r} is not one file",
+            kind="duplicate-id",
+            file=root,
+            remedy=f"Evaluate one of {', '.join(splits)}",
+        )
+    (file,) = splits[split]
+    content = _load(file)
+    paths = {
+        identifier(require_object(record), "id"): tree.find_image(
+            text(record, "file_name"), beside=file, required=False
+        )
+        for record in content["images"]
+    }
+    names = _names(content["categories"], file)
+    return (
+        {number: path for number, path in paths.items() if isinstance(number, int)},
+        {number: name for number, name in names.items() if isinstance(number, int)},
+    )

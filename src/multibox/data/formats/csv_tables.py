@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from multibox.data.dataset import Note, Object, Scene
-from multibox.data.files import read_ends
+from multibox.data.files import SUFFIXES, read_ends
 from multibox.data.formats.plain_text import (
     NAMELESS,
     check_name,
@@ -29,7 +29,7 @@ from multibox.data.formats.plain_text import (
     use_numbers,
 )
 from multibox.data.formats.tree import UNSPLIT, FileTree
-from multibox.data.images import SUFFIXES, check_image
+from multibox.data.images import check_image
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
@@ -223,6 +223,11 @@ def _columns(lines: Sequence[str]) -> _Columns | None:
     image = next((place[name] for name in _IMAGE if name in place), None)
     label = next((place[name] for name in _CLASS if name in place), None)
     box, corners = _box_columns(place)
+    if {"annotationid", "leadtime"} <= place.keys():
+        raise DataError(
+            "is Label Studio's CSV. Export the project as JSON, COCO or YOLO instead",
+            kind="csv-header",
+        )
     if image is None or not box:
         if (image is not None and label is not None) or (box and label is not None):
             missing = "of the box (xmin, ymin, xmax, ymax)" if box is None else "of the image"
@@ -441,6 +446,8 @@ def _scene(
     reading: Reading,
 ) -> Scene:
     """Returns the image that a row names, without its objects."""
+    if not name.isprintable():
+        raise DataError(f"its image name {name[:80]!r} is not plain text", kind="text-malformed")
     path = tree.find_image(name, beside=file, required=reading.images == "check")
     if path not in by_path:
         reading.list_once(str(path), f"{file}, {place}")

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from multibox.data.dataset import Note, Object, Scene
+from multibox.data.formats.outlines import OUTLINED, ROTATED
 from multibox.data.formats.tree import UNSPLIT, FileTree, image_parts
 from multibox.data.formats.voc_files import UNANNOTATED
-from multibox.data.formats.voc_xml import OUTLINED, ROTATED
 from multibox.data.formats.xml_files import (
     bounds,
     first_tags,

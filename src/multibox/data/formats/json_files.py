@@ -7,7 +7,7 @@ import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from multibox.data.reading import Reading
 from multibox.errors import DataError
 
 Record = dict[str, Any]
-Box = tuple[float, float, float, float]
 
 _MAX_BYTES = 1 << 30
 _END_BYTES = 1 << 16
@@ -29,10 +28,6 @@ _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _EMBEDDED = re.compile(rb'"imageData"\s*:\s*"')
 _LISTED = 12
 
-OUTLINED = Note("box-from-outline", "objects have an outline only: the box around it is used")
-ROTATED = Note("box-rotated", "boxes are rotated: the upright box around each is used")
-NO_BOX = Note("shape-without-box", "points, lines and other shapes without an area were left out")
-CUT = Note("box-clipped", "boxes around outlines that left their image were clipped")
 _OTHER = Note("json-other", "JSON files in another form were left out")
 
 
@@ -153,25 +148,6 @@ def is_plain(value: object) -> bool:
 def are_plain(values: object, count: int) -> bool:
     """Whether a value is a list of so many plain numbers."""
     return type(values) is list and len(values) == count and all(map(is_plain, values))
-
-
-def bounds(points: Sequence[Sequence[Any]]) -> Box:
-    """Returns the smallest box around at least one point."""
-    xs, ys = [float(point[0]) for point in points], [float(point[1]) for point in points]
-    return min(xs), min(ys), max(xs), max(ys)
-
-
-def inside(box_px: Box, size_px: tuple[int, int], reading: Reading) -> Box:
-    """Returns the part of a box that is in the image.
-
-    A circle or a rotated rectangle may leave the image although its object does not.
-    """
-    x0, y0, x1, y1 = box_px
-    width, height = map(float, size_px)
-    clipped = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
-    if clipped != box_px:
-        reading.notes[CUT] += 1
-    return clipped
 
 
 def require_object(record: object) -> Record:

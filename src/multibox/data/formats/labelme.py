@@ -13,21 +13,17 @@ from typing import Any, NamedTuple
 
 from multibox.data.dataset import Note, Object, Scene
 from multibox.data.formats.json_files import (
-    NO_BOX,
-    OUTLINED,
-    Box,
     Record,
     are_plain,
-    bounds,
     ends_of_files,
     has_key,
-    inside,
     leave_out_other,
     load,
     require_object,
     side_px,
     text,
 )
+from multibox.data.formats.outlines import NO_BOX, OUTLINED, Box, bounds, inside
 from multibox.data.formats.tree import FileTree
 from multibox.data.reading import Reading
 from multibox.errors import DataError
@@ -69,7 +65,7 @@ def _is_labelme(ends: str) -> bool:
 
 
 def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used."""
+    """Returns the images of a split that can be used, sorted by path."""
     scenes = []
     for file in files:
         try:
@@ -80,7 +76,7 @@ def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scen
                 leave_out_other(reading)
         except DataError as error:
             reading.add_fault(error, file)
-    return scenes
+    return sorted(scenes, key=lambda scene: scene.path)
 
 
 def _read_image(content: Record, file: Path, tree: FileTree, reading: Reading) -> Scene:
@@ -113,7 +109,8 @@ def _position(place: int, record: Any) -> str:
 
 def _read_shape(record: Record, size_px: tuple[int, int], reading: Reading) -> _Shape | None:
     """Returns a shape with an area, or None for a point or a line."""
-    kind = record.get("shape_type") or "polygon"
+    # Old versions write no type, because all shapes were polygons.
+    kind = text(record, "shape_type") if record.get("shape_type") else "polygon"
     if kind in _NO_BOX:
         reading.notes[NO_BOX] += 1
         return None

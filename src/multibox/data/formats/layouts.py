@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from multibox.data.dataset import Dataset, Fault, Scene
 from multibox.data.files import is_file, is_folder
-from multibox.data.formats import coco, csv_tables, cvat, labelme, voc_files, yolo
+from multibox.data.formats import coco, csv_tables, cvat, label_studio, labelme, voc_files, yolo
 from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import has_layouts, read_voc, split_lists
 from multibox.data.reading import Reading
@@ -32,6 +32,7 @@ class Format(NamedTuple):
 
 FORMATS = (
     Format("COCO JSON", coco.find_splits, coco.read_split),
+    Format("Label Studio", label_studio.find_splits, label_studio.read_split),
     Format("LabelMe", labelme.find_splits, labelme.read_split),
     Format("CVAT XML", cvat.find_splits, cvat.read_split),
     Format("VOC XML", voc_files.find_splits, voc_files.read_split),
@@ -145,7 +146,7 @@ def _read_splits(
         scenes = format_.read_split(sources[name], tree, reading)
         if not scenes:
             _refuse_missing(reading.faults[known:], name, tree)
-        found += sorted(scenes, key=lambda scene: scene.path)
+        found += scenes
     return reading.conclude("+".join(chosen), _shortly_named(found))
 
 
@@ -191,9 +192,11 @@ def _unknown(tree: FileTree) -> DataError:
     suffixes = Counter(path.suffix.lower() or "no suffix" for path in tree.files)
     listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(6))
     found = f"{len(tree.images)} images" if tree.images else "no images"
+    nearest = voc_files.what_is_missing(tree)
     return DataError(
         f"has no annotations in a known format. It holds {found}"
-        + (f" (files: {listed})" if listed else ""),
+        + (f" (files: {listed})" if listed else "")
+        + (f"; {nearest}" if nearest else ""),
         kind="layout-unknown",
         file=tree.root,
         remedy="Add annotations in VOC's XML, COCO's JSON, YOLO's text files, CSV, or the format "

@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from multibox.data.files import walk
-from multibox.data.images import SUFFIXES
+from multibox.data.files import SUFFIXES, walk
 from multibox.errors import DataError
 
+IMAGE_FOLDERS = ("jpegimages", "images", "jpgimages", "image", "imgs", "img")
+"""Names of folders for images, in lower case. The first one that exists is used."""
 UNSPLIT = "all"
 """The split of files that belong to no split."""
 
@@ -26,6 +28,8 @@ _SPLIT = re.compile(
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _LISTED = 3
+
+_Key = TypeVar("_Key")
 
 
 class FileTree:
@@ -68,8 +72,22 @@ class FileTree:
         return _grouped((path.stem.casefold(), path) for path in self.images)
 
     @cached_property
+    def _by_folder(self) -> dict[tuple[Path, str], list[Path]]:
+        return _grouped(((path.parent, path.stem.casefold()), path) for path in self.images)
+
+    @cached_property
     def _image_folders(self) -> frozenset[str]:
         return frozenset(path.parent.name for path in self.images)
+
+    @cached_property
+    def usual_folders(self) -> list[str]:
+        """The names of folders of images that are usual for such folders, such as `JPEGImages`."""
+        return sorted(name for name in self._image_folders if name.lower() in IMAGE_FOLDERS)
+
+    def image_in(self, folder: Path, stem: str) -> Path | None:
+        """Returns the image with a name in a folder. A JPEG is preferred (see `SUFFIXES`)."""
+        found = self._by_folder.get((folder, stem.casefold()), [])
+        return max(found, key=lambda path: SUFFIXES[path.suffix.lower()], default=None)
 
     def split_of(self, file: Path) -> str:
         """Returns the split in a file's path, or `UNSPLIT`.
@@ -177,7 +195,7 @@ def image_parts(name: str) -> tuple[str, ...]:
         except ValueError:
             return ()
         inner = parse_qs(address.query).get("d", [""])[0]
-        text = inner or unquote(address.path)
+        text = (inner or unquote(address.path)).replace("\\", "/")
     parts = [part for part in text.split("/") if part not in ("", ".", "..")]
     return tuple(part for part in parts if not _DRIVE.fullmatch(part))
 
@@ -198,8 +216,8 @@ def _word_and_year(split: str) -> tuple[str, str]:
     return plain, split[len(word) :]
 
 
-def _grouped(pairs: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
-    groups: dict[str, list[Path]] = defaultdict(list)
+def _grouped(pairs: Iterable[tuple[_Key, Path]]) -> dict[_Key, list[Path]]:
+    groups: dict[_Key, list[Path]] = defaultdict(list)
     for key, path in pairs:
         groups[key].append(path)
     return dict(groups)

@@ -9,26 +9,33 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from multibox.data.dataset import Dataset, Note, Scene
-from multibox.data.files import is_folder, list_folder
+from multibox.data.files import SUFFIXES, is_folder, list_folder
 from multibox.data.formats.voc_lists import LayoutFolder, is_layout, lists_folder
 from multibox.data.formats.voc_xml import declared_size, parse_annotation, read_objects
-from multibox.data.images import SUFFIXES
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
 _LAYOUT = "a folder that has ImageSets/Main and Annotations"
 _SPLIT = re.compile(r"(?:([0-9]{4}):)?(\w[\w.-]*)")
 _YEAR_FOLDER = re.compile(r"VOC[0-9]{4}")
+_SPLITS = ("train", "val", "trainval", "test")
 # There may be many of them, so the file system is not asked whether they are folders.
 _FILES = (*SUFFIXES, ".xml", ".txt", ".json")
 
 
 class _Split(NamedTuple):
-    """A split of one layout folder. Its name contains the year if the folder has one."""
+    """A split of one layout folder.
+
+    Attributes:
+        folder: The layout folder.
+        name: The name of the split. It contains the year if the folder has one.
+        lists: The list of its images, or the lists of one class that VoTT writes instead. Each of
+            them lists all images, with a flag.
+    """
 
     folder: Path
     name: str
-    list_file: Path
+    lists: tuple[Path, ...]
 
 
 def read_voc(
@@ -74,12 +81,11 @@ def _find_splits(root: Path, splits: str) -> tuple[list[_Split], list[Note]]:
         match = _SPLIT.fullmatch(part)
         year, name = match.groups() if match else (None, "")
         among = [
-            _Split(folder, f"{own}:{name}" if own else name, path)
+            _Split(folder, f"{own}:{name}" if own else name, _lists_of(folder, name))
             for own, folder in folders.items()
-            for path in list_folder(lists_folder(folder))
-            if path.name == f"{name}.txt" and (not year or own in ("", year))
+            if not year or own in ("", year)
         ]
-        existing = dict.fromkeys(among)
+        existing = {split: None for split in among if split.lists}
         if not existing:
             remedy = f"Choose from {_known_splits(folders)}"
             raise DataError(
@@ -89,6 +95,16 @@ def _find_splits(root: Path, splits: str) -> tuple[list[_Split], list[Note]]:
     read_as = f"{splits} was read as {'+'.join(split.name for split in found)}"
     note = Note("read-otherwise", read_as)
     return list(found), [note] if "" in folders and ":" in splits else []
+
+
+def _lists_of(folder: Path, name: str) -> tuple[Path, ...]:
+    files = [path for path in list_folder(lists_folder(folder)) if path.suffix == ".txt"]
+    exact = tuple(path for path in files if path.stem == name)
+    if exact or name not in _SPLITS:
+        return exact
+    layout = LayoutFolder(folder)
+    of_classes = (path for path in files if path.stem.endswith(f"_{name}"))
+    return tuple(path for path in of_classes if layout.has_flags(path))
 
 
 def _layout_folders(root: Path) -> dict[str, Path]:
@@ -149,16 +165,18 @@ def split_lists(root: Path) -> dict[str, Path]:
     Raises:
         DataError: The folder is not a layout folder and holds no VOC<year> folders.
     """
-    files = _split_lists(_layout_folders(root))
-    stems = {path.stem for path in files.values()}
-    return {
-        name: path
-        for name, path in files.items()
-        if not (
-            any(path.stem.endswith(f"_{stem}") for stem in stems)
-            and LayoutFolder.of_list(path).has_flags(path)
-        )
-    }
+    splits = dict[str, Path]()
+    for year, folder in _layout_folders(root).items():
+        files, layout = _split_lists({year: folder}), LayoutFolder(folder)
+        stems = {path.stem for path in files.values()}
+        for name, path in files.items():
+            ends = [stem for stem in (*stems, *_SPLITS) if path.stem.endswith(f"_{stem}")]
+            if not ends or not layout.has_flags(path):
+                splits[name] = path
+            elif not stems.intersection(ends):
+                # VoTT writes the lists of the classes only. Each of them has all images.
+                splits.setdefault(f"{year}:{ends[0]}" if year else ends[0], path)
+    return splits
 
 
 def all_lists(root: Path) -> list[Path]:
@@ -194,7 +212,7 @@ def _read_split(split: _Split, reading: Reading) -> list[Scene]:
     if reading.images == "check":
         folder.require_images()
     scenes = []
-    for image_id in _read_ids(split.list_file, folder, reading):
+    for image_id in _read_ids(split, folder, reading):
         xml, path = folder.xml(image_id), folder.image(image_id)
         try:
             tree = parse_annotation(xml)
@@ -205,22 +223,31 @@ def _read_split(split: _Split, reading: Reading) -> list[Scene]:
     return scenes
 
 
-def _read_ids(file: Path, folder: LayoutFolder, reading: Reading) -> list[str]:
-    """Returns the ids in a list. A flag of 0 or 1 after an id is ignored; -1 leaves the id out."""
-    ids, known_faults = list[str](), len(reading.faults)
-    for line in folder.read_list(file):
-        if line.flag == "-1":
-            continue
-        place = f"line {line.number}"
-        try:
-            image_id = folder.find_id(line.text)
-            reading.list_once(image_id, f"{file}, {place}")
-        except DataError as error:
-            reading.add_fault(error, file, place)
-            continue
-        ids.append(image_id)
+def _read_ids(split: _Split, folder: LayoutFolder, reading: Reading) -> list[str]:
+    """Returns the ids in the lists of a split. They may be lists of one class (see `_Split`).
+
+    Otherwise, a flag of 0 or 1 after an id is ignored; -1 leaves the id out.
+    """
+    ids, known_faults = dict[str, None](), len(reading.faults)
+    for file in split.lists:
+        is_of_class = file.stem != split.name.rpartition(":")[2]
+        for line in folder.read_list(file):
+            place = f"line {line.number}"
+            if line.flag == "-1" and not is_of_class:
+                continue
+            try:
+                image_id = folder.find_id(line.text)
+                if not is_of_class or image_id not in ids:
+                    reading.list_once(image_id, f"{file}, {place}")
+            except DataError as error:
+                reading.add_fault(error, file, place)
+                continue
+            ids[image_id] = None
     if not ids and len(reading.faults) == known_faults:
         raise DataError(
-            "lists no images", kind="empty-split", file=file, remedy="Choose another split"
+            "lists no images",
+            kind="empty-split",
+            file=split.lists[0],
+            remedy="Choose another split",
         )
-    return ids
+    return list(ids)

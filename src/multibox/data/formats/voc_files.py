@@ -13,11 +13,11 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from multibox.data.dataset import Note, Scene
+from multibox.data.files import SUFFIXES, is_folder
 from multibox.data.formats.tree import UNSPLIT, FileTree, image_parts
 from multibox.data.formats.voc_lists import read_lines
 from multibox.data.formats.voc_xml import ROOT, declared_size, parse_annotation, read_objects
-from multibox.data.formats.xml_files import folders_of_xml
-from multibox.data.images import SUFFIXES
+from multibox.data.formats.xml_files import first_tags, folders_of_xml
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
@@ -56,14 +56,11 @@ def find_splits(tree: FileTree) -> dict[str, Source]:
 
 def read_split(source: Source, tree: FileTree, reading: Reading) -> list[Scene]:
     """Returns the images of a split that can be used."""
-    files = list(source.files)
-    if source.list_file is not None:
-        files = _listed(source.list_file, files, tree, reading)
     scenes, used = list[Scene](), list[Path]()
-    for file in files:
+    for file in files_of(source, tree, reading):
         try:
             tree_ = parse_annotation(file)
-            image = _image_of(tree_, file, tree, required=reading.images == "check")
+            image = image_of(tree_, file, tree, required=reading.images == "check")
             used.append(image)
             _use_once(image, file, tree, reading)
             size_px = reading.frame(declared_size(tree_), image)
@@ -80,13 +77,37 @@ def read_split(source: Source, tree: FileTree, reading: Reading) -> list[Scene]:
     return scenes
 
 
+def files_of(source: Source, tree: FileTree, reading: Reading) -> list[Path]:
+    """Returns the annotation files of a split. The faults of its list become faults."""
+    if source.list_file is None:
+        return list(source.files)
+    return _listed(source.list_file, list(source.files), tree, reading)
+
+
+def what_is_missing(tree: FileTree) -> str | None:
+    """Returns why a folder that no reader recognises has no annotations of VOC, as a clause.
+
+    None if it has nothing of VOC.
+    """
+    xml = tree.with_suffix(".xml")
+    if xml:
+        tags = first_tags(xml[0])
+        found = f"has the root element {tags[0][:40]!r}, not {ROOT!r}" if tags else "is not XML"
+        return f"the first of its {len(xml)} .xml files, {tree.relative(xml[0])}, {found}"
+    if any(path.parts[-3:-1] == ("ImageSets", "Main") for path in tree.files):
+        return "ImageSets/Main exists, but Annotations does not exist"
+    if is_folder(tree.root / "Annotations"):
+        return "Annotations exists, but holds no .xml file"
+    return None
+
+
 def annotation_files(tree: FileTree) -> dict[Path, Path]:
     """Returns the annotation file of each image that has one."""
     files = [file for folder in folders_of_xml(tree, ROOT) for file in folder]
     found = dict[Path, Path]()
     for file in reversed(files):
         with suppress(DataError):
-            found[_image_of(parse_annotation(file), file, tree, required=True)] = file
+            found[image_of(parse_annotation(file), file, tree)] = file
     return found
 
 
@@ -173,13 +194,22 @@ def _find(text: str, by_stem: dict[str, list[Path]]) -> list[Path]:
     return in_folder or files
 
 
-def _image_of(annotation: Element, file: Path, tree: FileTree, *, required: bool) -> Path:
+def image_of(annotation: Element, file: Path, tree: FileTree, *, required: bool = True) -> Path:
     """Returns the image of an annotation: the one with its name, else the one that it names.
+
+    Args:
+        annotation: The root element of the annotation.
+        file: The annotation file.
+        tree: The dataset's files.
+        required: Whether the image must exist. Otherwise the path where it would be is returned.
 
     Raises:
         DataError: There is no such image, or there are several. The error names no file.
     """
     own = tree.relative(file).with_suffix("")
+    near = _near_image(file, tree)
+    if near is not None:
+        return near
     written = PureWindowsPath((annotation.findtext("filename") or "").strip()).name
     path = PureWindowsPath((annotation.findtext("path") or "").strip()).name
     errors = list[DataError]()
@@ -193,6 +223,20 @@ def _image_of(annotation: Element, file: Path, tree: FileTree, *, required: bool
         return tree.root / own.parent / (written or f"{own.name}.jpg")
     ambiguous = [error for error in errors if error.kind == "image-ambiguous"]
     raise (ambiguous or errors[2:] or errors)[0]
+
+
+def _near_image(file: Path, tree: FileTree) -> Path | None:
+    """Returns the image with an annotation's name beside it, or in a folder for images nearby.
+
+    Elsewhere may be masks or thumbnails with the same name.
+    """
+    above = list(file.parents)[1:3]
+    usual = [parent / name for parent in above for name in tree.usual_folders]
+    for folder in (file.parent, *usual):
+        image = tree.image_in(folder, file.stem)
+        if image is not None:
+            return image
+    return None
 
 
 def _use_once(image: Path, file: Path, tree: FileTree, reading: Reading) -> None:

@@ -11,13 +11,13 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from multibox.data.files import is_file, is_folder, list_folder, read_bytes
-from multibox.data.images import SUFFIXES, find_images
+from multibox.data.files import SUFFIXES, is_file, is_folder, list_folder, read_bytes
+from multibox.data.formats.tree import IMAGE_FOLDERS
+from multibox.data.images import find_images
 from multibox.errors import DataError
 
 MAX_LIST_BYTES = 1 << 28
 _ANNOTATIONS, _IMAGES = "Annotations", "JPEGImages"
-_IMAGE_FOLDERS = ("jpegimages", "images", "jpgimages", "image", "imgs", "img")
 _FLAGS = ("-1", "0", "1")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _MAX_FOLDERS = 8
@@ -105,7 +105,7 @@ class LayoutFolder:
         self.images = folder / _IMAGES
         if not is_folder(self.images):
             named = {path.name.lower(): path for path in reversed(list_folder(folder))}
-            self.images = next((named[x] for x in _IMAGE_FOLDERS if x in named), self.images)
+            self.images = next((named[x] for x in IMAGE_FOLDERS if x in named), self.images)
         self._images_below = lru_cache(maxsize=None)(_images_in)
         self._annotations_below = lru_cache(maxsize=None)(_annotations_in)
 
@@ -247,15 +247,10 @@ def _path_in(text: str) -> PurePosixPath:
         DataError: It may lead out of the folder, or is not text. The error names no file.
     """
     path = PurePosixPath(text.replace("\\", "/"))
-    if (
-        not text.isprintable()
-        or not path.parts
-        or path.is_absolute()
-        or ".." in path.parts
-        or _DRIVE.match(text)
-    ):
+    if not text.isprintable() or not path.parts:
+        raise DataError(f"{text[:200]!r} is not printable text", kind="path-unsafe")
+    if path.is_absolute() or ".." in path.parts or _DRIVE.match(text):
         raise DataError(
-            f"{text[:200]!r} is a path that leads out of the folder, or is not text",
-            kind="path-unsafe",
+            f"{text[:200]!r} may lead out of the folder: it is not an image id", kind="path-unsafe"
         )
     return path

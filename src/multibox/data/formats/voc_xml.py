@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from multibox.data.dataset import Note, Object
+from multibox.data.dataset import Object
+from multibox.data.formats.outlines import OUTLINED, ROTATED
 from multibox.data.formats.xml_files import bounds, number_in, parse_xml, rotated_bounds
 from multibox.data.reading import Reading
 from multibox.errors import DataError
@@ -22,8 +23,6 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 """The tags of a box."""
 
 _X, _Y = re.compile(r"x[0-9]{0,6}"), re.compile(r"y[0-9]{0,6}")
-OUTLINED = Note("box-from-outline", "objects have an outline only: the box around it is used")
-ROTATED = Note("box-rotated", "boxes are rotated: the upright box around each is used")
 
 _Box = tuple[float, float, float, float]
 

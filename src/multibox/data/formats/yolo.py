@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import yaml
 
 from multibox.data.dataset import Note, Object, Scene
-from multibox.data.files import read_bytes
+from multibox.data.files import SUFFIXES, read_bytes
 from multibox.data.formats.plain_text import (
     NAMELESS,
     check_name,
@@ -36,8 +36,8 @@ from multibox.data.formats.plain_text import (
     snap_box,
     use_numbers,
 )
-from multibox.data.formats.tree import FileTree
-from multibox.data.images import SUFFIXES, check_image
+from multibox.data.formats.tree import UNSPLIT, FileTree
+from multibox.data.images import check_image
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
@@ -45,10 +45,14 @@ _SPLITS = ("train", "val", "valid", "validation", "test")
 _NAME_FILES = ("classes.txt", "obj.names", "predefined_classes.txt", "_darknet.labels")
 _MAX_YAML_BYTES = 1 << 20
 _MAX_YAML_DEPTH = 8
+# Limits of the folders and lists of a split, and of the folders in a path.
+_MAX_ENTRIES = 1000
+_MAX_FOLDERS = 64
 _MAX_LABEL_BYTES = 1 << 24
 _MAX_LIST_BYTES = 1 << 28
 # How many files are opened to recognise the format.
 _SNIFFED = 50
+_SNIFFED_YAML = 10
 _LABEL = re.compile(rb"\s*[0-9]{1,9}(?:\.0*)?(?:[ \t]+[-+0-9.eE]{1,40}){4,}\s*")
 _TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "null", "seq", "map"))
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -171,7 +175,7 @@ def _from_yaml(tree: FileTree, about: _About) -> dict[str, _Split] | _About | No
     files = sorted(tree.with_suffix(".yaml", ".yml"), key=lambda path: len(path.parts))
     found: list[tuple[Path, dict[str, Any]]] = []
     broken: DataError | None = None
-    for file in files[:_SNIFFED]:
+    for file in files[:_SNIFFED_YAML]:
         try:
             content = _load_yaml(file)
         except DataError as error:
@@ -185,10 +189,18 @@ def _from_yaml(tree: FileTree, about: _About) -> dict[str, _Split] | _About | No
     file, content = found[0]
     about = _described(file, content, about)
     named = {key: content[key] for key in _SPLITS if content.get(key)}
-    splits = {
-        key: _resolved(value, file, str(content.get("path") or ""), tree, about)
-        for key, value in named.items()
-    }
+    path = str(content.get("path") or "")
+    splits = {key: _resolved(value, file, path, tree, about) for key, value in named.items()}
+    for key, value in list(content.items())[:_MAX_ENTRIES]:
+        # A split of another name. Its folder must exist as it is written.
+        if key in (*_SPLITS, "path", "names", "nc", "download") or type(value) is not str:
+            continue
+        if value.count("/") + path.count("/") > _MAX_FOLDERS:
+            continue
+        places = (PurePosixPath(path) / value, PurePosixPath(value)) if value else ()
+        folders = (_usable(file.parent, place.parts, tree, about) for place in places)
+        if any(folder not in (None, tree.root) for folder in folders):
+            splits[key] = _resolved(value, file, path, tree, about)
     absent = tuple(key for key, split in splits.items() if not split.images and not split.lists)
     about = about._replace(absent=absent)
     splits = {key: split._replace(about=about) for key, split in splits.items()}
@@ -301,17 +313,14 @@ def _from_obj_data(tree: FileTree, about: _About) -> dict[str, _Split] | _About 
 
 def _resolved(value: Any, file: Path, path: str, tree: FileTree, about: _About) -> _Split:
     """Returns the images of a split: `value` is a folder, a text file, or a list of these."""
-    images: list[Path] = []
-    lists: list[Path] = []
-    for entry in value if isinstance(value, list) else [value]:
-        found = _existing(entry, file, path, tree, about) if isinstance(entry, str) else None
-        if found is None:
-            continue
-        if found in about.files:
-            lists.append(found)
-        else:
-            images += (image for image in tree.images if image.is_relative_to(found))
-    return _Split(tuple(images), tuple(lists), about)
+    entries = (value if isinstance(value, list) else [value])[:_MAX_ENTRIES]
+    texts = dict.fromkeys(entry for entry in entries if isinstance(entry, str))
+    found = {_existing(text, file, path, tree, about) for text in texts} - {None}
+    lists = found & about.files
+    parents = {image.parent for image in tree.images}
+    folders = {above for above in parents if not found.isdisjoint((above, *above.parents))}
+    images = tuple(image for image in tree.images if image.parent in folders)
+    return _Split(images, tuple(sorted(filter(None, lists))), about)
 
 
 def _existing(entry: str, file: Path, path: str, tree: FileTree, about: _About) -> Path | None:
@@ -324,6 +333,8 @@ def _existing(entry: str, file: Path, path: str, tree: FileTree, about: _About) 
     root = tree.root.resolve().as_posix()
     if entry.startswith(f"{root}/"):
         entry, path = entry.removeprefix(f"{root}/"), ""
+    if entry.count("/") + path.count("/") > _MAX_FOLDERS:
+        return None
     places = [PurePosixPath(path) / entry, PurePosixPath(entry)]
     for place in places:
         for base in (file.parent, tree.root):
@@ -369,10 +380,10 @@ def _from_folders(tree: FileTree, about: _About) -> dict[str, _Split]:
     splits: dict[str, list[Path]] = defaultdict(list)
     for images in found.values():
         if any(_label_file(image, tree, about) for image in images):
-            splits[tree.split_of(images[0])] += images
+            splits[_split_of(images[0], tree)] += images
     if not splits:
         # The reader reports that each label file lacks its image.
-        splits = {tree.split_of(path): [] for paths in about.labels.values() for path in paths}
+        splits = {_split_of(path, tree): [] for paths in about.labels.values() for path in paths}
     return {name: _Split(tuple(images), (), about) for name, images in sorted(splits.items())}
 
 
@@ -408,10 +419,15 @@ def _label_file(image: Path, tree: FileTree, about: _About) -> Path | None:
     label = image.with_suffix(".txt")
     if label in about.files:
         return label
-    split = tree.split_of(image).casefold()
+    split = _split_of(image, tree).casefold()
     same = [path for path in places if unquote(path.stem) == image.stem]
-    same = [path for path in same if tree.split_of(path).casefold() == split]
+    same = [path for path in same if _split_of(path, tree).casefold() in (split, UNSPLIT)]
     return same[0] if len(same) == 1 and same[0].stem not in _SPLITS else None
+
+
+def _split_of(file: Path, tree: FileTree) -> str:
+    """Returns the split in the folders of a file. Its own name may be that of a train."""
+    return tree.split_of(file.parent / "_.jpg")
 
 
 def _names_for(
@@ -551,13 +567,13 @@ def _box_px(
 
 def _report_orphans(used: set[Path], split: _Split, tree: FileTree, reading: Reading) -> None:
     """Adds a fault for each label file without an image, in the folders of the used ones."""
-    names = {tree.split_of(image) for image in split.images}
+    names = {_split_of(image, tree) for image in split.images}
     folders = {label.parent for label in used}
     stems = {image.stem for image in split.images}
     for paths in split.about.labels.values():
         for path in paths:
-            if split.images and (path.parent not in folders or tree.split_of(path) not in names):
+            if split.images and (path.parent not in folders or _split_of(path, tree) not in names):
                 continue
             if path not in used and path.stem not in stems and _is_label(path):
-                reason = "has no image with its name"
+                reason = f"no image is called {unquote(path.stem)!r}"
                 reading.add_fault(DataError(reason, kind="image-missing"), path)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 
 from multibox.data.images import read_image
 
@@ -37,16 +37,21 @@ def thumbnails(paths: Sequence[Path], *, threads: int) -> Float32[np.ndarray, "N
     # Decoding releases the GIL.
     pool = ThreadPoolExecutor(threads)
     try:
-        for place, thumbnail in enumerate(pool.map(_thumbnail, paths)):
-            found[place] = thumbnail
+        for place, image in enumerate(pool.map(_read_thumbnail, paths)):
+            found[place] = image
     finally:
         # After an interrupt, do not wait for the remaining images.
         pool.shutdown(cancel_futures=True)
     return found
 
 
-def _thumbnail(path: Path) -> Float32[np.ndarray, " P"]:
-    grey = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY)
+def _read_thumbnail(path: Path) -> Float32[np.ndarray, " P"]:
+    return thumbnail(read_image(path))
+
+
+def thumbnail(image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, " P"]:
+    """Returns the thumbnail of an RGB image: a vector with mean 0 and norm 1."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     centred = small - small.mean()
     norm = float(np.linalg.norm(centred))

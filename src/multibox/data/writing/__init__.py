@@ -1,0 +1,1 @@
+"""Writers of annotated images: VOC's XML, COCO's JSON, YOLO's text files and CSV."""
