@@ -17,9 +17,8 @@ from system.conftest import Command
 from torch import nn
 
 from multibox import build
-from multibox.build import NETWORKS, read_datasets
-from multibox.config import Config, DefaultBoxes, OptimizerName, ScheduleName
-from multibox.data.dataset import Dataset
+from multibox.build import NETWORKS, Datasets, read_datasets
+from multibox.config import DefaultBoxes, OptimizerName, ScheduleName
 from multibox.recipes import RECIPES
 from multibox.ssd.backbones.vgg import VGG16, ConvReLU
 
@@ -80,7 +79,7 @@ def read_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = RECIPES["ssd300-lite"]()
     found = read_datasets(splits, data)
 
-    def read(config: Config, root: Path) -> tuple[Dataset, Dataset]:
+    def read(*_: object) -> Datasets:
         return found
 
     monkeypatch.setattr("multibox.commands.train.read_datasets", read)

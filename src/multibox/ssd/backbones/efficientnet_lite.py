@@ -35,8 +35,8 @@ _WIDTH = 128
 class _Depthwise(torch.autograd.Function):
     """A depthwise convolution in bfloat16 on a CPU with a faster backward pass.
 
-    oneDNN has slow kernels for some of its gradients: these take 3 to 20 times as long as here
-    (`benchmarks/results`).
+    With a 5x5 kernel or a stride of 2, PyTorch's own takes 4 to 10 times as long
+    (`benchmarks/depthwise.py`).
     """
 
     @staticmethod
