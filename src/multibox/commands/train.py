@@ -347,6 +347,7 @@ def _facts(network: SSD, datasets: Datasets) -> dict[str, Any]:
             "objects": dataset.objects_per_class,
             "skipped": len(dataset.faults),
             "faults": [str(fault) for fault in dataset.faults],
+            "notes": [note.text for note in dataset.notes],
         }
         for role, dataset in by_role.items()
     }
