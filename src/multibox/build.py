@@ -19,7 +19,7 @@ from multibox.data.formats.layouts import open_dataset
 from multibox.data.pipeline import without_difficult
 from multibox.data.splits.draw import draw, parse_shares, pool, take
 from multibox.data.splits.near_duplicates import thumbnails
-from multibox.errors import ConfigError
+from multibox.errors import ConfigError, counted
 from multibox.hardware import usable_cores
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.efficientnet_lite import EfficientNetLite0
@@ -258,11 +258,22 @@ def read_datasets(
     train = folder.read(data.train_split, classes=data.classes, on_bad=data.on_bad)
     require_objects(train)
     others = [
-        folder.read(split, classes=train.classes, on_bad=data.on_bad)
+        _note_shared(folder.read(split, classes=train.classes, on_bad=data.on_bad), train)
         for split in (data.val_split, data.test_split)
         if split
     ]
     return Datasets(train, others[0], others[1] if len(others) > 1 else None)
+
+
+def _note_shared(dataset: Dataset, train: Dataset) -> Dataset:
+    """Adds a note to a validation or test split that has images of the training split."""
+    trained = {item.image_path for item in train.annotations}
+    count = sum(item.image_path in trained for item in dataset.annotations)
+    if not count:
+        return dataset
+    both = f"{counted(count, 'image')} of {dataset.name} also in {train.name}"
+    note = Note("leaked-image", f"{both}: the result is too good")
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def _read_drawn(config: Config, root: Path, drawn: Mapping[str, Sequence[str]] | None) -> Datasets:

@@ -20,6 +20,11 @@ def _brief(text: str) -> str:
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} [and so on]"
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun, such as `1 image` or `2,000 images`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 class MultiboxError(Exception):
     """Base class of all errors of multibox.
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def chosen(data: Path, out: Path, minutes: float | None = None, **typed: Any) ->
             "2007:test 2007:train 2007:trainval 2007:val 2012:train 2012:trainval 2012:val",
             "2007:train+2012:train 2007:val+2012:val 2007:test",
         ),
+        ("Test Train VALIDATION", "Train VALIDATION Test"),
         ("all", None),
         ("train", None),
         ("everything", None),
@@ -79,6 +81,35 @@ def test_splits_of_the_folder_are_used(data: Path, tmp_path: Path) -> None:
     drawn, said = chosen(data, tmp_path / "run", split="60/20/20")
     assert drawn.data.split == "60/20/20"
     assert "once on test at the end, with the last weights" in said
+
+
+def test_drawn_and_named_splits_exclude_each_other(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="split draws all splits, but val-split names one"):
+        chosen(data, tmp_path / "run", split="80/20", val_split="test")
+
+
+def test_roles_without_a_named_split_take_those_of_the_folder(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "voc")
+    lists = tmp_path / "voc" / "ImageSets" / "Main"
+    ids = (lists / "trainval.txt").read_text().splitlines(keepends=True)
+    (lists / "train.txt").write_text("".join(ids[:18]))
+    (lists / "val.txt").write_text("".join(ids[18:]))
+
+    def splits(**typed: str) -> tuple[str, str, str]:
+        found = chosen(tmp_path / "voc", tmp_path / "run", **typed)[0].data
+        return found.train_split, found.val_split, found.test_split
+
+    assert splits(val_split="val") == ("train", "val", "test")
+    assert splits(train_split="trainval") == ("trainval", "", "test")
+    assert splits(val_split="test") == ("train", "test", "")
+    _, said = chosen(tmp_path / "voc", tmp_path / "run", train_split="trainval", val_split="val")
+    assert "images 24 in trainval, 6 in val, 6 in test; 6 images of val also in trainval" in said
+    for name in ("val", "test", "trainval"):
+        (lists / f"{name}.txt").unlink()
+    with pytest.raises(ConfigError, match="the split for training is not clear"):
+        chosen(tmp_path / "voc", tmp_path / "run", val_split="train")
+    _, said = chosen(tmp_path / "voc", tmp_path / "run")
+    assert "because the folder does not have both a training and another split" in said
 
 
 def test_what_is_typed_counts(data: Path, tmp_path: Path) -> None:
@@ -116,8 +147,11 @@ def test_minutes_fix_the_steps(data: Path, tmp_path: Path) -> None:
     config, said = chosen(data, tmp_path / "run", minutes=1.0)
     # 60 s: 0.2 s a step; 8 validations of 6 images take 0.48 s, 4 evaluations 0.48 s.
     assert config.schedule.steps == 295
-    assert "295 with 16 images each, which fit into 1 minutes" in said
+    assert "295 with 16 images each, which fit into 1 minute:" in said
     assert "about 60 seconds" in said
+    for bad in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="it must be above 0 and finite"):
+            chosen(data, tmp_path / "run", minutes=bad)
     with pytest.raises(ConfigError, match="a single step with its evaluations takes"):
         chosen(data, tmp_path / "run", minutes=0.001)
     with pytest.raises(ConfigError, match="minutes and steps are both given"):
@@ -166,7 +200,12 @@ def test_one_line_trains_reports_and_resumes(
     assert json.loads((out / "run.json").read_text())["recipe"] == AUTOMATIC
     before = read_config(out)
     assert command_line.main(words) == 0
-    assert "resumes runs/things" in capsys.readouterr().err
+    assert "runs/things has finished its 4 steps; nothing is trained" in capsys.readouterr().err
     assert read_config(out) == before
     assert command_line.main([*words, "--lr", "0.7"]) == 2
     assert "--lr: 0.002, now 0.7" in capsys.readouterr().err
+    moved = shutil.copytree(data, tmp_path / "other" / "things")
+    words[2] = str(moved)
+    assert command_line.main(words) == 0
+    assert f"{moved}, but the run began with {data}" in capsys.readouterr().err
+    assert command_line.main([*words, "--out", str(moved / "run"), "--dry-run"]) == 2

@@ -157,6 +157,30 @@ def test_without_a_test_split_the_page_says_so(data: Path, tmp_path: Path) -> No
     run(data, tmp_path / "a", configured(test_split=""))
     page = write_report(tmp_path / "a").with_name("report.md").read_text()
     assert "There is no test split, so this result is optimistic" in page
+    assert "2007:train: 19 images, 0 faults skipped. Validation on 2007:val: 5 images" in page
+    assert "| Objects | Training | Validation |" in page
+    assert "\n## Images of 2007:val\n" in page
+
+
+def test_patience_without_a_test_split(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "a", configured(test_split="", patience=1, steps=40))
+    assert lines(tmp_path / "a", "evaluation")[-1]["step"] < 40
+    page = write_report(tmp_path / "a").with_name("report.md").read_text()
+    assert "The run was stopped early by its patience." in page
+    assert "not complete" not in page
+
+
+def test_a_drawn_validation_split_is_not_called_a_test_split(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "a", configured(split="80/20"))
+    page = write_report(tmp_path / "a").with_name("report.md").read_text()
+    assert "There is no test split, so this result is optimistic" in page
+    assert "test images" not in page
+
+
+def test_the_page_says_that_images_are_in_two_splits(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "a", configured(val_split="train"))
+    page = write_report(tmp_path / "a").with_name("report.md").read_text()
+    assert "19 images of 2007:train also in 2007:train: the result is too good" in page
 
 
 def test_drawn_splits_are_kept_by_the_run(data: Path, tmp_path: Path) -> None:

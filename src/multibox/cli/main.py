@@ -136,7 +136,7 @@ def _run(verb: object, console: Console) -> int:
 
 def _train(verb: RecipeArguments, console: Console) -> None:
     name = verb.data.resolve()
-    out = verb.out or Path("runs") / (name.stem if name.suffix == ".zip" else name.name)
+    out = verb.out or Path("runs") / (name.stem if name.suffix.lower() == ".zip" else name.name)
     request = Request(
         verb.recipe, verb.config, verb.data, out, verb.init, verb.licence, verb.decoded_cache_gib
     )

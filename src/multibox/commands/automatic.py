@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 
 from multibox.build import Datasets, matcher, new_network, read_datasets
-from multibox.commands.train import Request
+from multibox.commands.train import Request, require_apart
 from multibox.config import Config, flatten
 from multibox.data.check.split_checks import roles
 from multibox.data.formats.layouts import open_dataset
 from multibox.data.splits.draw import pool
 from multibox.data.workers import ignore_loss
-from multibox.errors import ConfigError
+from multibox.errors import ConfigError, counted
 from multibox.inference import EvaluationSettings, detect_all, validation_loss
 from multibox.processes.distributed import Processes, is_one_of_several, join
 from multibox.recipes import (
@@ -28,7 +28,8 @@ from multibox.recipes import (
     ssd300_lite,
     ssd300_vgg16_bn,
 )
-from multibox.storage.run_folder import read_config
+from multibox.storage.checkpoint import steps as saved_steps
+from multibox.storage.run_folder import read_run
 from multibox.training.data_loader import BatchLoader
 from multibox.training.train_step import Learner
 from multibox.weights.pretrained import find_pretrained
@@ -99,16 +100,23 @@ def choose(
         console: Shows what is being measured.
 
     Raises:
-        ConfigError: An option is out of range, or the time is too short for a step.
+        ConfigError: An option is out of range, two options exclude each other, or the time is too
+            short for a step.
         DataError: The dataset cannot be used.
     """
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ConfigError(
+            f"minutes is {minutes:g}, but it must be above 0 and finite", remedy="Change --minutes"
+        )
+    require_apart(request.out, request.data)
     values = {name: value for name, value in flatten(request.config).items() if name in typed}
     automatic = request.recipe == AUTOMATIC
     if (request.out / "config.json").exists():
-        stored = read_config(request.out)
+        stored, facts = read_run(request.out)
         config = stored.override(values) if automatic or minutes is not None else request.config
-        return Chosen(request._replace(config=config), [("run", f"resumes {request.out}")])
-    lines: list[tuple[str, str]] = []
+        lines = _describe_run(request, stored, facts)
+        return Chosen(request._replace(config=config), lines)
+    lines = []
     config = request.config
     if automatic:
         config, lines = _choose_splits(request.data, values)
@@ -116,6 +124,7 @@ def choose(
     if automatic:
         config, reasons = _choose_network(config, datasets, values)
         lines += reasons
+    lines.append(("images", _describe_images(datasets)))
     times = None
     if is_one_of_several():
         if minutes is not None:
@@ -135,22 +144,93 @@ def choose(
     return Chosen(request._replace(config=config, datasets=datasets), lines)
 
 
+def _describe_run(request: Request, stored: Config, facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns what happens to a run that exists."""
+    lines = []
+    root, before = str(request.data.resolve()), facts.get("data_root")
+    if before not in (None, root):
+        lines.append(("data", f"{request.data}, but the run began with {before}"))
+    done, steps = (saved_steps(request.out / "checkpoints") or [0])[-1], stored.schedule.steps
+    state = f"resumes {request.out} after step {done:,} of {steps:,}"
+    if done == steps:
+        state = f"{request.out} has finished its {counted(steps, 'step')}; nothing is trained. "
+        state += "To train again, choose another folder with --out"
+    return [*lines, ("run", state)]
+
+
+def _describe_images(datasets: Datasets) -> str:
+    splits = [split for split in datasets[:3] if split is not None]
+    text = ", ".join(f"{len(split):,} in {split.name}" for split in splits)
+    faults = sum(len(split.faults) for split in splits)
+    if faults:
+        text += f"; {counted(faults, 'fault')} left out, which `multibox check` lists"
+    shared = [note.text for split in splits for note in split.notes if note.kind == "leaked-image"]
+    return "; ".join([text, *shared])
+
+
 def _choose_splits(root: Path, values: dict[str, Any]) -> tuple[Config, list[tuple[str, str]]]:
-    """Returns the configuration with the splits of a folder."""
+    """Returns the configuration with the splits of a folder.
+
+    Raises:
+        ConfigError: Some splits are named, but the others are not clear.
+    """
     folder = open_dataset(root)
-    lines = [("data", f"{root}: {folder.format}, splits {', '.join(folder.splits)}")]
+    lines = [("data", f"{root}: {folder.format}, {_listed(folder.splits)}")]
     # Faults are listed and left out, as nobody was asked.
     chosen: dict[str, Any] = {"on_bad": "skip"}
-    named = {"train_split", "val_split", "test_split", "split"} & values.keys()
-    found = None if named else split_by_role(folder.splits)
-    if found:
+    named = {"train_split", "val_split", "test_split"} & values.keys()
+    found = split_by_role(folder.splits)
+    if "split" in values:
+        if named:
+            option = min(named).replace("_", "-")
+            raise ConfigError(
+                f"split draws all splits, but {option} names one of the folder",
+                remedy=f"Leave out --split or --{option}",
+            )
+        reason = f"drawn as {values['split']} from {pool(folder.splits)}"
+        lines.append(("splits", f"{reason}; near-duplicates stay together"))
+    elif named:
+        chosen |= _complete(found or {}, folder.splits, values)
+        lines.append(("splits", "as you asked"))
+    elif found:
         chosen |= found
         lines.append(("splits", "those of the folder"))
-    elif not named:
+    else:
         chosen["split"] = SHARES
-        reason = f"drawn as {SHARES} from {pool(folder.splits)}; near-duplicates stay together"
-        lines.append(("splits", reason))
+        reason = f"drawn as {SHARES} from {pool(folder.splits)}"
+        if any(map(roles, folder.splits)):
+            reason += ", because the folder does not have both a training and another split"
+        lines.append(("splits", f"{reason}; near-duplicates stay together"))
     return ssd300_lite().override(chosen | values), lines
+
+
+def _listed(splits: Sequence[str]) -> str:
+    return f"split{'s' * (len(splits) != 1)} {', '.join(splits)}"
+
+
+def _complete(
+    found: dict[str, str], splits: Sequence[str], values: dict[str, Any]
+) -> dict[str, str]:
+    """Returns the splits of a folder for the roles that the user did not name.
+
+    Raises:
+        ConfigError: There is no split for training.
+    """
+    train = values.get("train_split") or found.get("train_split", "")
+    if not train:
+        raise ConfigError(
+            "the split for training is not clear",
+            remedy=f"Give --train-split; the folder has the {_listed(splits)}",
+        )
+    used = {train, values.get("val_split"), values.get("test_split")}
+    used = {part for name in used if name for part in name.split("+")}
+    in_use = set[str]().union(*(roles(name) for name in train.split("+")))
+
+    def left(role: str) -> str:
+        name = found.get(f"{role}_split", "")
+        return "" if role in in_use or used & set(name.split("+")) else name
+
+    return {"train_split": train, "val_split": left("val"), "test_split": left("test")}
 
 
 def split_by_role(splits: Sequence[str]) -> dict[str, str] | None:
@@ -215,14 +295,18 @@ def _periods(config: Config, steps: int, values: dict[str, Any]) -> dict[str, An
 
 def _describe_steps(config: Config, images: int, minutes: float | None) -> str:
     steps, batch = config.schedule.steps, config.run.batch_size
-    why = "" if minutes is None else f", which fit into {minutes:g} minutes"
-    rounds = max(1, round(steps * batch / images))
-    return f"{steps:,} with {batch} images each{why}: {rounds:,} rounds over {images:,} images"
+    unit = "minute" if minutes == 1 else "minutes"
+    why = "" if minutes is None else f", which fit into {minutes:g} {unit}"
+    rounds = counted(max(1, round(steps * batch / images)), "round")
+    each = f"{steps:,} with {counted(batch, 'image')} each{why}"
+    return f"{each}: {rounds} over {counted(images, 'image')}"
 
 
 def _describe_evaluation(config: Config, datasets: Datasets) -> str:
     run = config.run
-    every = f"every {run.evaluate_every:,} steps on {datasets.validation.name}"
+    period = run.evaluate_every
+    every = "after every step" if period == 1 else f"every {period:,} steps"
+    every += f" on {datasets.validation.name}"
     if datasets.test is None and datasets.validation.name == config.data.test_split:
         every += ", also at the end: there is no validation split, as in the original"
     elif datasets.test is None:
@@ -310,7 +394,7 @@ def _fit(
 def _describe_time(expected: float, least: float, most: float) -> str:
     def worded(seconds: float) -> str:
         if seconds < 90:
-            return f"{seconds:.0f} seconds"
+            return counted(max(1, round(seconds)), "second")
         return f"{seconds / 60:.1f} minutes" if seconds < 7_200 else f"{seconds / 3_600:.1f} hours"
 
     return (

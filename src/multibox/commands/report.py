@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from multibox.errors import StorageError
+from multibox.errors import StorageError, counted
 from multibox.reporting import charts, tables, text
 from multibox.reporting.axes import DARK, LIGHT, Theme, png
 from multibox.reporting.reading import read_record
@@ -162,7 +162,10 @@ def _context(record: Record, metric: str, reference: Reference | None) -> dict[s
         "run_name": record.folder.resolve().name,
         "evaluation": result,
         "last_step": record.last_step,
+        "title": _title(record),
         "summary": _summary(record),
+        "data": _data(record),
+        "result_role": "Test" if _has_test_split(record) else "Validation",
         "metric_names": METRICS,
         "metric": metric,
         "precision": tables.precision_table(record, metric, reference) if every else None,
@@ -192,7 +195,7 @@ def _summary(record: Record) -> list[str]:
     classes = f"{len(about.classes)} class{'' if len(about.classes) == 1 else 'es'}"
     trained = (
         f"{about.network}, trained on {about.train.name} "
-        f"({about.train.images:,} images, {classes}) for {done}"
+        f"({counted(about.train.images, 'image')}, {classes}) for {done}"
     )
     if not every:
         return [f"{trained}, has not been evaluated yet."]
@@ -202,17 +205,20 @@ def _summary(record: Record) -> list[str]:
     best = tables.best_evaluation(every, last.metric)
     found = (
         f"{trained}, reaches {_named_mean(last)} on {about.validation.name} "
-        f"({last.images:,} images, {last.objects:,} objects) at step {last.step:,}."
+        f"({_contents(last)}) at step {last.step:,}."
     )
-    if last.step < about.planned_steps:
+    stopped = 0 < record.config["run"].get("patience", 0) <= sum(e.step > best.step for e in every)
+    if last.step < about.planned_steps and not stopped:
         status = "The run is not complete; this is its latest evaluation."
-    elif not record.config["data"]["test_split"]:
+    elif not _has_test_split(record):
         status = (
             "There is no test split, so this result is optimistic: decisions were made on the same "
             "images."
         )
     else:
         status = "These are the weights of the last step; nothing was chosen on the test images."
+    if stopped:
+        status = f"The run was stopped early by its patience. {status}"
     if record.config["schedule"]["schedule"] == "plateau":
         status += " Only the learning rate was lowered by their loss."
     if len(every) == 1:
@@ -221,7 +227,7 @@ def _summary(record: Record) -> list[str]:
         return [found, status, "No earlier evaluation was better."]
     picked = (
         f"The best evaluation was at step {best.step:,} with {_named_mean(best)}; it was "
-        "chosen on the test images, so it is not reported as the result."
+        "chosen on these images, so it is not reported as the result."
     )
     return [found, status, picked]
 
@@ -229,17 +235,52 @@ def _summary(record: Record) -> list[str]:
 def _test_summary(record: Record, test: Evaluation) -> list[str]:
     about, weights = record.about, record.config["run"]["test_weights"]
     found = (
-        f"It reaches {_named_mean(test)} on {about.test.name} ({test.images:,} images, "
-        f"{test.objects:,} objects), with the weights of step {test.step:,}."
+        f"It reaches {_named_mean(test)} on {about.test.name} ({_contents(test)}), "
+        f"with the weights of step {test.step:,}."
     )
     honest = (
         f"These images were evaluated once, with the {weights} weights, as declared before "
         f"training. Everything else was decided on {about.validation.name} "
-        f"({about.validation.images:,} images)."
+        f"({counted(about.validation.images, 'image')})."
     )
     if record.last_step < about.planned_steps:
         return [found, "The run was stopped early by its patience.", honest]
     return [found, honest]
+
+
+def _contents(evaluation: Evaluation) -> str:
+    return f"{counted(evaluation.images, 'image')}, {counted(evaluation.objects, 'object')}"
+
+
+def _has_test_split(record: Record) -> bool:
+    """Whether there are images for the result alone, or a test split with both roles."""
+    data = record.config["data"]
+    drawn = data.get("split", "").split("/")
+    return len(drawn) > 2 if drawn != [""] else bool(data["test_split"])
+
+
+def _title(record: Record) -> str:
+    """Returns the recipe, or the run's name if no recipe was chosen."""
+    recipe = record.about.recipe
+    return record.folder.resolve().name if recipe == "auto" else recipe
+
+
+def _data(record: Record) -> list[str]:
+    """Returns a sentence for each split of the run."""
+    about = record.about
+    splits = {"Training": about.train}
+    if _has_test_split(record):
+        splits |= {"Validation": about.validation} if about.validation != about.test else {}
+        splits["Test"] = about.test
+    else:
+        splits["Validation"] = about.validation
+    sentences = [
+        f"{role} on {split.name}: {counted(split.images, 'image')}, "
+        f"{counted(split.skipped, 'fault')} skipped."
+        for role, split in splits.items()
+    ]
+    notes = dict.fromkeys(note for split in splits.values() for note in split.notes)
+    return [*sentences, *(f"Note: {note}." for note in notes)]
 
 
 def _named_mean(evaluation: Evaluation) -> str:

@@ -16,7 +16,7 @@ from multibox.commands.box_fitting import fitted_levels
 from multibox.config import Config, OptimizerConfig, flatten
 from multibox.data.dataset import Dataset
 from multibox.data.decoded import remove_decoded
-from multibox.errors import ConfigError, WeightsError
+from multibox.errors import ConfigError, WeightsError, counted
 from multibox.precision import compute_dtype
 from multibox.processes.distributed import Processes, join, require_same, wait_for_all
 from multibox.rng import STREAM_VERSION
@@ -88,7 +88,7 @@ def train(request: Request, console: Console) -> None:
         shape = network_shape(config, max(1, len(config.data.classes)))
         check_shares(config, shape, processes)
         _require_size(request.decoded_cache_gib)
-        _require_apart(request.out, request.data)
+        require_apart(request.out, request.data)
         if processes.is_first:
             refuse_foreign(request.out)
             stack.enter_context(RunLock(request.out))
@@ -163,7 +163,12 @@ def _require_size(decoded_cache_gib: float) -> None:
         )
 
 
-def _require_apart(out: Path, data: Path) -> None:
+def require_apart(out: Path, data: Path) -> None:
+    """Checks that a run's folder is outside of the dataset.
+
+    Raises:
+        ConfigError: It is inside.
+    """
     if out.resolve().is_relative_to(data.resolve()):
         raise ConfigError(
             "the run's folder is inside the dataset",
@@ -267,12 +272,12 @@ def _describe_machine(
 def _print_dataset(dataset: Dataset, console: Console) -> None:
     """Prints the contents of a split, notes on how it was read, and the skipped faults."""
     counts = ", ".join(f"{count} {name}" for name, count in dataset.objects_per_class.items())
-    line = f"{dataset.name}: {len(dataset)} images with {counts}"
+    line = f"{dataset.name}: {counted(len(dataset), 'image')} with {counts}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
     for note in dataset.notes:
         console.print(f"  note: {note.text}", highlight=False, markup=False, soft_wrap=True)
     if dataset.faults:
-        console.print(f"  skipped {len(dataset.faults)} faults:", highlight=False)
+        console.print(f"  skipped {counted(len(dataset.faults), 'fault')}:", highlight=False)
     for fault in dataset.faults:
         console.print(f"  {fault}", highlight=False, markup=False, soft_wrap=True)
 
@@ -388,6 +393,7 @@ def _facts(network: SSD, datasets: Datasets) -> dict[str, Any]:
             "objects": dataset.objects_per_class,
             "skipped": len(dataset.faults),
             "faults": [str(fault) for fault in dataset.faults],
+            "notes": [note.text for note in dataset.notes],
         }
         for role, dataset in by_role.items()
     }

@@ -176,7 +176,8 @@ def _timing(line: dict[str, Any]) -> Timing:
 
 def _split(value: dict[str, Any]) -> Split:
     objects = {str(name): int(count) for name, count in value["objects"].items()}
-    return Split(str(value["name"]), int(value["images"]), objects, int(value.get("skipped", 0)))
+    skipped, notes = int(value.get("skipped", 0)), tuple(map(str, value.get("notes", ())))
+    return Split(str(value["name"]), int(value["images"]), objects, skipped, notes)
 
 
 def _about(value: dict[str, Any]) -> About:

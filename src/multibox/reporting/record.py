@@ -70,12 +70,21 @@ class Curve(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A split of the data. `objects` counts the objects of each class."""
+    """A split of the data.
+
+    Attributes:
+        name: The name.
+        images: Number of images.
+        objects: Number of objects of each class.
+        skipped: Number of faults that were left out.
+        notes: How it was read, in sentences without a full stop.
+    """
 
     name: str
     images: int
     objects: dict[str, int]
     skipped: int
+    notes: tuple[str, ...] = ()
 
 
 class Sample(NamedTuple):

@@ -184,6 +184,22 @@ def test_a_near_image_is_used_although_another_has_its_name(
     assert [item.image_path for item in dataset.annotations] == [root / image]
 
 
+def test_the_image_beside_an_annotation_comes_first(tmp_path: Path) -> None:
+    root = folder(tmp_path, "1.jpg", "1.xml", "sub/1.jpg", "sub/1.xml")
+    assert pairs(read_dataset(root, "all"), root) == {"1.jpg": "1.jpg", "sub/1.jpg": "sub/1.jpg"}
+
+
+def test_accented_letters_may_be_decomposed(tmp_path: Path) -> None:
+    root = write(
+        tmp_path,
+        {
+            "xml/1.xml": annotation(head="<filename>caf\u00e9.jpg</filename>"),
+            "images/cafe\u0301.jpg": IMAGE,
+        },
+    )
+    assert len(read_dataset(root, "all")) == 1
+
+
 def test_two_annotations_of_one_image_are_a_fault(tmp_path: Path) -> None:
     root = folder(tmp_path, "a.jpg", "a.xml", "copy/a.xml")
     with pytest.raises(DataError, match=r"its image 'a\.jpg' has another annotation, .*a\.xml"):

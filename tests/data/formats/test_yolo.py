@@ -212,6 +212,22 @@ def test_images_without_objects_are_kept(tmp_path: Path, text: str | None) -> No
     assert ("label-missing" in {note.kind for note in dataset.notes}) == (text is None)
 
 
+def test_names_that_look_escaped(tmp_path: Path) -> None:
+    names = ("a%20b", "a b", "100%25")
+    files = {f"images/{name}.jpg": IMAGE for name in names}
+    files |= {f"labels/{name}.txt": f"{n} 0.5 0.5 0.25 0.5" for n, name in enumerate(names)}
+    dataset = read(tmp_path, files, "all")
+    labels = {item.image_id: item.labels.tolist() for item in dataset.annotations}
+    assert labels == {"a%20b": [0], "a b": [1], "100%25": [2]}
+
+
+def test_classes_that_count_from_1_are_refused(tmp_path: Path) -> None:
+    """With `skip`, the objects of the last class would be left out and the others renamed."""
+    with pytest.raises(DataError, match="seem to number the 2 classes") as bad:
+        one_label(tmp_path, "1 0.5 0.5 0.25 0.5\n2 0.5 0.5 0.25 0.5\n", on_bad="skip")
+    assert bad.value.position == "line 2"
+
+
 @pytest.mark.parametrize(
     ("line", "kind", "message"),
     [

@@ -82,6 +82,15 @@ def test_no_split_is_empty_and_training_has_every_class(seed: int) -> None:
     assert {"00011", "00012"} & set(ids["train"])
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_class_of_one_image_does_not_empty_its_split(seed: int) -> None:
+    ids = draw(dataset(5, {2: 1}), different(5), SHARES, seed).ids
+    assert all(ids.values())
+    assert "00002" in ids["train"]
+    with pytest.raises(DataError, match="those of the training split must show every class"):
+        draw(dataset(4, {1: 1, 2: 2}), different(4), SHARES, seed)
+
+
 def test_images_of_a_fixed_camera_are_split_nevertheless() -> None:
     base = different(1)
     vectors = base + 0.005 * stream(1, "noise").normal(0, 1, (200, 576)).astype(np.float32)
@@ -95,10 +104,10 @@ def test_images_of_a_fixed_camera_are_split_nevertheless() -> None:
 
 
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(DataError, match="2 images that differ, too few for 3 splits"):
+    with pytest.raises(DataError, match=r"too few images that differ \(2\): each of the 3 splits"):
         draw(dataset(2), different(2), SHARES, 0)
     same = np.repeat(different(1), 9, axis=0)
-    with pytest.raises(DataError, match="1 images that differ"):
+    with pytest.raises(DataError, match=r"too few images that differ \(1\)"):
         draw(dataset(9), same, SHARES, 0)
 
 

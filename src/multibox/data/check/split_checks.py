@@ -20,9 +20,9 @@ def roles(split: str) -> set[str]:
     """Returns the roles in a split's name: some of `train`, `val` and `test`.
 
     `trainval`, VOC's union of two splits, has both roles, and `minival2014` has the role `val`. A
-    name without any of these words has no role.
+    name without any of these words has no role. Upper and lower case are the same.
     """
-    found = set[str]()
+    found, split = set[str](), split.lower()
     for word, meant in _ROLES.items():
         if word in split:
             found.update(meant)

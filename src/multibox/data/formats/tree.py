@@ -6,6 +6,7 @@ the dataset's folder.
 """
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from functools import cached_property
@@ -65,11 +66,11 @@ class FileTree:
 
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
-        return _grouped((path.name.casefold(), path) for path in self.files)
+        return _grouped((plain_key(path.name), path) for path in self.files)
 
     @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:
-        return _grouped((path.stem.casefold(), path) for path in self.images)
+        return _grouped((plain_key(path.stem), path) for path in self.images)
 
     @cached_property
     def _by_folder(self) -> dict[tuple[Path, str], list[Path]]:
@@ -134,16 +135,17 @@ class FileTree:
         wanted = image_parts(name)
         if not wanted:
             raise DataError(f"its image name {name[:80]!r} names no file", kind="text-malformed")
-        last = wanted[-1].casefold()
+        last = plain_key(wanted[-1])
         named = self._by_name.get(last) or self._by_name.get(_UPLOADED.sub("", last), [])
         if not named and PurePosixPath(last).suffix not in SUFFIXES:
             named = self._by_stem.get(last, [])
         split = self.split_of(beside)
 
-        def closeness(path: Path) -> tuple[int, int, int, int]:
+        def closeness(path: Path) -> tuple[int, ...]:
             return (
                 _shared_start(path.parts[::-1], wanted[::-1]),
                 int(path.name == wanted[-1]),
+                int(path.parent == beside.parent),
                 _shared_start(path.parts, beside.parent.parts),
                 SUFFIXES.get(path.suffix.lower(), 0),
             )
@@ -172,8 +174,8 @@ class FileTree:
         return folder not in self._image_folders or path.parent.name == folder
 
     def _missing(self, name: str, last: str) -> DataError:
-        stem = PurePosixPath(last).stem.casefold()
-        similar = [*self._by_name.get(last.casefold(), []), *self._by_stem.get(stem, [])]
+        stem = plain_key(PurePosixPath(last).stem)
+        similar = [*self._by_name.get(plain_key(last), []), *self._by_stem.get(stem, [])]
         shown = dict.fromkeys(str(self.relative(path)) for path in similar)
         hint = f"Did you mean {' or '.join(list(shown)[:_LISTED])}?" if shown else None
         return DataError(
@@ -181,6 +183,14 @@ class FileTree:
             kind="image-missing",
             remedy="Add the image, or remove the annotation",
         )
+
+
+def plain_key(name: str) -> str:
+    """Returns a name in one form of Unicode and of case, for comparisons.
+
+    macOS decomposes accented letters in file names, but annotations keep them composed.
+    """
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def image_parts(name: str) -> tuple[str, ...]:

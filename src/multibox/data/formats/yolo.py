@@ -23,7 +23,7 @@ from urllib.parse import unquote
 
 import yaml
 
-from multibox.data.dataset import Note, Object, Scene
+from multibox.data.dataset import Fault, Note, Object, Scene
 from multibox.data.files import SUFFIXES, read_bytes
 from multibox.data.formats.plain_text import (
     NAMELESS,
@@ -36,7 +36,7 @@ from multibox.data.formats.plain_text import (
     snap_box,
     use_numbers,
 )
-from multibox.data.formats.tree import UNSPLIT, FileTree
+from multibox.data.formats.tree import UNSPLIT, FileTree, plain_key
 from multibox.data.images import check_image
 from multibox.data.reading import Reading
 from multibox.errors import DataError
@@ -112,7 +112,7 @@ def find_splits(tree: FileTree) -> dict[str, _Split]:
     for path in texts:
         if path.name not in _NAME_FILES:
             # Label Studio escapes the names of label files as in addresses.
-            labels[unquote(path.stem).casefold()].append(path)
+            labels[plain_key(unquote(path.stem))].append(path)
     own = {image.parent for image in tree.images}
     above = {folder for image in own for folder in image.parents}
     about = _About(
@@ -145,6 +145,7 @@ def read_split(split: _Split, tree: FileTree, reading: Reading) -> list[Scene]:
         images += _listed(file, tree, reading, about)
     numbering: dict[Path, _Names | None] = {}
     used: set[Path] = set()
+    known = len(reading.faults)
     scenes = []
     for image in sorted(set(images)):
         label = _label_file(image, tree, about)
@@ -164,6 +165,8 @@ def read_split(split: _Split, tree: FileTree, reading: Reading) -> list[Scene]:
         scenes.append(scene)
     if not split.lists:
         _report_orphans(used, split, tree, reading)
+    if about.names:
+        _refuse_shifted(scenes, reading.faults[known:], about.names)
     return scenes
 
 
@@ -406,7 +409,7 @@ def _listed(file: Path, tree: FileTree, reading: Reading, about: _About) -> Iter
 
 def _label_file(image: Path, tree: FileTree, about: _About) -> Path | None:
     """Returns an image's label file, or None if it has none."""
-    places = about.labels.get(image.stem.casefold(), ())
+    places = about.labels.get(plain_key(unquote(image.stem)), ())
     if not places:
         return None
     parts = list(tree.relative(image).parts)
@@ -420,7 +423,10 @@ def _label_file(image: Path, tree: FileTree, about: _About) -> Path | None:
     if label in about.files:
         return label
     split = _split_of(image, tree).casefold()
-    same = [path for path in places if unquote(path.stem) == image.stem]
+    # Two images may have the names `a b` and `a%20b`.
+    same = [path for path in places if path.stem == image.stem] or [
+        path for path in places if unquote(path.stem) == image.stem
+    ]
     same = [path for path in same if _split_of(path, tree).casefold() in (split, UNSPLIT)]
     return same[0] if len(same) == 1 and same[0].stem not in _SPLITS else None
 
@@ -530,6 +536,26 @@ def _class_name(word: str, names: _Names | None, reading: Reading) -> str:
             kind="category-unknown",
         )
     return names.by_number[number]
+
+
+def _refuse_shifted(scenes: Sequence[Scene], faults: Sequence[Fault], names: _Names) -> None:
+    """Raises an error if the label files seem to number the classes from 1.
+
+    Otherwise most objects would silently get the name of another class.
+    """
+    count = len(names.by_number)
+    unknown = [fault for fault in faults if fault.kind == "category-unknown"]
+    used = {item.name for scene in scenes for item in scene.objects}
+    shifted = all(fault.reason.startswith(f"its class is {count},") for fault in unknown)
+    if unknown and shifted and names.by_number.get(0) not in used:
+        raise DataError(
+            f"its class is {count}, and no class is 0: the label files seem to number the "
+            f"{count} classes of {names.file.name} from 1",
+            kind="category-unknown",
+            file=unknown[0].file,
+            position=unknown[0].position,
+            remedy=f"Subtract 1 from each class, or add a first name to {names.file.name}",
+        )
 
 
 def _box_px(

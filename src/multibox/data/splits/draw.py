@@ -5,7 +5,7 @@ others are added. It may change if a near-duplicate of it is added.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -66,8 +66,8 @@ def draw(
 ) -> Drawn:
     """Draws the split of each image.
 
-    Every split gets at least one group of images. If no image of the training split shows a class,
-    the first group with this class is moved there.
+    If no image of the training split shows a class, the first group with this class is moved there.
+    A split without images then gets a group that its own split can spare.
 
     Args:
         dataset: All images.
@@ -76,7 +76,7 @@ def draw(
         seed: The seed.
 
     Raises:
-        DataError: There are fewer groups of images than splits.
+        DataError: There are too few groups of images for all splits, or for all classes.
     """
     groups, correlation = _group(thumbnails)
     fractions = np.array([_fraction(seed, item.image_path.name) for item in dataset.annotations])
@@ -84,15 +84,19 @@ def draw(
     names = np.unique(groups)
     lowest = {name: float(fractions[groups == name].min()) for name in names.tolist()}
     ordered = sorted(lowest, key=lambda name: (lowest[name], name))
-    if len(ordered) < len(shares):
+    part = _parts_by_group(ordered, lowest, shares)
+    labels = {name: set[int]() for name in ordered}
+    for item, name in zip(dataset.annotations, groups.tolist(), strict=True):
+        labels[name].update(item.labels.tolist())
+    _cover_classes(labels, part)
+    if not _fill_empty(labels, part, tuple(shares)):
         raise DataError(
-            f"has {len(ordered)} images that differ, too few for {len(shares)} splits",
+            f"has too few images that differ ({len(ordered)}): each of the {len(shares)} splits "
+            "needs one, and those of the training split must show every class",
             kind="too-few-images",
             file=dataset.annotations[0].image_path.parent,
             remedy="Add images",
         )
-    part = _parts_by_group(ordered, lowest, shares)
-    _cover_classes(dataset, groups.tolist(), ordered, part)
     ids: dict[str, list[str]] = {name: [] for name in shares}
     for item, name in zip(dataset.annotations, groups.tolist(), strict=True):
         ids[part[name]].append(item.image_id)
@@ -152,17 +156,37 @@ def _parts_by_group(
     return {name: names[which] for name, which in place.items()}
 
 
-def _cover_classes(
-    dataset: Dataset, groups: Sequence[int], ordered: Sequence[int], part: dict[int, str]
-) -> None:
-    """Moves groups to the training split until it shows every class."""
-    labels: dict[int, set[int]] = {name: set() for name in ordered}
-    for item, name in zip(dataset.annotations, groups, strict=True):
-        labels[name].update(item.labels.tolist())
-    for label in range(len(dataset.classes)):
-        shown = [name for name in ordered if label in labels[name]]
-        if shown and not any(part[name] == "train" for name in shown):
+def _cover_classes(labels: Mapping[int, set[int]], part: dict[int, str]) -> None:
+    """Moves groups to the training split until it shows every class.
+
+    Args:
+        labels: The labels of the objects in each group, in the order of the groups.
+        part: The split of each group. It is changed.
+    """
+    for label in sorted(set[int]().union(*labels.values())):
+        shown = [name for name in labels if label in labels[name]]
+        if not any(part[name] == "train" for name in shown):
             part[shown[0]] = "train"
+
+
+def _fill_empty(
+    labels: Mapping[int, set[int]], part: dict[int, str], splits: Sequence[str]
+) -> bool:
+    """Moves a group to each split without images. Returns whether this was possible."""
+
+    def can_be_spared(name: int) -> bool:
+        others = [each for each in labels if part[each] == part[name] and each != name]
+        shown = set[int]().union(*(labels[each] for each in others))
+        return bool(others) and (part[name] != "train" or labels[name] <= shown)
+
+    for wanted in splits:
+        if wanted in part.values():
+            continue
+        spare = next((name for name in reversed(list(labels)) if can_be_spared(name)), None)
+        if spare is None:
+            return False
+        part[spare] = wanted
+    return True
 
 
 def pool(splits: Sequence[str]) -> str:
