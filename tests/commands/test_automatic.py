@@ -158,6 +158,15 @@ def test_minutes_fix_the_steps(data: Path, tmp_path: Path) -> None:
         chosen(data, tmp_path / "run", minutes=1.0, steps=5)
 
 
+def test_a_busy_machine_is_told_of(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for single, told in ((0.0, False), (0.09, False), (0.05, True)):
+        duration = Duration((0.1, 0.2, 0.4), 0.01, 0.02, single)
+        monkeypatch.setattr(automatic, "_measure", lambda *_, found=duration: found)
+        assert ("OMP_NUM_THREADS=1" in chosen(data, tmp_path / "run")[1]) == told
+
+
 def test_minutes_shorten_a_recipe_with_its_drops(data: Path, tmp_path: Path) -> None:
     config = ssd300_vgg16_voc0712().override({"train_split": "trainval", "test_split": "test"})
     request = Request("ssd300-vgg16-voc0712", config, data, tmp_path / "run", None, "none")

@@ -45,6 +45,7 @@ _PRETRAINED = "ssd300-efficientnet-lite0"
 # The least number of steps, and the factor of the square root of the number of images.
 _STEPS = {_PRETRAINED: (300, 25), "ssd300-lite": (1_600, 100), "ssd300-vgg16-bn": (4_000, 1_000)}
 _MEASURED_STEPS, _MEASURED_SECONDS, _MEASURED_IMAGES = 15, 20.0, 32
+_SINGLE_THREAD_STEPS = 4
 
 
 class Chosen(NamedTuple):
@@ -66,11 +67,22 @@ class Duration(NamedTuple):
         step: Seconds for each measured step, with its data.
         validated_image: Seconds for an image in the validation loss.
         evaluated_image: Seconds for an image in an evaluation.
+        single_thread: The least seconds of a step in a single thread on the CPU; 0 if it was not
+            measured.
     """
 
     step: tuple[float, ...]
     validated_image: float
     evaluated_image: float
+    single_thread: float = 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether several threads are slower than one, because other programs use the cores.
+
+        Each layer ends when its last thread ends. If that thread is waiting for a core, all wait.
+        """
+        return 0 < self.single_thread < 0.7 * min(self.step)
 
     def expected(self, config: Config, datasets: Datasets) -> tuple[float, float, float]:
         """Returns the expected, the least and the most seconds of a run."""
@@ -136,6 +148,8 @@ def choose(
         if minutes is not None:
             config = _fit(config, datasets, duration, minutes * 60, values)
         times = duration.expected(config, datasets)
+        if duration.is_busy:
+            lines.append(("note", _describe_busy(duration)))
     lines.append(("steps", _describe_steps(config, len(datasets.train), minutes)))
     lines.append(("evaluation", _describe_evaluation(config, datasets)))
     if times:
@@ -331,16 +345,21 @@ def _measure(config: Config, datasets: Datasets, console: Console) -> Duration:
             decoded_cache_gib=0.0,
         )
         learner = Learner(network, config, processes)
-        return Duration(
-            _time_steps(loader, learner), *_time_images(config, datasets, learner, processes)
-        )
+        steps = _time_steps(loader, learner, _MEASURED_STEPS)
+        images = _time_images(config, datasets, learner, processes)
+        single, threads = 0.0, torch.get_num_threads()
+        if processes.device.type == "cpu" and threads > 1:
+            torch.set_num_threads(1)
+            single = min(_time_steps(loader, learner, _SINGLE_THREAD_STEPS))
+            torch.set_num_threads(threads)
+        return Duration(steps, *images, single)
 
 
-def _time_steps(loader: BatchLoader, learner: Learner) -> tuple[float, ...]:
+def _time_steps(loader: BatchLoader, learner: Learner, most: int) -> tuple[float, ...]:
     seconds, begun = [], time.monotonic()
     start = begun
     batches = loader.batches(0, on_loss=ignore_loss)
-    for number, batch in enumerate(islice(batches, _MEASURED_STEPS)):
+    for number, batch in enumerate(islice(batches, most)):
         learner.step(batch, lr=0.0, number=number)
         now = time.monotonic()
         seconds.append(now - start)
@@ -389,6 +408,14 @@ def _fit(
             remedy="Raise --minutes",
         )
     return config.override(_periods(config, low, values))
+
+
+def _describe_busy(duration: Duration) -> str:
+    usual, single = float(np.median(duration.step)), duration.single_thread
+    return (
+        f"other programs use this machine: a step takes {usual:.2g} seconds, and {single:.2g} "
+        "seconds with OMP_NUM_THREADS=1 in front of the command, which changes the last digits"
+    )
 
 
 def _describe_time(expected: float, least: float, most: float) -> str:
