@@ -385,7 +385,5 @@ def _describe_time(expected: float, least: float, most: float) -> str:
             return counted(max(1, round(seconds)), "second")
         return f"{seconds / 60:.1f} minutes" if seconds < 7_200 else f"{seconds / 3_600:.1f} hours"
 
-    return (
-        f"about {worded(expected)}; between {worded(least)} and {worded(most)} by most steps of a "
-        "short test"
-    )
+    about, few, many = map(worded, (expected, least, most))
+    return f"about {about}" + ("" if few == many else f"; {few} to {many} by a short test")
