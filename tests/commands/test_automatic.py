@@ -196,6 +196,16 @@ def test_the_command_line_names_a_recipe_or_none() -> None:
     assert (verb.recipe.recipe, verb.recipe.typed) == ("ssd7", ())
 
 
+def test_a_forgotten_option_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["train", str(data)], f"Use multibox train --data {data}"),
+        (["train", "ssd300"], "no recipe is called 'ssd300'. Use multibox train --data FOLDER"),
+        (["train"], "train needs a dataset"),
+    ):
+        assert command_line.main(words) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_one_line_trains_reports_and_resumes(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

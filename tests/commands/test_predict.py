@@ -163,7 +163,7 @@ def test_results_of_equal_names_do_not_overwrite_each_other(
     out = tmp_path / "out"
     for _ in range(2):
         # Earlier results are replaced.
-        assert predict(Detector.open(run), images, out=out, score_threshold=0.5) == []
+        assert predict(Detector.open(run), images, out=out, score_threshold=0.5).refusals == []
         found = {path.stem: json.loads(path.read_text())["image"] for path in out.glob("*.json")}
         stems = ("a", "a-3", "a-2", "A-4", "a-5")
         assert found == dict(zip(stems, map(str, images), strict=True))
@@ -186,11 +186,14 @@ def test_a_folder_stands_for_the_images_in_it(run: Path, picture: Path, tmp_path
         (folder / name).write_bytes(content if name == "c.tiff" else picture.read_bytes())
     out, other = tmp_path / "out", tmp_path / "b.jpeg"
     other.write_bytes(picture.read_bytes())
-    assert predict(Detector.open(run), [folder, other], out=out, score_threshold=0.5) == []
+    done = predict(Detector.open(run), [folder, other], out=out, score_threshold=0.5)
+    assert (done.images, done.refusals) == (4, [])
     found = {path.stem: json.loads(path.read_text())["image"] for path in out.glob("*.json")}
     names = {"a": "a.JPG", "b": "b.png", "c": "c.tiff"}
     expected = {stem: str(folder / name) for stem, name in names.items()}
     assert found == expected | {"b-2": str(other)}
+    records = [json.loads(path.read_text()) for path in out.glob("*.json")]
+    assert done.objects == sum(len(record["detections"]) for record in records)
 
 
 def test_a_folder_without_images_is_refused(run: Path, picture: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from multibox.commands.bench.bench import Part
 from multibox.commands.convert import Target
 from multibox.config import Config, flatten
 from multibox.data.writing.converted_copy import DataFormat
+from multibox.errors import ConfigError
 from multibox.recipes import RECIPES, ssd300_lite
 from multibox.ssd.network import Scales
 from multibox.weights.files import NO_LICENCE
@@ -61,7 +62,7 @@ else:
             for name, recipe in _RECIPES.items()
         },
         {
-            AUTOMATIC: "Choose everything from the data and this machine. This is the default.",
+            AUTOMATIC: "Choose everything from the data and this machine, as without a recipe.",
             **{name: recipe.__doc__.partition("\n")[0] for name, recipe in RECIPES.items()},
         },
     )
@@ -252,7 +253,7 @@ def parse(arguments: Sequence[str] | None = None) -> object:
         arguments: The words after `multibox`; by default those of this process.
 
     Raises:
-        ConfigError: A value is out of range.
+        ConfigError: A value is out of range, or there is no such recipe.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given == ["--version"]:
@@ -261,6 +262,12 @@ def parse(arguments: Sequence[str] | None = None) -> object:
     first = given[1] if given[:1] == ["train"] and len(given) > 1 else ""
     if first.startswith("-") and first not in ("-h", "--help"):
         given = ["train", AUTOMATIC, *given[1:]]
+    elif given[:1] == ["train"] and not first.startswith("-") and first not in _RECIPES:
+        data = first if first and Path(first).exists() else "FOLDER"
+        raise ConfigError(
+            f"no recipe is called {first!r}" if first else "train needs a dataset",
+            remedy=f"Use multibox train --data {data}, or a recipe: {', '.join(RECIPES)}",
+        )
     verb: object = tyro.cli(
         _Verb,
         prog="multibox",

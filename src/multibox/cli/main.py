@@ -45,6 +45,7 @@ from multibox.errors import (
     MultiboxError,
     ProcessError,
     StorageError,
+    counted,
     one_line,
 )
 from multibox.processes.distributed import is_first
@@ -96,12 +97,15 @@ def _run(verb: object, console: Console) -> int:
             detector = Detector.open(verb.model, which=verb.which, device=verb.device)
             for note in detector.notes:
                 console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-            refusals = predict(
+            found = predict(
                 detector, verb.images, out=verb.out, score_threshold=verb.score_threshold
             )
-            for refusal in refusals:
+            for refusal in found.refusals:
                 _refuse(refusal, console)
-            return DataError.exit_code if refusals else 0
+            objects = counted(found.objects, "object")
+            text = f"{counted(found.images, 'image')} with {objects}, written to {verb.out}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            return DataError.exit_code if found.refusals else 0
         case ConvertArguments():
             lines = convert(
                 verb.source,

@@ -16,7 +16,7 @@ from multibox.build import Datasets, matcher, new_network, read_datasets
 from multibox.commands.train import Request, require_apart
 from multibox.config import Config, flatten
 from multibox.data.check.split_checks import roles
-from multibox.data.formats.layouts import open_dataset
+from multibox.data.formats.layouts import open_dataset, unread_formats
 from multibox.data.splits.draw import pool
 from multibox.data.workers import ignore_loss
 from multibox.errors import ConfigError, counted
@@ -189,7 +189,8 @@ def _choose_splits(root: Path, values: dict[str, Any]) -> tuple[Config, list[tup
         ConfigError: Some splits are named, but the others are not clear.
     """
     folder = open_dataset(root)
-    lines = [("data", f"{root}: {folder.format}, {_listed(folder.splits)}")]
+    unread = "".join(f"; its {name} is not read" for name in unread_formats(root))
+    lines = [("data", f"{root}: {folder.format}, {_listed(folder.splits)}{unread}")]
     # Faults are listed and left out, as nobody was asked.
     chosen: dict[str, Any] = {"on_bad": "skip"}
     named = {"train_split", "val_split", "test_split"} & values.keys()
@@ -424,7 +425,5 @@ def _describe_time(expected: float, least: float, most: float) -> str:
             return counted(max(1, round(seconds)), "second")
         return f"{seconds / 60:.1f} minutes" if seconds < 7_200 else f"{seconds / 3_600:.1f} hours"
 
-    return (
-        f"about {worded(expected)}; between {worded(least)} and {worded(most)} by most steps of a "
-        "short test"
-    )
+    about, few, many = map(worded, (expected, least, most))
+    return f"about {about}" + ("" if few == many else f"; {few} to {many} by a short test")

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from multibox.data.files import SUFFIXES, list_folder
 from multibox.data.images import read_image
@@ -13,9 +14,23 @@ from multibox.errors import ConfigError, DataError, MultiboxError, StorageError
 from multibox.storage.run_folder import write_json
 
 
+class Predicted(NamedTuple):
+    """What was written.
+
+    Attributes:
+        images: Number of images.
+        objects: Number of objects that were detected in them.
+        refusals: The errors of the images that cannot be read.
+    """
+
+    images: int
+    objects: int
+    refusals: list[MultiboxError]
+
+
 def predict(
     detector: Detector, images: Sequence[Path], *, out: Path, score_threshold: float
-) -> list[MultiboxError]:
+) -> Predicted:
     """Writes `<image>.json` (boxes) and `<image>.jpg` (drawn boxes) for each image.
 
     If an image cannot be read, the others are still processed.
@@ -25,9 +40,6 @@ def predict(
         images: The image files. A folder stands for all image files directly in it.
         out: Folder to write to; created if it does not exist.
         score_threshold: Detections with a lower score are left out, 0..1.
-
-    Returns:
-        The errors of the images that cannot be read.
 
     Raises:
         ConfigError: `images` is empty, or `score_threshold` is out of range.
@@ -40,6 +52,7 @@ def predict(
     if not 0 <= score_threshold <= 1:
         raise ConfigError(f"score_threshold is {score_threshold}, but scores lie in 0..1")
     refusals: list[MultiboxError] = []
+    objects = 0
     images = _files(images)
     names = _names(images)
     for name in names:
@@ -57,11 +70,12 @@ def predict(
         found = detector.detect(pixels, score_threshold=score_threshold)
         height, width = pixels.shape[:2]
         named = [detection._asdict() for detection in detector.name(found, pixels)]
+        objects += len(named)
         record = {"image": str(path), "width": width, "height": height, "detections": named}
         write_json(out / f"{name}.json", record)
         draw_detections(pixels, found, detector.classes, score_threshold=score_threshold)
         write_picture(out / f"{name}.jpg", pixels)
-    return refusals
+    return Predicted(len(images) - len(refusals), objects, refusals)
 
 
 def _files(images: Sequence[Path]) -> list[Path]:

@@ -6,8 +6,9 @@ import pytest
 from layouts import LAYOUTS, NAMELESS, SPLITS, Photo, photos
 
 from multibox.data.check.split_checks import roles
-from multibox.data.formats.layouts import open_dataset
+from multibox.data.formats.layouts import open_dataset, unread_formats
 from multibox.data.splits.draw import pool
+from multibox.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,7 @@ def test_layout(name: str, raccoons: list[Photo], tmp_path: Path) -> None:
     root = tmp_path / name
     LAYOUTS[name](root, raccoons)
     folder = open_dataset(root)
+    assert unread_formats(root) == ()
     dataset = folder.read(pool(folder.splits))
     assert dataset.faults == ()
     found = {item.image_path.name: item for item in dataset.annotations}
@@ -46,3 +48,19 @@ def test_layout(name: str, raccoons: list[Photo], tmp_path: Path) -> None:
             ids = {item.image_path.name for item in folder.read(split).annotations}
             (role,) = roles(split)
             assert ids == {photo.name for photo in raccoons if photo.split == role}
+
+
+def test_further_formats_are_named(raccoons: list[Photo], tmp_path: Path) -> None:
+    for name in ("voc-beside", "csv-tensorflow"):
+        LAYOUTS[name](tmp_path, raccoons)
+    folder = open_dataset(tmp_path)
+    assert (folder.format, unread_formats(tmp_path)) == ("VOC XML", ("CSV",))
+
+
+def test_archives_in_a_folder_are_not_read(raccoons: list[Photo], tmp_path: Path) -> None:
+    """Not even opened, because a damaged one would make the images beside it unreadable."""
+    (tmp_path / "photos.zip").touch()
+    with pytest.raises(DataError, match=r"to read an archive, name it: .*photos\.zip"):
+        open_dataset(tmp_path)
+    LAYOUTS["voc-beside"](tmp_path, raccoons)
+    assert open_dataset(tmp_path).format == "VOC XML"

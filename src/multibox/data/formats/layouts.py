@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -75,6 +76,21 @@ def open_dataset(root: Path) -> DatasetFolder:
             read = _reader(_read_splits, each, sources, tree)
             return DatasetFolder(root, each.name, tuple(sources), read)
     raise _unknown(tree)
+
+
+def unread_formats(root: Path) -> tuple[str, ...]:
+    """Returns the names of further formats in a folder. `open_dataset` does not read them.
+
+    Raises:
+        DataError: The folder does not exist.
+    """
+    if has_layouts(root):
+        return ()
+    tree, found = FileTree(root), list[str]()
+    for each in FORMATS:
+        with suppress(DataError):  # `check` and the reader say what is wrong with a file.
+            found += [each.name] if each.find_splits(tree) else []
+    return tuple(found[1:])
 
 
 def read_dataset(
@@ -182,7 +198,8 @@ def _not_a_folder(root: Path) -> DataError:
             "is a file",
             kind="layout-unknown",
             file=root,
-            remedy="Use the folder that holds the images and the annotations, or a .zip of it",
+            remedy="Use the folder that holds the images and the annotations, such as "
+            f"{root.parent}, or a .zip of it",
         )
     return DataError("does not exist", kind="layout-unknown", file=root, remedy="Check the path")
 
@@ -193,6 +210,11 @@ def _unknown(tree: FileTree) -> DataError:
     listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(6))
     found = f"{len(tree.images)} images" if tree.images else "no images"
     nearest = voc_files.what_is_missing(tree)
+    archives = tree.with_suffix(".zip")
+    if archives and not tree.images:
+        nearest = f"to read an archive, name it: {archives[0]}"
+        if not tree.root.is_dir():
+            nearest = "to read the archives in it, unpack it"
     return DataError(
         f"has no annotations in a known format. It holds {found}"
         + (f" (files: {listed})" if listed else "")

@@ -19,8 +19,9 @@ _LAYOUT = "a folder that has ImageSets/Main and Annotations"
 _SPLIT = re.compile(r"(?:([0-9]{4}):)?(\w[\w.-]*)")
 _YEAR_FOLDER = re.compile(r"VOC[0-9]{4}")
 _SPLITS = ("train", "val", "trainval", "test")
-# There may be many of them, so the file system is not asked whether they are folders.
-_FILES = (*SUFFIXES, ".xml", ".txt", ".json")
+# There may be many of them, so the file system is not asked whether they are folders. Archives in a
+# folder are not read.
+_FILES = (*SUFFIXES, ".xml", ".txt", ".json", ".zip")
 
 
 class _Split(NamedTuple):

@@ -212,6 +212,7 @@ def take(dataset: Dataset, ids: Sequence[str], name: str) -> Dataset:
             f"lacks the image {missing[0]!r} of the split {name!r}"
             + (f", and {len(missing) - 1} more" if len(missing) > 1 else ""),
             kind="image-missing",
+            file=dataset.annotations[0].image_path.parent,
             remedy="Restore the images, or start a run in another folder",
         )
     chosen = tuple(item for item in dataset.annotations if item.image_id in wanted)
