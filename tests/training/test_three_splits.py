@@ -11,11 +11,13 @@ from rich.console import Console
 from tiny import TINY
 
 from multibox import build
+from multibox.commands.convert_data import convert_data
 from multibox.commands.demo.dataset import draw_dataset
 from multibox.commands.evaluate import evaluate_model
 from multibox.commands.report import write_report
 from multibox.commands.train import Request, train
 from multibox.config import Config, OptimizerConfig, RunConfig, ScheduleConfig
+from multibox.data.formats.layouts import open_dataset
 from multibox.errors import ConfigError, DataError
 from multibox.inference import detect_all
 from multibox.processes.signals import Interrupted
@@ -198,6 +200,13 @@ def test_drawn_splits_are_kept_by_the_run(data: Path, tmp_path: Path) -> None:
         tmp_path / "a", which="last", data=None, split=None, on_bad=None, device="cpu", workers=0
     )
     assert again["voc07"] == stored["voc07"]
+    # The splits can be exported, in any format.
+    convert_data(folder, tmp_path / "yolo", target="yolo", split_of=tmp_path / "a")
+    copied = open_dataset(tmp_path / "yolo")
+    for name, images in split.items():
+        assert [item.image_id for item in copied.read(name).annotations] == sorted(images)
+    with pytest.raises(ConfigError, match="has no drawn splits"):
+        convert_data(folder, tmp_path / "b", target="yolo", split_of=tmp_path)
     # Another image joins the dataset: the run leaves it out. Then one is missing.
     listed = folder / "ImageSets" / "Main" / "trainval.txt"
     names = listed.read_text().splitlines()

@@ -192,6 +192,8 @@ class ConvertDataArguments:
     """Format of the new dataset. Only voc and coco can mark difficult objects."""
     on_bad: Literal["fail", "skip"] = "fail"
     """What to do with invalid objects and images: stop, or leave them out."""
+    split_of: _OptionalPath = None
+    """Write the splits that were drawn for this run, instead of the folder's."""
 
 
 @dataclass(frozen=True)

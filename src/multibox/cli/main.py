@@ -120,7 +120,10 @@ def _run(verb: object, console: Console) -> int:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
             _print(verb.out)
         case ConvertDataArguments():
-            for line in convert_data(verb.data, verb.out, target=verb.to, on_bad=verb.on_bad):
+            lines = convert_data(
+                verb.data, verb.out, target=verb.to, on_bad=verb.on_bad, split_of=verb.split_of
+            )
+            for line in lines:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
             _print(verb.out)
         case DownloadArguments():

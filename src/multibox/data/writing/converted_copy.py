@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -11,6 +11,7 @@ from multibox.data.files import SUFFIXES, read_bytes
 from multibox.data.formats.layouts import open_dataset
 from multibox.data.formats.tree import UNSPLIT
 from multibox.data.images import MAX_BYTES
+from multibox.data.splits.draw import pool, take
 from multibox.data.writing import voc
 from multibox.data.writing.new_folder import new_folder
 from multibox.data.writing.tables import (
@@ -49,6 +50,7 @@ def write_converted(
     target: DataFormat,
     *,
     on_bad: Literal["fail", "skip"] = "fail",
+    drawn: Mapping[str, Sequence[str]] | None = None,
 ) -> ConvertedCopy:
     """Writes all splits of a dataset in another format.
 
@@ -61,19 +63,28 @@ def write_converted(
         target: The new format.
         on_bad: Whether to raise all faults as one error ("fail"), or to leave out the faulty images
             and objects ("skip").
+        drawn: The image ids of drawn splits, by split. None: the splits are the dataset's own.
 
     Raises:
-        DataError: The dataset cannot be read, or the format cannot hold the name of a class.
+        DataError: The dataset cannot be read, lacks an image of a drawn split, or the format
+            cannot hold the name of a class.
         ConfigError: One of the two folders would be inside the other.
         StorageError: The new folder is not empty, or cannot be written.
     """
     with new_folder(out, beside=root) as folder:
         found = open_dataset(root)
-        # Labels are the same in all splits. An image in two splits would be a fault here.
-        everything = found.read("+".join(found.splits), on_bad="skip", images="ignore")
+        if drawn:
+            everything = found.read(pool(found.splits), on_bad=on_bad)
+            splits = {name: take(everything, ids, name) for name, ids in drawn.items()}
+        else:
+            # Labels are the same in all splits. An image in two splits would be a fault here.
+            everything = found.read("+".join(found.splits), on_bad="skip", images="ignore")
+            splits = {
+                name: found.read(name, classes=everything.classes, on_bad=on_bad)
+                for name in found.splits
+            }
         classes = everything.classes
         _check_names(classes, root)
-        splits = {name: found.read(name, classes=classes, on_bad=on_bad) for name in found.splits}
         _write(folder, splits, classes, target)
     return ConvertedCopy(found.format, splits, tuple(_losses(splits, target)))
 
