@@ -58,13 +58,13 @@ ALLOWED_IMPORTS = {
 # What reads datasets: nothing in it makes, alters or removes a file.
 READERS = (
     *("formats/voc", "formats/coco", "formats/layouts", "formats/tree", "reading", "dataset"),
-    *("files", "images", "formats/json_files", "formats/outlines"),
+    *("files", "images", "tiff", "formats/json_files", "formats/outlines"),
     *("formats/labelme", "formats/label_studio"),
     *("formats/yolo", "formats/csv_tables", "formats/plain_text"),
     *("splits/draw", "splits/near_duplicates"),
     *("formats/voc_files", "formats/voc_lists", "formats/voc_xml", "formats/cvat"),
     "formats/xml_files",
-    *("check/image_metadata", "check/findings", "check/split_checks", "check/dataset_checks"),
+    *("image_metadata", "check/findings", "check/split_checks", "check/dataset_checks"),
     *("check/annotation_checks", "geometry", "pixels", "pipeline"),
 )
 WRITES = (

@@ -286,7 +286,7 @@ def _read_drawn(config: Config, root: Path, drawn: Mapping[str, Sequence[str]] |
         found = draw(pooled, thumbnails(paths, threads=usable_cores()), shares, config.run.seed)
         drawn, notes = found.ids, (*notes, *found.notes)
     elif extra := len(pooled) - sum(map(len, drawn.values())):
-        added = f"{extra} images were added after the splits were drawn, and are not used"
+        added = f"{counted(extra, 'image')} added after the splits were drawn: not used"
         notes = (*notes, Note("images-added", added))
     train, *others = (take(pooled, ids, name) for name, ids in drawn.items())
     require_objects(train)

@@ -298,7 +298,7 @@ def test_declared_size_is_refused_before_decoding(
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", never)
     monkeypatch.setattr(cv2, "imdecode", never)
-    monkeypatch.setattr("multibox.data.images.TiffImageFile", never)
+    monkeypatch.setattr("multibox.data.tiff.TiffImageFile", never)
     with pytest.raises(DataError, match=r"the limit is 50000000.*set .* MULTIBOX_MAX_PIXELS to"):
         decode_image(data, file=NAME)
 

@@ -135,7 +135,7 @@ def test_patience_stops_early_and_stays_stopped(
     }
     monkeypatch.setattr(periodic_evaluation, "score", faked)
     said = run(data, tmp_path / "a", configured(patience=2))
-    assert "Stopped early at step 6: 2 evaluations have not raised" in said
+    assert "Stopped early at step 6, after --patience 2" in said
     assert [line["step"] for line in lines(tmp_path / "a", "evaluation")] == [2, 4, 6]
     assert [line["step"] for line in lines(tmp_path / "a", "test")] == [6]
     before = {path: path.read_bytes() for path in (tmp_path / "a").glob("metrics.jsonl")}
@@ -211,7 +211,7 @@ def test_drawn_splits_are_kept_by_the_run(data: Path, tmp_path: Path) -> None:
     listed = folder / "ImageSets" / "Main" / "trainval.txt"
     names = listed.read_text().splitlines()
     add_image(folder, names[0])
-    assert "1 images were added after the splits were drawn" in run(folder, tmp_path / "a", config)
+    assert "1 image added after the splits were drawn" in run(folder, tmp_path / "a", config)
     listed.write_text("\n".join(names[2:]) + "\n")
     with pytest.raises(DataError, match=r"lacks the image .* and 1 more"):
         run(folder, tmp_path / "a", config)

@@ -203,6 +203,9 @@ def _inside_archive(path: Path, *, whole: bool = False) -> tuple[Path, str] | No
         path: Any path.
         whole: Whether the path may be the archive itself. Then the rest is empty.
     """
+    # Every image of every step comes here, and taking a path apart takes time.
+    if ".zip" not in str(path).lower():
+        return None
     for archive in (path, *path.parents) if whole else path.parents:
         if archive.suffix.lower() == ".zip" and archive.is_file():
             rest = path.relative_to(archive).as_posix()

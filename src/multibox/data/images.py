@@ -5,11 +5,8 @@ example that nobody notices. The EXIF orientation is not applied, because annota
 stored pixels. An image that is too large is rejected by its header, before it is decoded.
 """
 
-import io
 import os
 import struct
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +14,9 @@ import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL.TiffImagePlugin import TiffImageFile
 
 from multibox.data.files import SUFFIXES, list_folder, read_bytes, read_ends
+from multibox.data.tiff import decode_tiff, tiff_number
 from multibox.errors import ConfigError, DataError
 
 MAX_PIXELS = 50_000_000
@@ -37,10 +34,6 @@ _TAIL_BYTES = 64 + 12
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _INTACT = "Replace it with an intact copy"
 
-_ORIENTATION = 274
-# Uncompressed, LZW, Deflate (two numbers) and PackBits.
-_TIFF_COMPRESSIONS = (1, 5, 8, 32_773, 32_946)
-_TIFF_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "I;16", "I;16B")
 
 _Format = Literal["JPEG", "PNG", "BMP", "WebP", "TIFF"]
 
@@ -71,7 +64,7 @@ def decode_image(data: bytes, *, file: Path) -> UInt8[np.ndarray, "H W 3"]:
     width, height = image_size(data, file=file)
     image = None
     if _format(data) == "TIFF":
-        image = _decode_tiff(data, (width, height), file)
+        image = decode_tiff(data, (width, height), file)
     elif _format(data) != "JPEG":
         image = _decode_other(data)
     elif width * height <= _JPEG_PIXELS_PER_BYTE * len(data):
@@ -198,41 +191,6 @@ def _decode_other(data: bytes) -> np.ndarray | None:
         return None
 
 
-def _decode_tiff(
-    data: bytes, size: tuple[int, int], file: Path
-) -> UInt8[np.ndarray, "H W 3"] | None:
-    """Returns the pixels of the first page.
-
-    OpenCV is not used, because it fills damaged strips with black and does not report them.
-    """
-    upright = bytearray(data)
-    try:
-        for order, tag, _, place in tiff_entries(data):
-            if tag == _ORIENTATION:  # Pillow would apply it.
-                struct.pack_into(f"{order}H", upright, place, 1)
-        with warnings.catch_warnings(action="ignore"), TiffImageFile(io.BytesIO(upright)) as image:
-            compression, photometric = image.tag_v2.get(259, 1), image.tag_v2.get(262)
-            if compression not in _TIFF_COMPRESSIONS or image.mode not in _TIFF_MODES:
-                raise SyntaxError(f"compression {compression}, mode {image.mode}")
-            if image.size != size:
-                return None
-            image.load()
-            if not image.mode.startswith("I;16"):
-                return np.array(image.convert("RGB"))
-            grey = (np.asarray(image) >> 8).astype(np.uint8)
-            # Pillow does not invert 16 bits if 0 means white.
-            return np.repeat((~grey if photometric == 0 else grey)[..., None], 3, axis=2)
-    except SyntaxError as error:
-        raise DataError(
-            f"this kind of TIFF is not supported ({error})",
-            kind="image-format",
-            file=file,
-            remedy="Save it with 8 or 16 bits per channel, uncompressed or with LZW or Deflate",
-        ) from None
-    except Exception:
-        return None
-
-
 def _format(data: bytes) -> _Format | None:
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
@@ -296,39 +254,6 @@ def _webp_header(data: bytes) -> tuple[int, int]:
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
     raise ValueError("no frame")
-
-
-def tiff_entries(data: bytes, start: int = 0) -> Iterator[tuple[str, int, int, int]]:
-    """Yields the entries of the first directory of a TIFF file, or of EXIF data.
-
-    Args:
-        data: The first bytes of a file.
-        start: Offset at which the TIFF file or the EXIF data begin.
-
-    Yields:
-        Byte order (`<` or `>`), tag, type of the values, and offset of the first value.
-
-    Raises:
-        struct.error: The directory is cut short.
-    """
-    order = {b"II": "<", b"MM": ">"}.get(data[start : start + 2])
-    if order is None:
-        return
-    (directory,) = struct.unpack_from(f"{order}I", data, start + 4)
-    (entries,) = struct.unpack_from(f"{order}H", data, start + directory)
-    for entry in range(start + directory + 2, start + directory + 2 + 12 * entries, 12):
-        tag, form, count, place = struct.unpack_from(f"{order}HHII", data, entry)
-        inside = count * {3: 2, 4: 4}.get(form, 1) <= 4
-        yield order, tag, form, entry + 8 if inside else start + place
-
-
-def tiff_number(data: bytes, wanted: int) -> int:
-    """Returns the first value of a tag of a TIFF file. Raises ValueError if the tag is missing."""
-    for order, tag, form, place in tiff_entries(data):
-        if tag == wanted and form in (3, 4):
-            value: int = struct.unpack_from(f"{order}{'H' if form == 3 else 'I'}", data, place)[0]
-            return value
-    raise ValueError(f"no tag {wanted}")
 
 
 _HEADERS = {"JPEG": _jpeg_header, "PNG": _png_header, "BMP": _bmp_header, "WebP": _webp_header} | {

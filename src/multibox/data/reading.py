@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from multibox.data.check.image_metadata import has_rotated_orientation, has_sixteen_bits
 from multibox.data.dataset import (
     Dataset,
     Fault,
@@ -18,6 +17,7 @@ from multibox.data.dataset import (
     fit_box,
     refuse_faults,
 )
+from multibox.data.image_metadata import has_rotated_orientation, has_sixteen_bits
 from multibox.data.images import check_image
 from multibox.errors import DataError
 

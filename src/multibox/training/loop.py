@@ -281,8 +281,8 @@ class Loop:
         context, step, best = self._context, self._step, self._state.best
         if step < self._config.schedule.steps:
             context.console.print(
-                f"Stopped early at step {step}: {self._state.evaluations_since_best} evaluations "
-                "have not raised the best average precision",
+                f"Stopped early at step {step}, after --patience {self._config.run.patience}: no "
+                "later evaluation has raised the best average precision",
                 highlight=False,
             )
         if context.test_set is None:

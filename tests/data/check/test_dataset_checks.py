@@ -24,15 +24,15 @@ from multibox.commands.demo.dataset import draw_dataset
 from multibox.config import Config
 from multibox.data.check.dataset_checks import check_dataset
 from multibox.data.check.findings import FAULTS, KINDS, Finding
-from multibox.data.check.image_metadata import (
+from multibox.data.check.split_checks import roles
+from multibox.data.formats.layouts import known_splits, read_dataset
+from multibox.data.image_metadata import (
     find_orientation,
     has_rotated_orientation,
     has_sixteen_bits,
     unusual_properties,
     without_orientation,
 )
-from multibox.data.check.split_checks import roles
-from multibox.data.formats.layouts import known_splits, read_dataset
 from multibox.data.images import read_image
 from multibox.errors import DataError
 from multibox.recipes import RECIPES

@@ -18,7 +18,6 @@ from multibox.data.check.annotation_checks import (
     count_objects,
 )
 from multibox.data.check.findings import Finding, finding_of
-from multibox.data.check.image_metadata import unusual_properties
 from multibox.data.check.split_checks import Picture, compare_classes, shared_images
 from multibox.data.dataset import Dataset, Fault
 from multibox.data.files import SUFFIXES, list_folder, read_bytes
@@ -27,6 +26,7 @@ from multibox.data.formats.tree import FileTree
 from multibox.data.formats.voc import split_lists
 from multibox.data.formats.voc_files import annotation_files
 from multibox.data.formats.voc_lists import LayoutFolder
+from multibox.data.image_metadata import unusual_properties
 from multibox.data.images import MAX_BYTES, decode_image, find_images
 from multibox.data.reading import NoImagesError
 from multibox.data.splits.near_duplicates import thumbnail

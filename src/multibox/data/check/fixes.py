@@ -9,11 +9,6 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from multibox.data.check.image_metadata import (
-    find_orientation,
-    unusual_properties,
-    without_orientation,
-)
 from multibox.data.dataset import Annotation, Object, fit_box
 from multibox.data.files import read_bytes
 from multibox.data.formats.voc_xml import (
@@ -21,6 +16,11 @@ from multibox.data.formats.voc_xml import (
     object_elements,
     object_position,
     parse_object,
+)
+from multibox.data.image_metadata import (
+    find_orientation,
+    unusual_properties,
+    without_orientation,
 )
 from multibox.data.images import MAX_BYTES, decode_image
 from multibox.data.writing.voc import annotation_tree, plain_number, set_size

@@ -84,7 +84,9 @@ def draw(
     names = np.unique(groups)
     lowest = {name: float(fractions[groups == name].min()) for name in names.tolist()}
     ordered = sorted(lowest, key=lambda name: (lowest[name], name))
-    part = _parts_by_group(ordered, lowest, shares)
+    limits = np.cumsum(list(shares.values()))[:-1]
+    places = np.searchsorted(limits, [lowest[name] for name in ordered], side="right").tolist()
+    part = {name: PARTS[place] for name, place in zip(ordered, places, strict=True)}
     labels = {name: set[int]() for name in ordered}
     for item, name in zip(dataset.annotations, groups.tolist(), strict=True):
         labels[name].update(item.labels.tolist())
@@ -133,27 +135,6 @@ def _fraction(seed: int, name: str) -> float:
     """Returns a number in [0, 1) that depends on the seed and the name only."""
     digest = hashlib.sha256(f"{seed}/split/{name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _parts_by_group(
-    ordered: Sequence[int], lowest: dict[int, float], shares: dict[str, float]
-) -> dict[int, str]:
-    limits = np.cumsum(list(shares.values()))
-    names = list(shares)
-    place = {
-        name: min(int(np.searchsorted(limits, lowest[name], side="right")), len(names) - 1)
-        for name in ordered
-    }
-    # The groups are ordered, so an empty split takes the last group of an earlier one, or the first
-    # group of a later one.
-    for wanted in range(len(names)):
-        if wanted in place.values():
-            continue
-        counts = {which: list(place.values()).count(which) for which in set(place.values())}
-        giver = max(counts, key=lambda which: (counts[which], -which))
-        of_giver = [name for name in ordered if place[name] == giver]
-        place[of_giver[-1] if giver < wanted else of_giver[0]] = wanted
-    return {name: names[which] for name, which in place.items()}
 
 
 def _cover_classes(labels: Mapping[int, set[int]], part: dict[int, str]) -> None:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import simplejpeg
 
 from multibox.data.files import read_bytes, read_ends
-from multibox.data.images import MAX_BYTES, tiff_entries, tiff_number
+from multibox.data.images import MAX_BYTES
+from multibox.data.tiff import tiff_entries, tiff_number
 
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC, _EXTRA_SAMPLES = 258, 262, 338
