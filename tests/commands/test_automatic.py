@@ -19,7 +19,7 @@ from multibox.commands.demo.dataset import draw_dataset
 from multibox.commands.speed_test import Duration
 from multibox.commands.train import Request
 from multibox.config import Config
-from multibox.errors import ConfigError
+from multibox.errors import ConfigError, DataError
 from multibox.recipes import ssd300_lite, ssd300_vgg16_voc0712
 from multibox.storage.run_folder import read_config
 
@@ -111,6 +111,23 @@ def test_roles_without_a_named_split_take_those_of_the_folder(data: Path, tmp_pa
         chosen(tmp_path / "voc", tmp_path / "run", val_split="train")
     _, said = chosen(tmp_path / "voc", tmp_path / "run")
     assert "because the folder does not have both a training and another split" in said
+
+
+def test_mostly_faulty_annotations_are_not_skipped(tmp_path: Path) -> None:
+    root = tmp_path / "things"
+    draw_dataset(root, train_images=6, test_images=2)
+    for file in (root / "Annotations").iterdir():
+        # The corners are in another order, as under the wrong header of a table.
+        text = file.read_text()
+        file.write_text(
+            text.replace("ymin>", "y>").replace("xmax>", "ymin>").replace("y>", "xmax>")
+        )
+    with pytest.raises(DataError, match=r"the dataset has \d+ faults") as raised:
+        chosen(root, tmp_path / "run")
+    assert "--on-bad skip" in str(raised.value)
+    config, said = chosen(root, tmp_path / "run", on_bad="skip")
+    assert config.data.on_bad == "skip"
+    assert "faults left out" in said
 
 
 def test_what_is_typed_counts(data: Path, tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ def choose(
         config, lines = _choose_splits(request.data, values)
     datasets = read_datasets(config, request.data)
     if automatic:
+        if "on_bad" not in values:
+            _refuse_mostly_faulty(config, datasets, request.data)
         config, reasons = _choose_network(config, datasets, values)
         lines += reasons
     lines.append(("images", _describe_images(datasets)))
@@ -173,6 +175,20 @@ def _choose_splits(root: Path, values: dict[str, Any]) -> tuple[Config, list[tup
             reason += ", because the folder does not have both a training and another split"
         lines.append(("splits", f"{reason}; near-duplicates stay together"))
     return ssd300_lite().override(chosen | values), lines
+
+
+def _refuse_mostly_faulty(config: Config, datasets: Datasets, root: Path) -> None:
+    """Lists the faults as an error if there are more of them than usable objects.
+
+    Then the file is probably misread as a whole, and the rest is not to be trusted.
+
+    Raises:
+        DataError: There are more faults.
+    """
+    splits = list(filter(None, datasets[:3]))
+    faults = sum(len(split.faults) for split in splits)
+    if faults > sum(sum(split.objects_per_class.values()) for split in splits):
+        read_datasets(config.override({"on_bad": "fail"}), root)
 
 
 def _listed(splits: Sequence[str]) -> str:
