@@ -245,9 +245,8 @@ def _outline_box(outline: Any) -> Box:
         if box:
             return box
     elif type(outline) is list and all(map(_is_polygon, outline)):
-        return bounds(
-            [point for part in outline for point in zip(part[::2], part[1::2], strict=True)]
-        )
+        xs, ys = ([number for part in outline for number in part[axis::2]] for axis in (0, 1))
+        return bounds(xs, ys)
     raise DataError(
         f"it has no bbox, and its segmentation is {reprlib.repr(outline)}, neither polygons nor "
         "run lengths of a mask",
