@@ -84,9 +84,8 @@ def _is_coco(file: Path, ends: str) -> bool:
 
 
 def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used, sorted by path."""
-    scenes = [scene for file in files for scene in _read_file(file, tree, reading)]
-    return sorted(scenes, key=lambda scene: scene.path)
+    """Returns the images of a split that can be used."""
+    return [scene for file in files for scene in _read_file(file, tree, reading)]
 
 
 def _read_file(file: Path, tree: FileTree, reading: Reading) -> list[Scene]:

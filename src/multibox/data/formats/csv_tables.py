@@ -6,8 +6,8 @@ The columns are found by the names in the header: those of TensorFlow's tutorial
 are path, x1, y1, x2, y2 and class, and a row with the path only is an image without objects.
 
 Coordinates are pixels, or fractions of the image if those of most rows are at most 1. The splits
-come from a column `split`, or from the paths of the files. Images are sorted by path, and the rows
-of an image may be anywhere in a file. Nothing is written.
+come from a column `split`, or from the paths of the files. The rows of an image may be anywhere in
+a file. Nothing is written.
 """
 
 import csv
@@ -175,9 +175,8 @@ def find_splits(tree: FileTree) -> dict[str, list[_Table]]:
 
 
 def read_split(tables: Sequence[_Table], tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used, sorted by path."""
-    scenes = [scene for table in tables for scene in _read_table(table, tree, reading)]
-    return sorted(scenes, key=lambda scene: scene.path)
+    """Returns the images of a split that can be used."""
+    return [scene for table in tables for scene in _read_table(table, tree, reading)]
 
 
 # --- recognising tables by their first lines

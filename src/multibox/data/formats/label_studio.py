@@ -87,7 +87,7 @@ def _is_own(ends: str) -> bool:
 
 
 def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used, sorted by path."""
+    """Returns the images of a split that can be used."""
     latest: dict[str, _Annotation] = {}
     # The file 10 of a storage is later than the file 9.
     for file in sorted(files, key=lambda path: (path.parent, len(path.name), path.name)):
@@ -104,7 +104,7 @@ def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scen
             scenes.append(_read_image(annotation, tree, reading))
         except DataError as error:
             reading.add_fault(error, annotation.file, annotation.position)
-    return sorted(scenes, key=lambda scene: scene.path)
+    return scenes
 
 
 def _read_file(file: Path, reading: Reading) -> Iterator[_Annotation]:

@@ -65,7 +65,7 @@ def _is_labelme(ends: str) -> bool:
 
 
 def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used, sorted by path."""
+    """Returns the images of a split that can be used."""
     scenes = []
     for file in files:
         try:
@@ -76,7 +76,7 @@ def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scen
                 leave_out_other(reading)
         except DataError as error:
             reading.add_fault(error, file)
-    return sorted(scenes, key=lambda scene: scene.path)
+    return scenes
 
 
 def _read_image(content: Record, file: Path, tree: FileTree, reading: Reading) -> Scene:

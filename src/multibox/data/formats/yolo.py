@@ -131,7 +131,7 @@ def find_splits(tree: FileTree) -> dict[str, _Split]:
 
 
 def read_split(split: _Split, tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used, sorted by path."""
+    """Returns the images of a split that can be used."""
     about = split.about
     if about.fault and all(fault.reason != about.fault.reason for fault in reading.faults):
         reading.add_fault(about.fault, tree.root)
@@ -147,7 +147,7 @@ def read_split(split: _Split, tree: FileTree, reading: Reading) -> list[Scene]:
     used: set[Path] = set()
     known = len(reading.faults)
     scenes = []
-    for image in sorted(set(images)):
+    for image in dict.fromkeys(images):
         label = _label_file(image, tree, about)
         try:
             reading.list_once(str(image), str(split.lists[0] if split.lists else image.parent))
