@@ -20,8 +20,9 @@ from typing import Literal, NamedTuple
 from multibox.data.dataset import Note, Object, Scene
 from multibox.data.files import SUFFIXES, read_ends
 from multibox.data.formats.plain_text import (
-    NAMELESS,
+    NumberedNames,
     check_name,
+    name_of,
     parse_index,
     parse_number,
     read_text,
@@ -131,6 +132,9 @@ class _Table(NamedTuple):
     split: str | None
     class_file: Path | None
     titles_file: Path | None
+
+
+_TWO_COLUMNS = _Columns(",", ("name", "number"), False, 0, (), True)
 
 
 class _Row(NamedTuple):
@@ -341,8 +345,7 @@ def _rows(file: Path, columns: _Columns) -> Iterator[_Row]:
 class _Classes(NamedTuple):
     """The names of classes that tables write as numbers or codes."""
 
-    file: Path | None
-    by_number: dict[int, str]
+    numbered: NumberedNames | None
     by_code: dict[str, str]
 
     def name(self, text: str, reading: Reading) -> str:
@@ -354,43 +357,38 @@ class _Classes(NamedTuple):
         text = text.strip()
         if text in self.by_code:
             return self.by_code[text]
-        if not _WHOLE.fullmatch(text) or text in self.by_number.values():
+        names = self.numbered.by_number.values() if self.numbered else ()
+        if not _WHOLE.fullmatch(text) or text in names:
             return check_name(text, "its class")
-        number = parse_index(text, "its class")
-        if self.file is None:
-            reading.notes[NAMELESS] += 1
-            reading.order[str(number)] = number
-            return str(number)
-        if number not in self.by_number:
-            raise DataError(
-                f"its class is {number}, but {self.file.name} has {len(self.by_number)} other "
-                "numbers",
-                kind="category-unknown",
-            )
-        return self.by_number[number]
+        return name_of(parse_index(text, "its class"), self.numbered, reading)
 
 
 def _read_classes(table: _Table, reading: Reading) -> _Classes:
-    by_number: dict[int, str] = {}
-    by_code: dict[str, str] = {}
-    two = _Columns(",", ("name", "number"), False, 0, (), True)
+    numbered: NumberedNames | None = None
     if table.class_file is not None:
-        for line, fields in _rows(table.class_file, two):
+        numbered = NumberedNames(table.class_file, {})
+        for line, fields in _rows(table.class_file, _TWO_COLUMNS):
             try:
-                numbers = [place for place in (1, 0) if _WHOLE.fullmatch(fields[place].strip())]
-                if len(fields) == 2 and numbers:
-                    name = check_name(fields[1 - numbers[0]], "the name of a class")
-                    by_number[parse_index(fields[numbers[0]], "the number of a class")] = name
-            except (DataError, IndexError) as error:
-                reason = error.reason if isinstance(error, DataError) else "has one column"
-                fault = DataError(reason, kind="text-malformed")
-                reading.add_fault(fault, table.class_file, f"line {line}")
-        use_numbers(by_number, reading)
+                _add_number(fields, numbered.by_number)
+            except DataError as error:
+                reading.add_fault(error, table.class_file, f"line {line}")
+        use_numbers(numbered, reading)
+    by_code: dict[str, str] = {}
     if table.titles_file is not None:
-        for _, fields in _rows(table.titles_file, two):
+        for _, fields in _rows(table.titles_file, _TWO_COLUMNS):
             if len(fields) == 2 and fields[1].strip() and fields[1].strip().isprintable():
                 by_code[fields[0].strip()] = fields[1].strip()
-    return _Classes(table.class_file, by_number, by_code)
+    return _Classes(numbered, by_code)
+
+
+def _add_number(fields: Sequence[str], by_number: dict[int, str]) -> None:
+    """Adds the class in a row of a name and its number. A header has no number."""
+    if len(fields) == 1:
+        raise DataError("has one column", kind="text-malformed")
+    numbers = [place for place in (1, 0) if _WHOLE.fullmatch(fields[place].strip())]
+    if len(fields) == 2 and numbers:
+        name = check_name(fields[1 - numbers[0]], "the name of a class")
+        by_number[int(float(fields[numbers[0]]))] = name
 
 
 def _read_table(table: _Table, tree: FileTree, reading: Reading) -> list[Scene]:
