@@ -61,8 +61,8 @@ ALLOWED_IMPORTS = {
 READERS = (
     *("formats/voc", "formats/coco", "formats/layouts", "formats/tree", "reading", "dataset"),
     *("files", "images", "formats/json_files", "formats/outlines"),
-    *("formats/labelme", "formats/label_studio"),
-    *("formats/yolo", "formats/yolo_description", "formats/csv_tables", "formats/plain_text"),
+    *("formats/labelme", "formats/label_studio", "formats/plain_text"),
+    *("formats/yolo", "formats/yolo_description", "formats/csv_tables", "formats/csv_columns"),
     *("splits/draw", "splits/near_duplicates"),
     *("formats/voc_files", "formats/voc_lists", "formats/voc_xml", "formats/cvat"),
     "formats/xml_files",
