@@ -10,6 +10,9 @@ from multibox.data.formats.layouts import open_dataset, unread_formats
 from multibox.data.splits.draw import pool
 from multibox.errors import DataError
 
+LISTED = {"voc-lists", "voc-year", "voc-lists.zip"}
+"""Layouts with lists of images, which keep their order."""
+
 
 @pytest.fixture(scope="module")
 def raccoons(shared: Path) -> list[Photo]:
@@ -19,9 +22,14 @@ def raccoons(shared: Path) -> list[Photo]:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout(name: str, raccoons: list[Photo], tmp_path: Path) -> None:
     root = tmp_path / name
-    LAYOUTS[name](root, raccoons)
+    LAYOUTS[name](root, raccoons[::-1])
     folder = open_dataset(root)
     assert unread_formats(root) == ()
+    for split in folder.splits:
+        paths = [item.image_path for item in folder.read(split).annotations]
+        by_name = {path.name: path for path in paths}
+        written = [by_name[photo.name] for photo in raccoons[::-1] if photo.name in by_name]
+        assert paths == (written if name in LISTED else sorted(paths))
     dataset = folder.read(pool(folder.splits))
     assert dataset.faults == ()
     found = {item.image_path.name: item for item in dataset.annotations}

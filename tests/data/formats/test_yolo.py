@@ -99,7 +99,7 @@ def test_a_path_of_another_split_is_never_used_instead(tmp_path: Path) -> None:
     files["data.yaml"] = "train: images\ntest: /home/x/test/images\nnames: [cat]"
     dataset = read(tmp_path, files)
     assert known_splits(tmp_path) == ("train",)
-    assert "names test, which do not exist" in dataset.notes[0].text
+    assert dataset.notes[0].text == "1 splits in the description do not exist: test"
 
 
 def test_splits_of_other_names(tmp_path: Path) -> None:

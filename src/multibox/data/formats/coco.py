@@ -84,9 +84,8 @@ def _is_coco(file: Path, ends: str) -> bool:
 
 
 def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used, sorted by path."""
-    scenes = [scene for file in files for scene in _read_file(file, tree, reading)]
-    return sorted(scenes, key=lambda scene: scene.path)
+    """Returns the images of a split that can be used."""
+    return [scene for file in files for scene in _read_file(file, tree, reading)]
 
 
 def _read_file(file: Path, tree: FileTree, reading: Reading) -> list[Scene]:
@@ -245,9 +244,8 @@ def _outline_box(outline: Any) -> Box:
         if box:
             return box
     elif type(outline) is list and all(map(_is_polygon, outline)):
-        return bounds(
-            [point for part in outline for point in zip(part[::2], part[1::2], strict=True)]
-        )
+        xs, ys = ([number for part in outline for number in part[axis::2]] for axis in (0, 1))
+        return bounds(xs, ys)
     raise DataError(
         f"it has no bbox, and its segmentation is {reprlib.repr(outline)}, neither polygons nor "
         "run lengths of a mask",

@@ -1,27 +1,31 @@
 """Reads annotations from CSV files with a row for each object.
 
-The columns are found by the names in the header: those of TensorFlow's tutorials and Roboflow
-(`filename,width,height,class,xmin,ymin,xmax,ymax`), of ssd_keras, of Open Images, of Kaggle
-(`bbox` as "[x, y, width, height]"), and similar ones. keras-retinanet has no header: its columns
-are path, x1, y1, x2, y2 and class, and a row with the path only is an image without objects.
-
-Coordinates are pixels, or fractions of the image if those of most rows are at most 1. The splits
-come from a column `split`, or from the paths of the files. Images are sorted by path, and the rows
-of an image may be anywhere in a file. Nothing is written.
+The columns are found by the names in the header (see `csv_columns`). Coordinates are pixels, or
+fractions of the image if those of most rows are at most 1. The splits come from a column `split`,
+or from the paths of the files. The rows of an image may be anywhere in a file. Nothing is written.
 """
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from multibox.data.dataset import Note, Object, Scene
-from multibox.data.files import SUFFIXES, read_ends
+from multibox.data.formats.csv_columns import (
+    CLASS_LIST,
+    MAX_BYTES,
+    WHOLE,
+    Columns,
+    find_columns,
+    lists_classes,
+    read_head,
+)
 from multibox.data.formats.plain_text import (
-    NAMELESS,
+    NumberedNames,
     check_name,
+    name_of,
     parse_index,
     parse_number,
     read_text,
@@ -33,86 +37,14 @@ from multibox.data.images import check_image
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
-_MAX_BYTES = 1 << 30
-_HEAD_BYTES = 1 << 16
 # How many files are opened to recognise the format.
 _SNIFFED = 200
-_DELIMITERS = (",", ";", "\t", "|")
-_IMAGE = (
-    *("filename", "imagefilename", "imagename", "imagefile", "filepath", "imagepath", "path"),
-    *("file", "image", "imageid", "frame", "imgname", "imgpath", "imgfile", "imgid", "img"),
-)
-_CLASS = (
-    *("classname", "class", "labelname", "label", "categoryname", "category", "objectclass"),
-    *("classid", "labelid", "categoryid", "cls", "object", "name"),
-)
-_CORNERS = (
-    ("xmin", "ymin", "xmax", "ymax"),
-    ("x0", "y0", "x1", "y1"),
-    ("x1", "y1", "x2", "y2"),
-    ("left", "top", "right", "bottom"),
-    ("minx", "miny", "maxx", "maxy"),
-    ("bboxxmin", "bboxymin", "bboxxmax", "bboxymax"),
-    ("bboxx1", "bboxy1", "bboxx2", "bboxy2"),
-    ("xtl", "ytl", "xbr", "ybr"),
-)
-_SIDES = (
-    ("x", "y", "w", "h"),
-    ("bboxx", "bboxy", "bboxw", "bboxh"),
-    ("bboxx", "bboxy", "bboxwidth", "bboxheight"),
-    ("x", "y", "bboxwidth", "bboxheight"),
-    ("x", "y", "width", "height"),
-    ("left", "top", "width", "height"),
-    ("bboxleft", "bboxtop", "bboxwidth", "bboxheight"),
-    ("xmin", "ymin", "width", "height"),
-    ("xmin", "ymin", "w", "h"),
-)
-_BOX = ("bbox", "box", "boundingbox")
-_SIZES = (
-    ("width", "height"),
-    ("imagewidth", "imageheight"),
-    ("imgwidth", "imgheight"),
-    ("imagew", "imageh"),
-)
-_DIFFICULT = ("isgroupof", "difficult", "isdifficult", "iscrowd")
-_SPLIT = ("split", "subset", "set")
-_SCORES = {"score", "scores", "confidence", "conf", "probability", "prediction"}
-_RETINANET = ("path", "x1", "y1", "x2", "y2", "class")
-_WHOLE = re.compile(r"[0-9]{1,9}(\.0*)?")
 _FLAGS = {"": False, "0": False, "-1": False, "false": False, "1": True, "true": True}
 
 _ONE_CLASS = "object"
 _NO_CLASS = Note(
     "class-names-missing", f"objects have no column of the class: they are called {_ONE_CLASS!r}"
 )
-
-
-class _Columns(NamedTuple):
-    """Which column of a table has which meaning.
-
-    Attributes:
-        delimiter: The character between columns.
-        names: The names of the columns. Messages use them.
-        header: Whether the first row has these names.
-        image: The column of the image's name.
-        box: The columns of the box: four, or one that has all numbers as text.
-        corners: Whether the box is xmin, ymin, xmax, ymax. Otherwise it is x, y, width, height.
-        label: The column of the class, or None.
-        size: The columns of the image's width and height, or None.
-        difficult: The column that marks difficult objects, or None.
-        split: The column of the split, or None.
-    """
-
-    delimiter: str
-    names: tuple[str, ...]
-    header: bool
-    image: int
-    box: tuple[int, ...]
-    corners: bool
-    label: int | None = None
-    size: tuple[int, int] | None = None
-    difficult: int | None = None
-    split: int | None = None
 
 
 class _Table(NamedTuple):
@@ -127,7 +59,7 @@ class _Table(NamedTuple):
     """
 
     file: Path
-    columns: _Columns
+    columns: Columns
     split: str | None
     class_file: Path | None
     titles_file: Path | None
@@ -144,19 +76,19 @@ def find_splits(tree: FileTree) -> dict[str, list[_Table]]:
     Raises:
         DataError: A table has images, but its header cannot be understood.
     """
-    tables: list[tuple[Path, _Columns]] = []
+    tables: list[tuple[Path, Columns]] = []
     class_files: list[Path] = []
     titles: list[Path] = []
     unclear: DataError | None = None
     for file in tree.with_suffix(".csv", ".tsv")[:_SNIFFED]:
-        lines = _head(file)
+        lines = read_head(file)
         if file.stem.lower().startswith("class-descriptions"):
             titles.append(file)
-        elif _lists_classes(file, lines):
+        elif lists_classes(file, lines):
             class_files.append(file)
         else:
             try:
-                columns = _columns(lines)
+                columns = find_columns(lines)
             except DataError as error:
                 unclear = unclear or DataError(
                     error.reason, kind=error.kind, file=file, position="line 1"
@@ -175,146 +107,40 @@ def find_splits(tree: FileTree) -> dict[str, list[_Table]]:
 
 
 def read_split(tables: Sequence[_Table], tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used, sorted by path."""
-    scenes = [scene for table in tables for scene in _read_table(table, tree, reading)]
-    return sorted(scenes, key=lambda scene: scene.path)
-
-
-# --- recognising tables by their first lines
-
-
-def _head(file: Path) -> list[str]:
-    """Returns the first lines of a file. Bytes that are not UTF-8 are replaced."""
-    try:
-        data, _ = read_ends(file, head=_HEAD_BYTES, tail=1, limit=_MAX_BYTES)
-    except DataError:
-        return []
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    lines = data.decode(encoding, "replace").splitlines()
-    # The last line may be cut off.
-    return lines[:-1] if len(data) == _HEAD_BYTES else lines
-
-
-def _fields(line: str, delimiter: str) -> list[str]:
-    try:
-        row = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
-    except csv.Error:
-        return []
-    return [field.strip() for field in row]
-
-
-def _columns(lines: Sequence[str]) -> _Columns | None:
-    """Returns the meaning of a table's columns, or None if it has no annotated images.
-
-    Raises:
-        DataError: It has images, but no columns of a box. The error names no file.
-    """
-    lines = [line for line in lines[:20] if line.strip()]
-    if not lines:
-        return None
-    delimiter = max(_DELIMITERS, key=lambda mark: len(_fields(lines[0], mark)))
-    names = _fields(lines[0], delimiter)
-    if all(_is_retinanet(_fields(line, delimiter)) for line in lines):
-        return _Columns(delimiter, _RETINANET, False, 0, (1, 2, 3, 4), True, 5)
-    plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in names]
-    if _SCORES & set(plain) and "source" not in plain:
-        return None  # results of a detector
-    place = {name: plain.index(name) for name in plain}
-    image = next((place[name] for name in _IMAGE if name in place), None)
-    label = next((place[name] for name in _CLASS if name in place), None)
-    box, corners = _box_columns(place)
-    if {"annotationid", "leadtime"} <= place.keys():
-        raise DataError(
-            "is Label Studio's CSV. Export the project as JSON, COCO or YOLO instead",
-            kind="csv-header",
-        )
-    if image is None or not box:
-        if (image is not None and label is not None) or (box and label is not None):
-            missing = "of the box (xmin, ymin, xmax, ymax)" if box is None else "of the image"
-            raise DataError(
-                f"has the columns {', '.join(names)[:400]}, but none {missing}. Name the columns "
-                "filename, class, xmin, ymin, xmax and ymax",
-                kind="csv-header",
-            )
-        return None
-    sizes = [tuple(place[name] for name in pair) for pair in _SIZES if place.keys() >= set(pair)]
-    size = next(((w, h) for w, h in sizes if w not in box), None)
-    difficult = next((place[name] for name in _DIFFICULT if name in place), None)
-    split = next((place[name] for name in _SPLIT if name in place), None)
-    return _Columns(
-        delimiter, tuple(names), True, image, box, corners, label, size, difficult, split
-    )
-
-
-def _box_columns(place: dict[str, int]) -> tuple[tuple[int, ...] | None, bool]:
-    """Returns the columns of the box, and whether they are its corners."""
-    kinds: tuple[tuple[tuple[tuple[str, ...], ...], bool], ...] = (
-        (_CORNERS, True),
-        (_SIDES, False),
-        (tuple((name,) for name in _BOX), False),
-    )
-    for groups, corners in kinds:
-        for group in groups:
-            if place.keys() >= set(group):
-                return tuple(place[name] for name in group), corners
-    return None, False
-
-
-def _is_retinanet(fields: Sequence[str]) -> bool:
-    """Whether a row is keras-retinanet's: an image's path, four numbers and a class, or no box."""
-    if len(fields) != 6 or Path(fields[0]).suffix.lower() not in SUFFIXES:
-        return False
-    return not any(fields[1:]) or all(_is_number(field) for field in fields[1:5])
-
-
-def _is_number(text: str) -> bool:
-    try:
-        parse_number(text, "")
-    except DataError:
-        return False
-    return True
-
-
-def _lists_classes(file: Path, lines: Sequence[str]) -> bool:
-    """Whether a file has a class's name and number in each row, like keras-retinanet's."""
-    if not any(word in file.stem.lower() for word in ("class", "label", "categor")):
-        return False
-    rows = [_fields(line, ",") for line in lines if line.strip()]
-    rows = rows[1:] if rows and not any(map(_WHOLE.fullmatch, rows[0])) else rows
-    return bool(rows) and all(len(row) == 2 and any(map(_WHOLE.fullmatch, row)) for row in rows)
+    """Returns the images of a split that can be used."""
+    return [scene for table in tables for scene in _read_table(table, tree, reading)]
 
 
 def _near(file: Path, others: Sequence[Path]) -> Path | None:
     """Returns the file in the same folder, or else the first one."""
-    ranked = sorted(others, key=lambda path: (path.parent != file.parent, len(path.parts), path))
-    return ranked[0] if ranked else None
-
-
-def _splits_in(file: Path, columns: _Columns, tree: FileTree) -> list[tuple[str, str | None]]:
-    """Returns the splits of a table, each with its value in the column of the split."""
-    if columns.split is None:
-        return [(tree.split_of(file), None)]
-    try:
-        rows = list(_rows(file, columns))
-    except DataError:
-        # The reader raises it.
-        return [(tree.split_of(file), None)]
-    values = dict.fromkeys(
-        row.fields[columns.split].strip() for row in rows if len(row.fields) > columns.split
+    return min(
+        others, key=lambda path: (path.parent != file.parent, len(path.parts), path), default=None
     )
-    return [(value if value.isprintable() and value else UNSPLIT, value) for value in values]
+
+
+def _splits_in(file: Path, columns: Columns, tree: FileTree) -> list[tuple[str, str | None]]:
+    """Returns the splits of a table, each with its value in the column of the split."""
+    place = columns.split
+    with suppress(DataError):  # The reader raises it.
+        if place is not None:
+            rows = [fields for _, fields in _rows(file, columns) if len(fields) > place]
+            values = dict.fromkeys(fields[place].strip() for fields in rows)
+            return [
+                (value if value.isprintable() and value else UNSPLIT, value) for value in values
+            ]
+    return [(tree.split_of(file), None)]
 
 
 # --- reading tables
 
 
-def _rows(file: Path, columns: _Columns) -> Iterator[_Row]:
+def _rows(file: Path, columns: Columns) -> Iterator[_Row]:
     """Yields the rows of a table that are not empty, without the header.
 
     Raises:
         DataError: The file is not UTF-8, or its quotes are malformed.
     """
-    text = read_text(file, limit=_MAX_BYTES)
+    text = read_text(file, limit=MAX_BYTES)
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=columns.delimiter,
@@ -342,8 +168,7 @@ def _rows(file: Path, columns: _Columns) -> Iterator[_Row]:
 class _Classes(NamedTuple):
     """The names of classes that tables write as numbers or codes."""
 
-    file: Path | None
-    by_number: dict[int, str]
+    numbered: NumberedNames | None
     by_code: dict[str, str]
 
     def name(self, text: str, reading: Reading) -> str:
@@ -355,51 +180,46 @@ class _Classes(NamedTuple):
         text = text.strip()
         if text in self.by_code:
             return self.by_code[text]
-        if not _WHOLE.fullmatch(text) or text in self.by_number.values():
+        names = self.numbered.by_number.values() if self.numbered else ()
+        if not WHOLE.fullmatch(text) or text in names:
             return check_name(text, "its class")
-        number = parse_index(text, "its class")
-        if self.file is None:
-            reading.notes[NAMELESS] += 1
-            reading.order[str(number)] = number
-            return str(number)
-        if number not in self.by_number:
-            raise DataError(
-                f"its class is {number}, but {self.file.name} has {len(self.by_number)} other "
-                "numbers",
-                kind="category-unknown",
-            )
-        return self.by_number[number]
+        return name_of(parse_index(text, "its class"), self.numbered, reading)
 
 
 def _read_classes(table: _Table, reading: Reading) -> _Classes:
-    by_number: dict[int, str] = {}
-    by_code: dict[str, str] = {}
-    two = _Columns(",", ("name", "number"), False, 0, (), True)
+    numbered: NumberedNames | None = None
     if table.class_file is not None:
-        for line, fields in _rows(table.class_file, two):
+        numbered = NumberedNames(table.class_file, {})
+        for line, fields in _rows(table.class_file, CLASS_LIST):
             try:
-                numbers = [place for place in (1, 0) if _WHOLE.fullmatch(fields[place].strip())]
-                if len(fields) == 2 and numbers:
-                    name = check_name(fields[1 - numbers[0]], "the name of a class")
-                    by_number[parse_index(fields[numbers[0]], "the number of a class")] = name
-            except (DataError, IndexError) as error:
-                reason = error.reason if isinstance(error, DataError) else "has one column"
-                fault = DataError(reason, kind="text-malformed")
-                reading.add_fault(fault, table.class_file, f"line {line}")
-        use_numbers(by_number, reading)
+                _add_number(fields, numbered.by_number)
+            except DataError as error:
+                reading.add_fault(error, table.class_file, f"line {line}")
+        use_numbers(numbered, reading)
+    by_code: dict[str, str] = {}
     if table.titles_file is not None:
-        for _, fields in _rows(table.titles_file, two):
+        for _, fields in _rows(table.titles_file, CLASS_LIST):
             if len(fields) == 2 and fields[1].strip() and fields[1].strip().isprintable():
                 by_code[fields[0].strip()] = fields[1].strip()
-    return _Classes(table.class_file, by_number, by_code)
+    return _Classes(numbered, by_code)
+
+
+def _add_number(fields: Sequence[str], by_number: dict[int, str]) -> None:
+    """Adds the class in a row of a name and its number. A header has no number."""
+    if len(fields) == 1:
+        raise DataError("has one column", kind="text-malformed")
+    numbers = [place for place in (1, 0) if WHOLE.fullmatch(fields[place].strip())]
+    if len(fields) == 2 and numbers:
+        name = check_name(fields[1 - numbers[0]], "the name of a class")
+        by_number[int(float(fields[numbers[0]]))] = name
 
 
 def _read_table(table: _Table, tree: FileTree, reading: Reading) -> list[Scene]:
     columns, file = table.columns, table.file
     classes = _read_classes(table, reading)
     rows = list(_rows(file, columns))
-    unit: Literal["fraction", "pixel"] = "fraction" if _are_fractions(rows, columns) else "pixel"
-    if unit == "pixel" and {"ImageID", "LabelName"} <= set(columns.names):
+    are_fractions = _are_fractions(rows, columns)
+    if not are_fractions and {"ImageID", "LabelName"} <= set(columns.names):
         text = "tables with the columns of Open Images were read as pixels, not as fractions"
         reading.notes[Note("read-otherwise", text)] += 1
     # An image that is left out is None.
@@ -428,7 +248,7 @@ def _read_table(table: _Table, tree: FileTree, reading: Reading) -> list[Scene]:
                 raise DataError(
                     f"its width and height differ from its image, {written}", kind="size-differs"
                 )
-            item = _object(fields, columns, scene, unit, classes, reading)
+            item = _object(fields, columns, scene, are_fractions, classes, reading)
             if item is not None:
                 scene.objects.append(reading.fitted(item, scene.size_px))
         except DataError as error:
@@ -456,7 +276,7 @@ def _scene(
     return by_path[path]
 
 
-def _size(fields: Sequence[str], columns: _Columns) -> tuple[int, int] | None:
+def _size(fields: Sequence[str], columns: Columns) -> tuple[int, int] | None:
     """Returns width and height of the image in a row: zeros if empty, None without such columns."""
     if columns.size is None:
         return None
@@ -469,9 +289,9 @@ def _size(fields: Sequence[str], columns: _Columns) -> tuple[int, int] | None:
 
 def _object(
     fields: Sequence[str],
-    columns: _Columns,
+    columns: Columns,
     scene: Scene,
-    unit: Literal["fraction", "pixel"],
+    are_fractions: bool,
     classes: _Classes,
     reading: Reading,
 ) -> Object | None:
@@ -482,7 +302,7 @@ def _object(
     left, top, right, bottom = _numbers(fields, columns)
     if not columns.corners:
         right, bottom = left + right, top + bottom
-    width, height = scene.size_px if unit == "fraction" else (1, 1)
+    width, height = scene.size_px if are_fractions else (1, 1)
     corners = left * width, top * height, right * width, bottom * height
     if label is None:
         reading.notes[_NO_CLASS] += 1
@@ -500,24 +320,21 @@ def _object(
     return Object(name, snap_box(corners, scene.size_px), _FLAGS[flag])
 
 
-def _numbers(fields: Sequence[str], columns: _Columns) -> list[float]:
+def _numbers(fields: Sequence[str], columns: Columns) -> list[float]:
     """Returns the four numbers of a box as they are written."""
-    if len(columns.box) == 4:
-        return [
-            parse_number(fields[column], f"its column {columns.names[column]!r}")
-            for column in columns.box
-        ]
-    text = fields[columns.box[0]].strip()
-    words = text.strip("[]()").replace(",", " ").split()
-    if len(words) != 4:
-        raise DataError(
-            f"its column {columns.names[columns.box[0]]!r} is {text[:40]!r}, not four numbers",
-            kind="bbox-malformed",
-        )
-    return [parse_number(word, f"its column {columns.names[columns.box[0]]!r}") for word in words]
+    titles = [f"its column {columns.names[column]!r}" for column in columns.box]
+    words = [fields[column] for column in columns.box]
+    if len(words) == 1:
+        titles, text = titles * 4, words[0].strip()
+        words = text.strip("[]()").replace(",", " ").split()
+        if len(words) != 4:
+            raise DataError(
+                f"{titles[0]} is {text[:40]!r}, not four numbers", kind="bbox-malformed"
+            )
+    return list(map(parse_number, words, titles))
 
 
-def _are_fractions(rows: Sequence[_Row], columns: _Columns) -> bool:
+def _are_fractions(rows: Sequence[_Row], columns: Columns) -> bool:
     """Whether the coordinates of most rows are at most 1. A box in pixels is larger than that."""
     votes = 0
     for _, fields in rows:

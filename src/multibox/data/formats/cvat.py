@@ -14,16 +14,21 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from multibox.data.dataset import Note, Object, Scene
-from multibox.data.formats.outlines import OUTLINED, ROTATED
+from multibox.data.formats.outlines import (
+    OUTLINED,
+    ROTATED,
+    Box,
+    bounds,
+    ellipse_bounds,
+    rotated_bounds,
+)
 from multibox.data.formats.tree import UNSPLIT, FileTree, image_parts
 from multibox.data.formats.voc_files import UNANNOTATED
 from multibox.data.formats.xml_files import (
-    bounds,
     first_tags,
     folders_of_xml,
     number_in,
     parse_xml,
-    rotated_bounds,
 )
 from multibox.data.reading import Reading
 from multibox.errors import DataError
@@ -36,8 +41,6 @@ _NO_BOX = Note("shape-without-box", "points, cuboids, skeletons and tags were le
 _WHOLE = re.compile(r"[0-9]{1,9}")
 _FRAME = re.compile(r"frame_([0-9]{6,9})")
 _TRUE = ("1", "true", "yes")
-
-_Box = tuple[float, float, float, float]
 
 
 class _Image(NamedTuple):
@@ -238,17 +241,14 @@ def _objects(image: _Image, size_px: tuple[int, int], reading: Reading) -> Itera
             reading.notes[ROTATED] += 1
 
 
-def _box_px(shape: Element) -> _Box:
+def _box_px(shape: Element) -> Box:
     """Returns the corners of the upright box around a shape."""
     if shape.tag == "mask":
         left, top, width, height = (_number(shape, x) for x in ("left", "top", "width", "height"))
         return left, top, left + width, top + height
     if shape.tag == "ellipse":
         x, y, rx, ry = (_number(shape, key) for key in ("cx", "cy", "rx", "ry"))
-        angle = _angle(shape)
-        half_x = math.hypot(rx * math.cos(angle), ry * math.sin(angle))
-        half_y = math.hypot(rx * math.sin(angle), ry * math.cos(angle))
-        return x - half_x, y - half_y, x + half_x, y + half_y
+        return ellipse_bounds((x, y), (rx, ry), _angle(shape))
     if shape.tag != "box":
         points = [point.split(",") for point in shape.get("points", "").split(";") if point.strip()]
         if any(len(point) != 2 for point in points):

@@ -27,7 +27,15 @@ from multibox.data.formats.json_files import (
     require_object,
     side_px,
 )
-from multibox.data.formats.outlines import NO_BOX, OUTLINED, ROTATED, Box, bounds, inside
+from multibox.data.formats.outlines import (
+    NO_BOX,
+    OUTLINED,
+    ROTATED,
+    Box,
+    bounds,
+    ellipse_bounds,
+    inside,
+)
 from multibox.data.formats.tree import FileTree, image_parts
 from multibox.data.reading import Reading
 from multibox.errors import DataError
@@ -79,7 +87,7 @@ def _is_own(ends: str) -> bool:
 
 
 def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used, sorted by path."""
+    """Returns the images of a split that can be used."""
     latest: dict[str, _Annotation] = {}
     # The file 10 of a storage is later than the file 9.
     for file in sorted(files, key=lambda path: (path.parent, len(path.name), path.name)):
@@ -96,7 +104,7 @@ def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scen
             scenes.append(_read_image(annotation, tree, reading))
         except DataError as error:
             reading.add_fault(error, annotation.file, annotation.position)
-    return sorted(scenes, key=lambda scene: scene.path)
+    return scenes
 
 
 def _read_file(file: Path, reading: Reading) -> Iterator[_Annotation]:
@@ -253,7 +261,8 @@ def _box_px(value: Record, size_px: tuple[int, int], reading: Reading) -> Box | 
             reason = f"its points are {reprlib.repr(points)}, not pairs of plain numbers"
             raise DataError(reason, kind="outline-malformed")
         reading.notes[OUTLINED] += 1
-        return _rounded(bounds([(x * width / 100, y * height / 100) for x, y in points]))
+        xs, ys = [x * width / 100 for x, _ in points], [y * height / 100 for _, y in points]
+        return _rounded(bounds(xs, ys))
     if "x" not in value or "y" not in value:
         shown = ", ".join(map(str, value))[:80]
         reason = f"no box can be made of its shape ({shown})"
@@ -261,21 +270,21 @@ def _box_px(value: Record, size_px: tuple[int, int], reading: Reading) -> Box | 
     x, y = _numbers(value, ("x", "y"), size_px)
     turn = _numbers({"rotation": 0} | value, ("rotation",), (100,))[0]
     angle = math.radians(turn)
-    cos, sin = math.cos(angle), math.sin(angle)
     if "radiusX" in value:
         rx, ry = _numbers(value, ("radiusX", "radiusY"), size_px)
-        half_x, half_y = math.hypot(rx * cos, ry * sin), math.hypot(rx * sin, ry * cos)
         reading.notes[OUTLINED] += 1
-        return inside(_rounded((x - half_x, y - half_y, x + half_x, y + half_y)), size_px, reading)
+        return inside(_rounded(ellipse_bounds((x, y), (rx, ry), angle)), size_px, reading)
     if "height" not in value:
         return None
     wide, high = _numbers(value, ("width", "height"), size_px)
     if not turn:
         return _rounded((x, y, x + wide, y + high))
+    cos, sin = math.cos(angle), math.sin(angle)
     corners = ((0.0, 0.0), (wide, 0.0), (0.0, high), (wide, high))
-    turned = [(x + dx * cos - dy * sin, y + dx * sin + dy * cos) for dx, dy in corners]
+    xs = [x + dx * cos - dy * sin for dx, dy in corners]
+    ys = [y + dx * sin + dy * cos for dx, dy in corners]
     reading.notes[ROTATED] += 1
-    return inside(_rounded(bounds(turned)), size_px, reading)
+    return inside(_rounded(bounds(xs, ys)), size_px, reading)
 
 
 def _numbers(value: Record, keys: tuple[str, ...], whole: Sequence[int]) -> list[float]:

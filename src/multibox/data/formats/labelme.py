@@ -65,7 +65,7 @@ def _is_labelme(ends: str) -> bool:
 
 
 def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scene]:
-    """Returns the images of a split that can be used, sorted by path."""
+    """Returns the images of a split that can be used."""
     scenes = []
     for file in files:
         try:
@@ -76,7 +76,7 @@ def read_split(files: list[Path], tree: FileTree, reading: Reading) -> list[Scen
                 leave_out_other(reading)
         except DataError as error:
             reading.add_fault(error, file)
-    return sorted(scenes, key=lambda scene: scene.path)
+    return scenes
 
 
 def _read_image(content: Record, file: Path, tree: FileTree, reading: Reading) -> Scene:
@@ -144,7 +144,7 @@ def _box_px(record: Record, kind: str, size_px: tuple[int, int], reading: Readin
         (x, y), edge = points
         radius = math.dist((x, y), edge)
         return inside((x - radius, y - radius, x + radius, y + radius), size_px, reading)
-    box = bounds(points)
+    box = bounds([x for x, _ in points], [y for _, y in points])
     flat = box[0] == box[2] or box[1] == box[3]
     return None if flat and kind in ("linestrip", "points") else box
 
@@ -157,8 +157,8 @@ def _joined(shapes: list[_Shape], reading: Reading) -> list[Object]:
         if key in objects:
             reading.notes[_JOINED] += 1
             other = objects[key]
-            boxes = (other.box_px, item.box_px)
-            box = bounds([corner for x0, y0, x1, y1 in boxes for corner in ((x0, y0), (x1, y1))])
+            (x0, y0, x1, y1), (x2, y2, x3, y3) = other.box_px, item.box_px
+            box = bounds((x0, x1, x2, x3), (y0, y1, y2, y3))
             item = other._replace(box_px=box, difficult=other.difficult or item.difficult)
         objects[key] = item
     return list(objects.values())

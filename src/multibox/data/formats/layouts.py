@@ -24,11 +24,14 @@ class Format(NamedTuple):
             empty if the files are not in this format.
         read_split: Reads the images and objects of a split. It adds faults and notes to the
             reading. The id of a scene is its path from the root.
+        is_list: Whether a split is a list of images. Lists keep their order. The images of other
+            splits are sorted by path.
     """
 
     name: str
     find_splits: Callable[[FileTree], Mapping[str, Any]]
     read_split: Callable[[Any, FileTree, Reading], list[Scene]]
+    is_list: Callable[[Any], bool] = lambda _: False
 
 
 FORMATS = (
@@ -36,7 +39,7 @@ FORMATS = (
     Format("Label Studio", label_studio.find_splits, label_studio.read_split),
     Format("LabelMe", labelme.find_splits, labelme.read_split),
     Format("CVAT XML", cvat.find_splits, cvat.read_split),
-    Format("VOC XML", voc_files.find_splits, voc_files.read_split),
+    Format("VOC XML", voc_files.find_splits, voc_files.read_split, voc_files.is_list),
     Format("YOLO", yolo.find_splits, yolo.read_split),
     Format("CSV", csv_tables.find_splits, csv_tables.read_split),
 )
@@ -162,6 +165,8 @@ def _read_splits(
         scenes = format_.read_split(sources[name], tree, reading)
         if not scenes:
             _refuse_missing(reading.faults[known:], name, tree)
+        if not format_.is_list(sources[name]):
+            scenes.sort(key=lambda scene: scene.path)
         found += scenes
     return reading.conclude("+".join(chosen), _shortly_named(found))
 

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from multibox.data.dataset import Note
 from multibox.data.files import read_bytes
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
-NAMELESS = Note("class-names-missing", "objects have a class without a name: its number is used")
+_NAMELESS = Note("class-names-missing", "objects have a class without a name: its number is used")
 # A plain number has few characters. The pattern bounds what `float` has to read.
 _NUMBER = re.compile(
     r"[-+]?(?:[0-9]{1,18}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,3})?"
@@ -18,6 +19,13 @@ _MAX = 1e9
 # Errors of float64 in this share of a side are no reason for a note.
 _ROUNDING = 1e-9
 _REPEATED = Note("category-twice", "class names of another number were merged with it")
+
+
+class NumberedNames(NamedTuple):
+    """Class names by number, and the file that they come from."""
+
+    file: Path
+    by_number: dict[int, str]
 
 
 def read_text(file: Path, *, limit: int) -> str:
@@ -101,8 +109,8 @@ def check_name(name: object, what: str) -> str:
     return name.strip()
 
 
-def read_names(file: Path) -> dict[int, str]:
-    """Returns the class names in a text file by number: a name in each line, from 0 on.
+def read_names(file: Path) -> NumberedNames:
+    """Returns the class names in a text file: a name in each line, numbered from 0 on.
 
     Raises:
         DataError: The file cannot be read, or a line between two names is empty.
@@ -111,20 +119,40 @@ def read_names(file: Path) -> dict[int, str]:
     return number_names(file, lines)
 
 
-def number_names(file: Path, names: Sequence[object]) -> dict[int, str]:
-    """Returns class names by number, from 0 on.
+def number_names(file: Path, names: Sequence[object]) -> NumberedNames:
+    """Returns the class names in a file, numbered from 0 on.
 
     Raises:
         DataError: A name is not plain text.
     """
     try:
-        return {n: check_name(name, f"the name of class {n}") for n, name in enumerate(names)}
+        checked = (check_name(name, f"the name of class {n}") for n, name in enumerate(names))
+        return NumberedNames(file, dict(enumerate(checked)))
     except DataError as error:
         raise DataError(error.reason, kind=error.kind, file=file) from None
 
 
-def use_numbers(names: dict[int, str], reading: Reading) -> None:
+def name_of(number: int, names: NumberedNames | None, reading: Reading) -> str:
+    """Returns the name of a class, or its number as text if the classes have no names.
+
+    Raises:
+        DataError: Other classes have names. The error names no file.
+    """
+    if names is None:
+        reading.notes[_NAMELESS] += 1
+        reading.order[str(number)] = number
+        return str(number)
+    if number not in names.by_number:
+        raise DataError(
+            f"its class is {number}, but {names.file.name} has {len(names.by_number)} names, "
+            f"numbered from {min(names.by_number, default=0)}",
+            kind="category-unknown",
+        )
+    return names.by_number[number]
+
+
+def use_numbers(names: NumberedNames, reading: Reading) -> None:
     """Gives the classes the order of their numbers, and notes names that occur twice."""
-    for number, name in sorted(names.items()):
+    for number, name in sorted(names.by_number.items()):
         if reading.order.setdefault(name, number) != number:
             reading.notes[_REPEATED] += 1

@@ -65,6 +65,17 @@ class FileTree:
         return tuple(self.with_suffix(*SUFFIXES))
 
     @cached_property
+    def file_set(self) -> frozenset[Path]:
+        """All files, to find out whether one exists."""
+        return frozenset(self.files)
+
+    @cached_property
+    def folders_of_images(self) -> frozenset[Path]:
+        """The folders with images, directly or further below."""
+        parents = {image.parent for image in self.images}
+        return frozenset(parents.union(*(parent.parents for parent in parents)))
+
+    @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
         return _grouped((plain_key(path.name), path) for path in self.files)
 

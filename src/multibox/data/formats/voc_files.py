@@ -77,6 +77,11 @@ def read_split(source: Source, tree: FileTree, reading: Reading) -> list[Scene]:
     return scenes
 
 
+def is_list(source: Source) -> bool:
+    """Whether a list names the images of a split."""
+    return source.list_file is not None
+
+
 def files_of(source: Source, tree: FileTree, reading: Reading) -> list[Path]:
     """Returns the annotation files of a split. The faults of its list become faults."""
     if source.list_file is None:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from multibox.data.files import SUFFIXES, is_file, is_folder, list_folder, read_bytes
+from multibox.data.formats.plain_text import read_text
 from multibox.data.formats.tree import IMAGE_FOLDERS
 from multibox.data.images import find_images
 from multibox.errors import DataError
@@ -52,15 +53,7 @@ def read_lines(file: Path, exists: Callable[[str], bool]) -> list[ListLine]:
     Raises:
         DataError: The file cannot be read, or is not UTF-8.
     """
-    try:
-        text = read_bytes(file, limit=MAX_LIST_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"is not UTF-8: {error.reason}",
-            kind="list-encoding",
-            file=file,
-            remedy="Save it as UTF-8",
-        ) from error
+    text = read_text(file, limit=MAX_LIST_BYTES)
     lines = [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if not all(_has_flag(line) for _, line in lines):
         return [ListLine(number, line.strip(), "", line) for number, line in lines]

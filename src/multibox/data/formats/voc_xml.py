@@ -10,8 +10,8 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from multibox.data.dataset import Object
-from multibox.data.formats.outlines import OUTLINED, ROTATED
-from multibox.data.formats.xml_files import bounds, number_in, parse_xml, rotated_bounds
+from multibox.data.formats.outlines import OUTLINED, ROTATED, Box, bounds, rotated_bounds
+from multibox.data.formats.xml_files import number_in, parse_xml
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
@@ -23,8 +23,6 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 """The tags of a box."""
 
 _X, _Y = re.compile(r"x[0-9]{0,6}"), re.compile(r"y[0-9]{0,6}")
-
-_Box = tuple[float, float, float, float]
 
 
 def parse_annotation(file: Path) -> Element:
@@ -101,7 +99,7 @@ def parse_object(element: Element) -> Object:
     return Object(name, box_px, flag == "1")
 
 
-def _box_px(element: Element) -> _Box:
+def _box_px(element: Element) -> Box:
     if element.find("bndbox") is None and element.find("robndbox") is not None:
         box = _child(element, "robndbox")
         x, y, width, height, angle = (_number(box, tag) for tag in ("cx", "cy", "w", "h", "angle"))

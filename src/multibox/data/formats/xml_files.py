@@ -122,31 +122,3 @@ def number_in(text: str, name: str) -> float:
             f"its {name} is {text.strip()[:40]!r}, not a plain number", kind="number-malformed"
         )
     return number
-
-
-def rotated_bounds(
-    centre: tuple[float, float], sides: tuple[float, float], radians: float
-) -> tuple[float, float, float, float]:
-    """Returns the corners of the upright box around a rotated one.
-
-    Args:
-        centre: Its centre (x, y).
-        sides: Its width and height before the rotation.
-        radians: The angle.
-    """
-    x, y = centre
-    width, height = sides
-    cos, sin = abs(math.cos(radians)), abs(math.sin(radians))
-    half_x, half_y = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
-    return x - half_x, y - half_y, x + half_x, y + half_y
-
-
-def bounds(xs: list[float], ys: list[float]) -> tuple[float, float, float, float]:
-    """Returns the corners of the box around some points.
-
-    Raises:
-        DataError: There is no point. The error names no file.
-    """
-    if not xs or not ys:
-        raise DataError("its outline has no points", kind="outline-malformed")
-    return min(xs), min(ys), max(xs), max(ys)
