@@ -147,7 +147,7 @@ def _choose_splits(root: Path, values: dict[str, Any]) -> tuple[Config, list[tup
         ConfigError: Some splits are named, but the others are not clear.
     """
     folder = open_dataset(root)
-    unread = "".join(f"; its {name} is not read" for name in unread_formats(root))
+    unread = "".join(f"; its {name} is not read" for name in unread_formats(folder))
     lines = [("data", f"{root}: {folder.format}, {_listed(folder.splits)}{unread}")]
     # Faults are listed and left out, as nobody was asked.
     chosen: dict[str, Any] = {"on_bad": "skip"}

@@ -24,7 +24,7 @@ def test_layout(name: str, raccoons: list[Photo], tmp_path: Path) -> None:
     root = tmp_path / name
     LAYOUTS[name](root, raccoons[::-1])
     folder = open_dataset(root)
-    assert unread_formats(root) == ()
+    assert unread_formats(open_dataset(root)) == ()
     for split in folder.splits:
         paths = [item.image_path for item in folder.read(split).annotations]
         by_name = {path.name: path for path in paths}
@@ -62,7 +62,7 @@ def test_further_formats_are_named(raccoons: list[Photo], tmp_path: Path) -> Non
     for name in ("voc-beside", "csv-tensorflow"):
         LAYOUTS[name](tmp_path, raccoons)
     folder = open_dataset(tmp_path)
-    assert (folder.format, unread_formats(tmp_path)) == ("VOC XML", ("CSV",))
+    assert (folder.format, unread_formats(folder)) == ("VOC XML", ("CSV",))
 
 
 def test_archives_in_a_folder_are_not_read(raccoons: list[Photo], tmp_path: Path) -> None:

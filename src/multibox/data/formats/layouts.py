@@ -54,12 +54,14 @@ class DatasetFolder(NamedTuple):
         format: The name of the format.
         splits: The names of its splits.
         read: Reads one or more splits, joined by `+`, with the arguments of `read_dataset`.
+        tree: The files of the folder. None for VOC's own layout, where they are not all listed.
     """
 
     root: Path
     format: str
     splits: tuple[str, ...]
     read: Callable[..., Dataset]
+    tree: FileTree | None = None
 
 
 def open_dataset(root: Path) -> DatasetFolder:
@@ -77,23 +79,20 @@ def open_dataset(root: Path) -> DatasetFolder:
         sources = each.find_splits(tree)
         if sources:
             read = _reader(_read_splits, each, sources, tree)
-            return DatasetFolder(root, each.name, tuple(sources), read)
+            return DatasetFolder(root, each.name, tuple(sources), read, tree)
     raise _unknown(tree)
 
 
-def unread_formats(root: Path) -> tuple[str, ...]:
-    """Returns the names of further formats in a folder. `open_dataset` does not read them.
-
-    Raises:
-        DataError: The folder does not exist.
-    """
-    if has_layouts(root):
+def unread_formats(folder: DatasetFolder) -> tuple[str, ...]:
+    """Returns the names of further formats in a folder, which are not read."""
+    if folder.tree is None:
         return ()
-    tree, found = FileTree(root), list[str]()
+    found = list[str]()
     for each in FORMATS:
         with suppress(DataError):  # `check` and the reader say what is wrong with a file.
-            found += [each.name] if each.find_splits(tree) else []
-    return tuple(found[1:])
+            if each.name != folder.format and each.find_splits(folder.tree):
+                found.append(each.name)
+    return tuple(found)
 
 
 def read_dataset(
