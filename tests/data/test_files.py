@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import struct
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -123,6 +124,55 @@ def test_a_file_that_unpacks_to_more_than_it_declares_is_cut(tmp_path: Path) -> 
     # The checksum is of the whole content.
     with suppress(DataError):
         assert len(read_bytes(path / "name", limit=100)) <= 10
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_may_fill_the_memory_are_refused(tmp_path: Path, method: int) -> None:
+    """A few KiB of bzip2 may hold gigabytes, and `zipfile` decompresses them at once."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("name", b"content")
+    with pytest.raises(DataError, match=f"is compressed with method {method}") as raised:
+        read_bytes(path / "name", limit=100)
+    assert raised.value.kind == "archive-compression"
+
+
+def test_the_ends_of_a_large_file_need_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("name", "w") as member:
+        for _ in range(32):
+            member.write(bytes(1 << 20))
+        member.write(b"end")
+    read_ends(path / "name", head=1, tail=1, limit=1 << 30)
+    tracemalloc.start()
+    try:
+        assert read_ends(path / "name", head=2, tail=4, limit=1 << 30) == (b"\0\0", b"\0end")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_member_without_a_name_is_ignored(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.zip", name=b"content", n=b"x")
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"PK\x01\x02")
+    # The name becomes part of the comment.
+    data[place + 28 : place + 34] = struct.pack("<HHH", 0, 0, 1)
+    path.write_bytes(data)
+    assert walk(path) == [path / "name"]
+
+
+def test_a_member_before_the_start_of_the_archive_is_damaged(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.zip", name=b"content")
+    data = bytearray(path.read_bytes())
+    # The offset of the directory is too large, so the members seem to begin before the file.
+    place = data.index(b"PK\x05\x06") + 16
+    (offset,) = struct.unpack_from("<I", data, place)
+    struct.pack_into("<I", data, place, offset + 1000)
+    path.write_bytes(data)
+    with pytest.raises(DataError) as raised:
+        read_bytes(path / "name", limit=100)
+    assert raised.value.kind == "archive-damaged"
 
 
 def test_a_changed_archive_is_opened_again(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def xml(choices: Choices, seed: Callable[[], Node] = _seed) -> bytes:
     return damaged(data, choices) if choices.one_in(16) else data
 
 
-def _image() -> bytes:
+def image() -> bytes:
     pixels = np.arange(WIDTH * HEIGHT * 3, dtype=np.uint32).reshape(HEIGHT, WIDTH, 3)
     return simplejpeg.encode_jpeg((pixels % 251).astype(np.uint8))
 
@@ -219,7 +219,7 @@ def _lay_out(folder: Path) -> Path:
             (root / name).mkdir(parents=True)
         for image_id in IDS:
             (root / "Annotations" / f"{image_id}.xml").write_text(_xml(_seed()))
-            (root / "JPEGImages" / f"{image_id}.jpg").write_bytes(_image())
+            (root / "JPEGImages" / f"{image_id}.jpg").write_bytes(image())
     (root / "ImageSets/Main/trainval.txt").write_text("a\n")
     return root
 
@@ -300,9 +300,9 @@ def voc_files(choices: Choices, folder: Path) -> None:
         for part in ("images/train", "xml"):
             (root / part).mkdir(parents=True)
         for image_id in IDS:
-            (root / "images" / f"{image_id}.jpg").write_bytes(_image())
+            (root / "images" / f"{image_id}.jpg").write_bytes(image())
             (root / "xml" / f"{image_id}.xml").write_text(_xml(_loose_seed()))
-        (root / "images" / "train" / "photo.jpg").write_bytes(_image())
+        (root / "images" / "train" / "photo.jpg").write_bytes(image())
     (root / "xml" / "a.xml").write_bytes(xml(choices, _loose_seed))
     other = root / choices.pick(("xml/photo.xml", "xml/e.xml", "images/b.xml"))
     lists = root / "train.txt"
@@ -311,7 +311,7 @@ def voc_files(choices: Choices, folder: Path) -> None:
     if choices.one_in(3):
         lists.write_bytes(_list(choices))
     try:
-        _read_all(root, choices)
+        read_all(root, choices)
     finally:
         other.unlink(missing_ok=True)
         lists.unlink(missing_ok=True)
@@ -323,12 +323,12 @@ def cvat_xml(choices: Choices, folder: Path) -> None:
     if not root.exists():
         (root / "images" / "train").mkdir(parents=True)
         for name in ("images/a", "images/train/b", "images/frame_000001", "images/frame_000002"):
-            (root / f"{name}.jpg").write_bytes(_image())
+            (root / f"{name}.jpg").write_bytes(image())
     (root / "annotations.xml").write_bytes(xml(choices, _cvat_seed))
-    _read_all(root, choices)
+    read_all(root, choices)
 
 
-def _read_all(root: Path, choices: Choices) -> None:
+def read_all(root: Path, choices: Choices) -> None:
     how = choices.pick((("check", "skip"), ("ignore", "skip"), ("check", "fail")))
     known = open_dataset(root)
     for split in known.splits[:4]:
@@ -367,7 +367,7 @@ def _images_in(folder: Path) -> None:
     if not folder.exists():
         folder.mkdir(parents=True)
         for image_id in IDS:
-            (folder / f"{image_id}.jpg").write_bytes(_image())
+            (folder / f"{image_id}.jpg").write_bytes(image())
 
 
 def coco_json(choices: Choices, folder: Path) -> None:
@@ -452,7 +452,7 @@ def check_verb(choices: Choices, folder: Path) -> None:
     root = _lay_out(folder)
     (root / "Annotations" / "a.xml").write_bytes(xml(choices))
     (root / "ImageSets/Main/trainval.txt").write_bytes(_list(choices))
-    data = _image()
+    data = image()
     if choices.one_in(3):
         pixels = np.full((HEIGHT, WIDTH, choices.pick((1, 3, 4))), 7, np.uint8)
         data = cv2.imencode(choices.pick((".png", ".bmp", ".webp")), pixels)[1].tobytes()

@@ -1,6 +1,7 @@
 """Fuzz target: archives with random headers."""
 
 import io
+import re
 import stat
 import struct
 import tarfile
@@ -92,14 +93,14 @@ def _zip(choices: Choices) -> bytes:
                 continue
     data = bytearray(stream.getvalue())
     for _ in range(choices.below(4)):
-        _change_record(data, choices)
+        change_record(data, choices)
     return bytes(data)
 
 
-def _change_record(data: bytearray, choices: Choices) -> None:
+def change_record(data: bytearray, choices: Choices) -> None:
     """Changes a number in a local header, in the directory, or in its end record."""
     signature = choices.pick((b"PK\1\2", b"PK\3\4", b"PK\5\6"))
-    places = [place for place in range(len(data)) if data.startswith(signature, place)]
+    places = [found.start() for found in re.finditer(re.escape(signature), data)]
     if not places:
         return
     place = choices.pick(places) + 4 + choices.below(44)

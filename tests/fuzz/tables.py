@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fuzz.annotations import IDS, _check, _image
+from fuzz.annotations import IDS, _check, image
 from fuzz.choices import TEXTS, Choices, damaged
 
 from multibox.data.formats.layouts import read_dataset
@@ -67,7 +67,7 @@ def _images(root: Path, folder: str) -> None:
     if not root.exists():
         (root / folder).mkdir(parents=True)
         for image_id in IDS:
-            (root / folder / f"{image_id}.jpg").write_bytes(_image())
+            (root / folder / f"{image_id}.jpg").write_bytes(image())
 
 
 def _read(root: Path, choices: Choices, splits: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
 """All parsers that read what others wrote, with the count of cases that each is put to."""
 
-from fuzz import annotations, answers, packed, pictures, records, tables, weights
+from fuzz import annotations, answers, packed, pictures, records, tables, weights, zipped
 from fuzz.sweep import Target
 
 TARGETS = (
@@ -14,6 +14,7 @@ TARGETS = (
     Target("csv-table", tables.csv_table, quick=300),
     Target("labelme-json", annotations.labelme_json, quick=400),
     Target("label-studio-json", annotations.label_studio_json, quick=400),
+    Target("zip-dataset", zipped.dataset, quick=250, many=20_000),
     Target("check", annotations.check_verb, quick=150),
     Target("config", records.config_json, quick=500),
     Target("run-folder", records.run_folder, quick=120),

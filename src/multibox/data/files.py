@@ -7,11 +7,12 @@ unpacked and nothing is written.
 import os
 import stat
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from typing import IO, NamedTuple
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from multibox.errors import DataError
 
@@ -20,6 +21,11 @@ SUFFIXES = {suffix: number for number, suffix in enumerate(_RANKED, start=1)}
 """The suffixes of images. If several images have one stem, the highest number here wins."""
 
 _MAX_MEMBERS = 5_000_000
+_PIECE_BYTES = 1 << 20
+# What `zipfile` raises. It looks for a member before the start of the file if its offset is wrong.
+_DAMAGED = (
+    *(BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError),
+)
 
 
 class FileFacts(NamedTuple):
@@ -90,9 +96,11 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
         DataError: `file_facts` rejects the file, or it cannot be read.
     """
     file_facts(path, limit=limit)
-    inside = _inside_archive(path)
+    if _inside_archive(path):
+        with _open_member(path) as stream:
+            return stream.read()
     try:
-        return _read_member(*inside) if inside else path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -103,10 +111,14 @@ def read_ends(path: Path, *, head: int, tail: int, limit: int) -> tuple[bytes, b
     Raises:
         DataError: `file_facts` rejects the file, or it cannot be read.
     """
-    if _inside_archive(path):
-        data = read_bytes(path, limit=limit)
-        return data[:head], data[-tail:]
     length = file_facts(path, limit=limit).size
+    if _inside_archive(path):
+        with _open_member(path) as stream:
+            start = end = stream.read(head)
+            # The member may be much larger than the archive.
+            while piece := stream.read(_PIECE_BYTES):
+                end = (end + piece)[-tail:]
+            return start, end[-tail:]
     try:
         with path.open("rb") as stream:
             start = stream.read(head)
@@ -240,7 +252,8 @@ def _open_once(path: Path, _changed: int, _size: int, _process: int) -> _Archive
     for info in infos:
         member = PurePosixPath(info.filename)
         outside = member.is_absolute() or ".." in member.parts
-        if info.is_dir() or outside or not all(map(_is_visible, member.parts)):
+        # A damaged archive may have a member without a name.
+        if not info.filename or info.is_dir() or outside or not all(map(_is_visible, member.parts)):
             continue
         members[member.as_posix()] = info
         for below in (member, *member.parents[:-1]):
@@ -249,19 +262,33 @@ def _open_once(path: Path, _changed: int, _size: int, _process: int) -> _Archive
     return _Archive(file, members, {name: tuple(sorted(found)) for name, found in folders.items()})
 
 
-def _read_member(archive: Path, member: str) -> bytes:
+@contextmanager
+def _open_member(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file in an archive. No more bytes are read than the archive declares.
+
+    Raises:
+        DataError: It is encrypted, damaged, or compressed with another method than Deflate. Other
+            methods may need much memory, because `zipfile` decompresses whole blocks.
+    """
+    archive, member = _inside_archive(path) or (path, "")
     opened = _open(archive)
     info = opened.members[member]
+    if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        raise DataError(
+            f"is compressed with method {info.compress_type} of .zip",
+            kind="archive-compression",
+            file=path,
+            remedy="Make the archive again with the method Deflate",
+        )
     try:
         with opened.file.open(info) as stream:
-            # A damaged or hostile archive may contain more bytes than it declares.
-            return stream.read(info.file_size)
-    except (BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError) as bad:
+            yield stream
+    except _DAMAGED as bad:
         encrypted = bool(info.flag_bits & 1)
         raise DataError(
             "is encrypted" if encrypted else f"is damaged: {bad}",
             kind="archive-encrypted" if encrypted else "archive-damaged",
-            file=archive / member,
+            file=path,
             remedy="Make the archive again" + (" without a password" if encrypted else ""),
         ) from None
 

@@ -44,6 +44,7 @@ FAULTS = _kinds(
         "list-encoding": "Save the list as UTF-8",
         "too-few-images": "Add images",
         "image-ambiguous": "Rename one of them, or name it with its folder",
+        "archive-compression": "Make the archive again with the method Deflate",
         "archive-damaged": "Download or export it again",
         "archive-encrypted": "Make the archive again without a password",
         "archive-too-large": "Unpack it, and use a part of it",
