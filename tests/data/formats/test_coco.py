@@ -20,6 +20,7 @@ from pycocotools.cocoeval import COCOeval
 
 from multibox.commands.demo.dataset import draw_dataset
 from multibox.data.dataset import Dataset, Note
+from multibox.data.formats import coco
 from multibox.data.formats.layouts import known_splits, read_dataset
 from multibox.data.formats.outlines import mask_bounds
 from multibox.data.formats.tree import FileTree
