@@ -13,7 +13,7 @@ import simplejpeg
 from fuzz.choices import Choices, damaged
 from PIL import Image
 
-from multibox.data.check import image_metadata
+from multibox.data import image_metadata
 from multibox.data.images import MAX_PIXELS, check_image, decode_image, image_size
 from multibox.errors import DataError
 
