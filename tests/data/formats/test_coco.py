@@ -22,6 +22,7 @@ from multibox.commands.demo.dataset import draw_dataset
 from multibox.data.dataset import Dataset, Note
 from multibox.data.formats import coco
 from multibox.data.formats.layouts import known_splits, read_dataset
+from multibox.data.formats.outlines import mask_bounds
 from multibox.data.formats.tree import FileTree
 from multibox.errors import DataError
 from multibox.evaluation.coco import evaluate_coco
@@ -641,7 +642,7 @@ def test_boxes_of_masks_are_pycocotools(seed: int) -> None:
     mask = (rng.random(rng.integers(1, 40, 2)) < rng.choice([0.003, 0.05, 0.5, 1])).astype(np.uint8)
     packed = masks.encode(np.asfortranarray(mask))
     x, y, width, height = masks.toBbox(packed)
-    found = coco._mask_box(packed["counts"].decode(), list(packed["size"]))
+    found = mask_bounds(packed["counts"].decode(), list(packed["size"]))
     assert found == (x, y, x + width, y + height)
 
 

@@ -20,8 +20,6 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from multibox.data.dataset import Note, Object, Scene
 from multibox.data.formats.json_files import (
     Record,
@@ -36,7 +34,7 @@ from multibox.data.formats.json_files import (
     some_of,
     text,
 )
-from multibox.data.formats.outlines import OUTLINED, Box, bounds
+from multibox.data.formats.outlines import OUTLINED, Box, bounds, mask_bounds
 from multibox.data.formats.tree import UNSPLIT, FileTree
 from multibox.data.reading import Reading
 from multibox.errors import DataError
@@ -240,7 +238,7 @@ def _outline_box(outline: Any) -> Box:
         DataError: The outline is in neither form. The error names no file.
     """
     if type(outline) is dict:
-        box = _mask_box(outline.get("counts"), outline.get("size"))
+        box = mask_bounds(outline.get("counts"), outline.get("size"))
         if box:
             return box
     elif type(outline) is list and all(map(_is_polygon, outline)):
@@ -256,56 +254,6 @@ def _outline_box(outline: Any) -> Box:
 def _is_polygon(part: Any) -> bool:
     count = len(part) if type(part) is list else 0
     return count > 0 and count % 2 == 0 and are_plain(part, count)
-
-
-def _mask_box(counts: Any, size: Any) -> Box | None:
-    """Returns the box around a mask, or None if its run lengths are malformed.
-
-    The runs alternate between background and mask, from the top of the first column down to the
-    bottom of the last one (`maskApi.c`).
-    """
-    if not are_plain(size, 2) or not all(type(side) is int and side > 0 for side in size):
-        return None
-    height, width = size
-    runs = _decompressed(counts) if type(counts) is str else counts
-    if type(runs) is not list or not all(type(run) is int and 0 <= run <= 1 << 40 for run in runs):
-        return None
-    ends = np.cumsum(np.array(runs, np.int64))
-    last = ends[1::2]
-    first = ends[::2][: len(last)]
-    first, last = first[last > first], last[last > first] - 1
-    if not len(ends) or ends[-1] > height * width:
-        return None
-    if not len(first):
-        return 0.0, 0.0, 0.0, 0.0
-    top, bottom = (first % height).min(), (last % height).max() + 1
-    if (first // height != last // height).any():
-        # A run that reaches into the next column contains the bottom of one and the top of another.
-        top, bottom = 0, height
-    return float(first.min() // height), float(top), float(last.max() // height + 1), float(bottom)
-
-
-def _decompressed(counts: str) -> list[int] | None:
-    """Returns the run lengths in COCO's compressed text (`rleFrString` in `maskApi.c`).
-
-    Six bits in each character: five of a number, the lowest first, and one that says if there are
-    more. From the fourth number on, differences from the number before the previous one are stored.
-    """
-    runs: list[int] = []
-    number = shift = 0
-    for char in counts:
-        bits = ord(char) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            return None
-        number |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            number -= 1 << shift
-        runs.append(number + runs[-2] if len(runs) > 2 else number)
-        number = shift = 0
-    return runs if not shift else None
 
 
 def _area_px2(record: Record) -> float | None:

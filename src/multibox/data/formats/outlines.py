@@ -1,9 +1,13 @@
-"""Boxes around outlines, ellipses and rotated rectangles, and the notes that count them."""
+"""Boxes around outlines, masks, ellipses and rotated rectangles, and the notes that count them."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from multibox.data.dataset import Note
+from multibox.data.formats.json_files import are_plain
 from multibox.data.reading import Reading
 from multibox.errors import DataError
 
@@ -55,6 +59,60 @@ def ellipse_bounds(centre: tuple[float, float], radii: tuple[float, float], radi
     cos, sin = math.cos(radians), math.sin(radians)
     half_x, half_y = math.hypot(rx * cos, ry * sin), math.hypot(rx * sin, ry * cos)
     return x - half_x, y - half_y, x + half_x, y + half_y
+
+
+def mask_bounds(counts: Any, size: Any) -> Box | None:
+    """Returns the smallest box around a mask, or None if its run lengths are malformed.
+
+    The runs alternate between background and mask, from the top of the first column down to the
+    bottom of the last one (`maskApi.c`).
+
+    Args:
+        counts: The run lengths, as a list or as COCO's compressed text.
+        size: Height and width of the mask.
+    """
+    if not are_plain(size, 2) or not all(type(side) is int and side > 0 for side in size):
+        return None
+    height, width = size
+    runs = _decompressed(counts) if type(counts) is str else counts
+    if type(runs) is not list or not all(type(run) is int and 0 <= run <= 1 << 40 for run in runs):
+        return None
+    ends = np.cumsum(np.array(runs, np.int64))
+    last = ends[1::2]
+    first = ends[::2][: len(last)]
+    first, last = first[last > first], last[last > first] - 1
+    if not len(ends) or ends[-1] > height * width:
+        return None
+    if not len(first):
+        return 0.0, 0.0, 0.0, 0.0
+    top, bottom = (first % height).min(), (last % height).max() + 1
+    if (first // height != last // height).any():
+        # A run that reaches into the next column contains the bottom of one and the top of another.
+        top, bottom = 0, height
+    return float(first.min() // height), float(top), float(last.max() // height + 1), float(bottom)
+
+
+def _decompressed(counts: str) -> list[int] | None:
+    """Returns the run lengths in COCO's compressed text (`rleFrString` in `maskApi.c`).
+
+    Six bits in each character: five of a number, the lowest first, and one that says if there are
+    more. From the fourth number on, differences from the number before the previous one are stored.
+    """
+    runs: list[int] = []
+    number = shift = 0
+    for char in counts:
+        bits = ord(char) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            return None
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            number -= 1 << shift
+        runs.append(number + runs[-2] if len(runs) > 2 else number)
+        number = shift = 0
+    return runs if not shift else None
 
 
 def inside(box_px: Box, size_px: tuple[int, int], reading: Reading) -> Box:
