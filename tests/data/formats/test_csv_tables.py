@@ -94,7 +94,7 @@ def test_numbers_of_classes(tmp_path: Path) -> None:
     dataset = read(tmp_path, text)
     assert dataset.classes == ("0", "1")
     assert [note.kind for note in dataset.notes] == ["class-names-missing"]
-    (tmp_path / "classes.csv").write_text("dog,0\ncat,1\nfox,2\n")
+    (tmp_path / "classes.csv").write_text("dog,0\ncat,1\x1c\nfox,2\n")
     dataset = read_dataset(tmp_path, "all")
     assert dataset.classes == ("dog", "cat")
     assert dataset.annotations[0].labels.tolist() == [1, 0]

@@ -211,7 +211,7 @@ def _add_number(fields: Sequence[str], by_number: dict[int, str]) -> None:
     numbers = [place for place in (1, 0) if WHOLE.fullmatch(fields[place].strip())]
     if len(fields) == 2 and numbers:
         name = check_name(fields[1 - numbers[0]], "the name of a class")
-        by_number[int(float(fields[numbers[0]]))] = name
+        by_number[parse_index(fields[numbers[0]], "the number of a class")] = name
 
 
 def _read_table(table: _Table, tree: FileTree, reading: Reading) -> list[Scene]:
