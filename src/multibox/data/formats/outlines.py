@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]
 """The corners x0, y0, x1 and y1 of a box."""
 
 
-def bounds(xs: Sequence[float], ys: Sequence[float]) -> Box:
+def bounds(xs: Sequence[int | float], ys: Sequence[int | float]) -> Box:
     """Returns the smallest box around some points.
 
     Raises:
