@@ -37,7 +37,16 @@ from multibox.ssd.default_boxes import (
     default_boxes,
 )
 from multibox.ssd.matching import match
-from multibox.ssd.network import CAFFE, SSD, Scales, Traits, initialise, parameter_groups
+from multibox.ssd.network import (
+    CAFFE,
+    SSD,
+    Head,
+    Scales,
+    Traits,
+    convolution,
+    initialise,
+    parameter_groups,
+)
 from multibox.structures import Matches, Output, Targets
 
 
@@ -50,6 +59,7 @@ class Architecture(NamedTuple):
         tables: Available default boxes, by the dataset that they were designed for.
         traits: Default traits: normalisation of pixels, default boxes, clipping.
         variances: Variances of the offsets.
+        head: Makes the heads of the network.
     """
 
     backbone: Callable[[], nn.Module]
@@ -57,6 +67,7 @@ class Architecture(NamedTuple):
     tables: Mapping[Scales, tuple[Level, ...]]
     traits: Traits = CAFFE
     variances: Variances = CAFFE_VARIANCES
+    head: Head = convolution
 
 
 _SSD300: dict[Scales, tuple[Level, ...]] = {"voc": SSD300_VOC, "coco": SSD300_COCO}
@@ -123,6 +134,7 @@ def build_network(name: str, num_classes: int, traits: Traits | None = None) -> 
             num_classes=num_classes,
             traits=traits,
             variances=architecture.variances,
+            head=architecture.head,
         )
     # PyTorch's annotations do not know this form of `to`, which changes the network in place.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -23,8 +23,9 @@ from tiny import FITTED, TINY, tiny_network
 
 from multibox import build
 from multibox.weights import files
-from multibox.weights.foreign import Foreign, read_foreign
+from multibox.weights.foreign import read_foreign
 from multibox.weights.keras import read_keras
+from multibox.weights.publishers import Foreign
 
 _JSON_KEYS = ("classes", "traits", "image_size")
 _SECRET = 1234.5

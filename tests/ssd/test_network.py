@@ -77,9 +77,7 @@ LEVELS = (
 )
 
 
-def planes(
-    traits: Traits = CAFFE, head_kernel: int = 1, variances: Variances = CAFFE_VARIANCES
-) -> SSD:
+def planes(traits: Traits = CAFFE, kernel: int = 1, variances: Variances = CAFFE_VARIANCES) -> SSD:
     network = SSD(
         Planes(),
         LEVELS,
@@ -87,7 +85,7 @@ def planes(
         num_classes=2,
         traits=traits,
         variances=variances,
-        head_kernel=head_kernel,
+        head=lambda _, inputs, outputs: nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2),
     )
     initialise(network, torch.Generator().manual_seed(0))
     return network
@@ -114,7 +112,7 @@ def test_outputs_are_in_the_order_of_the_default_boxes() -> None:
 
 
 def test_pixels_are_bytes_or_floats_in_the_same_range() -> None:
-    network = planes(Traits(pixel_scale=1 / 64), head_kernel=3)
+    network = planes(Traits(pixel_scale=1 / 64), kernel=3)
     images = torch.arange(2 * 3 * 8 * 8).reshape(2, 3, 8, 8) % 256
     of_bytes, of_floats = network(images.to(torch.uint8)), network(images.float())
     assert isinstance(of_bytes, Output)

@@ -4,7 +4,7 @@ The network takes decoded RGB pixels, 0..255, and normalises them itself, so tha
 contains everything a prediction needs. It always returns raw offsets and logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
@@ -59,6 +59,15 @@ class Backbone(Protocol):
         ...
 
 
+Head = Callable[[int, int, int], nn.Module]
+"""Returns a new head for a level, a number of input channels and a number of output channels."""
+
+
+def convolution(_level: int, inputs: int, outputs: int) -> nn.Module:
+    """Returns SSD's own head, the same for every level: a 3x3 convolution."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
 class SSD(nn.Module):
     """A single-shot detector.
 
@@ -69,7 +78,7 @@ class SSD(nn.Module):
         num_classes: C, without the background.
         traits: Normalisation of pixels, clipping of default boxes and detections.
         variances: The variances of the offsets.
-        head_kernel: Kernel size of the heads.
+        head: Makes the heads.
 
     Attributes:
         default_boxes: float32 (K, 4), xyxy in the unit frame.
@@ -87,7 +96,7 @@ class SSD(nn.Module):
         num_classes: int,
         traits: Traits = CAFFE,
         variances: Variances = CAFFE_VARIANCES,
-        head_kernel: int = 3,
+        head: Head = convolution,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -100,8 +109,8 @@ class SSD(nn.Module):
 
         def heads(per_box: int) -> nn.ModuleList:
             return nn.ModuleList(
-                nn.Conv2d(inputs, boxes * per_box, head_kernel, padding=head_kernel // 2)
-                for inputs, boxes in zip(channels, sizes, strict=True)
+                head(level, inputs, boxes * per_box)
+                for level, (inputs, boxes) in enumerate(zip(channels, sizes, strict=True))
             )
 
         self.offset_heads = heads(4)

@@ -1,5 +1,9 @@
 """Class names of the datasets that published weights were trained on, in output order."""
 
+from pathlib import Path
+
+from multibox.errors import WeightsError
+
 VOC = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
@@ -47,3 +51,27 @@ COCO_OF_VOC = {
     "tvmonitor": "tv",
 }
 """COCO's names of the VOC classes that it calls differently (`coco_voc_map.txt`)."""
+
+
+def name_classes(
+    count: int, classes: tuple[str, ...], path: Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the class names in the order of the outputs, and a note if they are made up."""
+    if classes and len(classes) != count:
+        raise WeightsError(
+            f"has {count} classes, but {len(classes)} names were given",
+            file=path,
+            remedy="Give --classes one name for each class, in output order, without background",
+        )
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise WeightsError(f"cannot have two classes with the name {twice!r}", file=path)
+    if classes:
+        return classes, ()
+    if count in BY_COUNT:
+        return BY_COUNT[count], ()
+    numbered = tuple(f"class {number}" for number in range(1, count + 1))
+    return numbered, (
+        f"the file does not record the names of its {count} classes; name them with multibox "
+        "convert --classes",
+    )

@@ -2,7 +2,6 @@
 
 import itertools
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,33 +9,35 @@ from torch import Tensor
 from multibox.build import NETWORKS
 from multibox.errors import WeightsError
 from multibox.ssd.network import Scales, Traits
-from multibox.weights.class_names import BY_COUNT
-from multibox.weights.keras import read_keras
-from multibox.weights.layer_names import (
-    SCALE,
-    TRUNK,
-    efficientnet_lite0_layers,
-    layers,
-    ssd7_layers,
+from multibox.weights.class_names import name_classes
+from multibox.weights.efficientnet_lite import (
+    EFFICIENTNET_LITE0,
+    NETWORK,
+    read_efficientnet_lite0,
 )
+from multibox.weights.keras import read_keras
+from multibox.weights.layer_names import SCALE, TRUNK, layers, ssd7_layers
 from multibox.weights.publishers import (
     CAFFE,
-    EFFICIENTNET_LITE,
     LUFFICC,
     SSD_PYTORCH,
     TORCHVISION,
+    Foreign,
     Found,
     Origin,
 )
 from multibox.weights.pytorch import read_state
+from multibox.weights.renaming import rename
 from multibox.weights.state_dicts import count_levels, from_caffe, from_keras, from_pytorch
 from multibox.weights.vgg_reduction import is_full, reduce_classifier
 
 TRUNK_ONLY = "vgg16-trunk"
-EFFICIENTNET_LITE0 = "efficientnet-lite0"
-TRUNKS = {TRUNK_ONLY: "ssd300-vgg16", EFFICIENTNET_LITE0: "ssd300-efficientnet-lite0"}
+TRUNKS = {TRUNK_ONLY: "ssd300-vgg16", EFFICIENTNET_LITE0: NETWORK}
 """Network names of files that contain only a trunk, from which a training can start, each with a
 network that has this trunk."""
+
+# Each takes a state dict, the file and the class names, and returns None for other models.
+_STATE_DICTS = (read_efficientnet_lite0,)
 
 _LEVELS_300 = 6
 _NETWORK_BY_LEVELS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
@@ -47,26 +48,6 @@ _LARGEST_COCO_SCALE = {6: 0.085, 7: 0.055}
 _NUM_VOC = 20
 _NUM_COCO = (80, 90)
 _CONVOLUTIONS = TRUNK[:-2]
-
-
-class Foreign(NamedTuple):
-    """The content of a foreign weights file, converted to our network.
-
-    Attributes:
-        origin: The publisher.
-        network: Name of our architecture, or one of `TRUNKS`.
-        classes: Class names in the order of the outputs; empty for a trunk.
-        tensors: Parameters and running statistics by our names, float32.
-        traits: Normalisation of the pixels, and properties of the default boxes.
-        notes: Changes and guesses made while reading, one clause each.
-    """
-
-    origin: Origin
-    network: str
-    classes: tuple[str, ...]
-    tensors: dict[str, Tensor]
-    traits: Traits
-    notes: tuple[str, ...]
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -98,14 +79,16 @@ def read_foreign(
         found = from_keras(read_keras(path))
     # A zip archive, or pickles of PyTorch before 1.6.
     elif head.startswith((b"PK\x03\x04", b"\x80")):
-        found = from_pytorch(read_state(path), path)
+        state = read_state(path)
+        for read in _STATE_DICTS:
+            if (foreign := read(state, path, classes)) is not None:
+                _require_finite(foreign.tensors, path)
+                _refuse_options(foreign, classes, scales, path)
+                return foreign
+        found = from_pytorch(state, path)
     else:
         found = from_caffe(path)
-    for name, tensor in found.tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise WeightsError("contains NaN or infinity", file=path, position=name)
-    if found.origin is EFFICIENTNET_LITE:
-        return _efficientnet_lite0(found, path, classes or scales)
+    _require_finite(found.tensors, path)
     if count_levels(found.tensors):
         return _detector(found, path, classes, scales)
     if scales is not None:
@@ -119,13 +102,30 @@ def read_foreign(
     return _trunk(found, path)
 
 
+def _require_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise WeightsError("contains NaN or infinity", file=path, position=name)
+
+
+def _refuse_options(
+    foreign: Foreign, classes: tuple[str, ...], scales: Scales | None, path: Path
+) -> None:
+    if scales is not None:
+        raise WeightsError(
+            "is neither SSD300 nor SSD512; only these take --default-boxes", file=path
+        )
+    if classes and not foreign.classes:
+        raise WeightsError("is not a detector, so it takes no --classes", file=path)
+
+
 def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales | None) -> Foreign:
     levels = count_levels(found.tensors)
     if levels not in _NETWORK_BY_LEVELS:
         raise WeightsError(f"has {levels} feature maps; SSD300 has 6 and SSD512 has 7", file=path)
     tensors = _ours(found, dict(layers(levels)), path)
     num_classes = _outputs(tensors, path) - 1
-    names, notes = _class_names(num_classes, classes, path)
+    names, notes = name_classes(num_classes, classes, path)
     scales, guesses = (asked, ()) if asked else _scales(found, levels, num_classes)
     traits = Traits(
         mean_rgb=found.origin.mean_rgb,
@@ -145,7 +145,7 @@ def _ssd7(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:
         if name.endswith("running_mean"):
             # PyTorch's batch normalisation counts batches; the count has no effect here.
             tensors[name.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
-    names, notes = _class_names(_outputs(tensors, path) - 1, classes, path)
+    names, notes = name_classes(_outputs(tensors, path) - 1, classes, path)
     traits = NETWORKS["ssd7"].traits
     return Foreign(found.origin, "ssd7", names, tensors, traits, (*found.notes, *notes))
 
@@ -188,30 +188,6 @@ def _scales(found: Found, levels: int, num_classes: int) -> tuple[Scales, tuple[
     )
 
 
-def _class_names(
-    count: int, classes: tuple[str, ...], path: Path
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the class names in the order of the outputs, and a note if they are made up."""
-    if classes and len(classes) != count:
-        raise WeightsError(
-            f"has {count} classes, but {len(classes)} names were given",
-            file=path,
-            remedy="Give --classes one name for each class, in output order, without background",
-        )
-    if len(set(classes)) < len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
-        raise WeightsError(f"cannot have two classes with the name {twice!r}", file=path)
-    if classes:
-        return classes, ()
-    if count in BY_COUNT:
-        return BY_COUNT[count], ()
-    numbered = tuple(f"class {number}" for number in range(1, count + 1))
-    return numbered, (
-        f"the file does not record the names of its {count} classes; name them with multibox "
-        "convert --classes",
-    )
-
-
 def _trunk(found: Found, path: Path) -> Foreign:
     notes = found.notes
     if not any(f"{name}.weight" in found.tensors for name in _CONVOLUTIONS):
@@ -233,45 +209,16 @@ def _trunk(found: Found, path: Path) -> Foreign:
     return Foreign(found.origin, TRUNK_ONLY, (), tensors, traits, notes)
 
 
-def _efficientnet_lite0(found: Found, path: Path, options: object) -> Foreign:
-    if options:
-        raise WeightsError(
-            "is not a detector, so it takes no --classes and no --default-boxes", file=path
-        )
-    tensors = {
-        name: tensor
-        for name, tensor in found.tensors.items()
-        if not name.startswith(("_conv_head.", "_bn1.", "_fc."))
-    }
-    ours = _ours(found._replace(tensors=tensors), efficientnet_lite0_layers(), path)
-    traits = NETWORKS[TRUNKS[EFFICIENTNET_LITE0]].traits
-    return Foreign(found.origin, EFFICIENTNET_LITE0, (), ours, traits, found.notes)
-
-
 def _ours(found: Found, names: dict[str, str], path: Path) -> dict[str, Tensor]:
     """Returns the tensors by our names, with RGB input channels of conv1_1.
 
     Raises:
         WeightsError: A tensor is missing, or there are unknown tensors.
     """
-    left = dict(found.tensors)
-    ours: dict[str, Tensor] = {}
-    missing = []
-    for theirs, name in names.items():
-        for kind in _kinds(theirs):
-            tensor = left.pop(f"{theirs}.{kind}", None)
-            if tensor is None:
-                missing.append(f"{theirs}.{kind}")
-            else:
-                ours[f"{name}.{kind}"] = tensor.contiguous()
-    if missing or left:
-        words = (("lacks", missing), ("has unknown", sorted(left)))
-        raise WeightsError(
-            "; ".join(f"{verb} {_first_names(these)}" for verb, these in words if these),
-            file=path,
-            remedy="Use the published architectures: SSD300, SSD512, SSD7, VGG-16 or "
-            "EfficientNet-Lite0",
-        )
+    kinds = {
+        f"{theirs}.{k}": f"{ours}.{k}" for theirs, ours in names.items() for k in _kinds(theirs)
+    }
+    ours = rename(found.tensors, kinds, path)
     if found.bgr:
         first = "backbone.trunk.conv1_1.conv.weight"
         if ours[first].ndim != 4:
@@ -285,12 +232,4 @@ def _kinds(layer: str) -> tuple[str, ...]:
         return ("weight",)
     if layer.startswith("bn"):
         return ("weight", "bias", "running_mean", "running_var")
-    if "_bn" in layer:
-        return ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    if layer.endswith(("_conv", "_conv_stem")):
-        return ("weight",)
     return ("weight", "bias")
-
-
-def _first_names(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

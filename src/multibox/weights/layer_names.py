@@ -9,8 +9,6 @@ import itertools
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from multibox.ssd.backbones.efficientnet_lite import STAGE_ENDS
-
 PyTorchFormat = Literal["ssd-pytorch", "lufficc", "torchvision"]
 
 TRUNK = (
@@ -65,22 +63,6 @@ def ssd7_layers() -> list[Layer]:
         *(Layer(f"boxes{block}", f"offset_heads.{block - 4}") for block in blocks[3:]),
         *(Layer(f"classes{block}", f"logit_heads.{block - 4}") for block in blocks[3:]),
     ]
-
-
-def efficientnet_lite0_layers() -> dict[str, str]:
-    """Returns our names of the layers of EfficientNet-Lite-PyTorch, except for the classifier."""
-    names = {"_conv_stem": "0.0.conv", "_bn0": "0.0.norm"}
-    starts = (0, *(end + 1 for end in STAGE_ENDS[:-1]))
-    for stage, (start, end) in enumerate(zip(starts, STAGE_ENDS, strict=True)):
-        for block in range(start, end + 1):
-            # The stem comes before block 0.
-            ours = f"{stage}.{block - start + (stage == 0)}"
-            parts = ("expand", "depthwise", "project")
-            for number, part in enumerate(parts):
-                if block or part != "expand":
-                    names[f"_blocks.{block}._{part}_conv"] = f"{ours}.{part}.conv"
-                    names[f"_blocks.{block}._bn{number}"] = f"{ours}.{part}.norm"
-    return {theirs: f"backbone.stages.{ours}" for theirs, ours in names.items()}
 
 
 def pytorch_names(format: PyTorchFormat, levels: int) -> list[str]:

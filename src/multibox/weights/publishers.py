@@ -1,10 +1,11 @@
-"""The publishers of weights, and the properties that all files of a publisher share."""
+"""The publishers of weights, and what is read from their files."""
 
 from typing import NamedTuple
 
 from torch import Tensor
 
 from multibox.ssd.default_boxes import Clip
+from multibox.ssd.network import Traits
 from multibox.structures import MEAN_RGB
 
 # Torchvision's SSD300 subtracts the mean from pixels in 0..1 (`detection/ssd.py`).
@@ -71,3 +72,23 @@ class Found(NamedTuple):
     first_scale: float | None = None
     clipped: bool = False
     notes: tuple[str, ...] = ()
+
+
+class Foreign(NamedTuple):
+    """The content of a foreign weights file, converted to our network.
+
+    Attributes:
+        origin: The publisher.
+        network: Name of our architecture, or one of `TRUNKS` (`weights/foreign.py`).
+        classes: Class names in the order of the outputs; empty for a trunk.
+        tensors: Parameters and running statistics by our names, float32.
+        traits: Normalisation of the pixels, and properties of the default boxes.
+        notes: Changes and guesses made while reading, one clause each.
+    """
+
+    origin: Origin
+    network: str
+    classes: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    traits: Traits
+    notes: tuple[str, ...]

@@ -23,7 +23,6 @@ from multibox.weights.layer_names import (
 )
 from multibox.weights.publishers import (
     CAFFE,
-    EFFICIENTNET_LITE,
     LUFFICC,
     SSD_KERAS,
     SSD_PYTORCH,
@@ -106,8 +105,6 @@ def from_pytorch(state: dict[str, Tensor], path: Path) -> Found:
             return Found(origin, _renamed(state, dict(names)))
     if "features.0.weight" in state:
         return _torchvision_classifier(state, path)
-    if "_conv_stem.weight" in state:
-        return Found(EFFICIENTNET_LITE, state)
     if "0.weight" in state:
         names = zip(trunk_names(""), TRUNK, strict=True)
         return Found(SSD_PYTORCH, _renamed(state, dict(names)))
