@@ -3,8 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detection_problems import arrays, problems
 from hypothesis import given
-from hypothesis import strategies as st
 from oracles import tide
 
 from multibox.errors import DataError
@@ -18,22 +18,16 @@ PROBLEMS = [*map(str, range(20)), "bccd"]
 Problem = tuple[dict[str, ClassDetections], dict[str, ClassObjects]]
 
 
-def problem_of(found: np.ndarray, truth: np.ndarray, difficult: np.ndarray) -> Problem:
-    """The columns are those of the recorded problems."""
-    detections, objects = {}, {}
-    labels = np.concatenate([found[:, 1], truth[:, 1]])
-    for label in range(int(labels.max(initial=-1)) + 1):
-        mine, those = found[found[:, 1] == label], truth[:, 1] == label
-        detections[str(label)] = ClassDetections(mine[:, 0].astype(int), mine[:, 2], mine[:, 3:])
-        objects[str(label)] = ClassObjects(
-            truth[those, 0].astype(int), truth[those, 2:], difficult[those]
-        )
-    return detections, objects
-
-
 def recorded(name: str) -> Problem:
     found, truth = (RECORDED[f"{name}_{key}"].astype(float) for key in ("detections", "objects"))
-    return problem_of(found, truth, np.zeros(len(truth), bool))
+    detections, objects = {}, {}
+    for label in range(int(truth[:, 1].max()) + 1):
+        mine, those = found[found[:, 1] == label], truth[truth[:, 1] == label]
+        detections[str(label)] = ClassDetections(mine[:, 0].astype(int), mine[:, 2], mine[:, 3:])
+        objects[str(label)] = ClassObjects(
+            those[:, 0].astype(int), those[:, 2:], np.zeros(len(those), bool)
+        )
+    return detections, objects
 
 
 def figures(errors: DetectionErrors) -> np.ndarray:
@@ -82,29 +76,10 @@ def test_every_error_is_the_detection_or_object_that_tidecv_names(name: str) -> 
     assert missed.tolist() == RECORDED[f"{name}_tidecv_missed"].tolist()
 
 
-# Few distinct corners and scores, so that equal scores and equal overlaps are common.
-coordinates = st.integers(1, 9)
-boxes = st.tuples(coordinates, coordinates, st.integers(1, 5), st.integers(1, 5)).map(
-    lambda b: (float(b[0]), float(b[1]), float(b[0] + b[2]), float(b[1] + b[3]))
-)
-labels, images = st.integers(0, 2), st.integers(0, 3)
-scores = st.sampled_from([0.1, 0.25, 0.5, 0.75, 0.9])
-problems = st.tuples(
-    st.lists(st.builds(tide.Detection, labels, images, scores, boxes), max_size=30),
-    st.lists(st.builds(tide.Object, labels, images, boxes, st.booleans()), max_size=12),
-)
-
-
 @given(problems)
 def test_agrees_with_the_loops_also_on_difficult_objects(problem) -> None:
-    found, truth = (sorted(items, key=lambda item: item.label) for items in problem)
-    if not found and not truth:
-        return
-    detections, objects = problem_of(
-        np.array([(d.image, d.label, d.score, *d.box) for d in found]).reshape(-1, 7),
-        np.array([(o.image, o.label, *o.box) for o in truth]).reshape(-1, 6),
-        np.array([o.difficult for o in truth], bool),
-    )
+    found, truth = problem
+    detections, objects = arrays(found, truth)
     errors = find_errors(detections, objects)
     judged = tide.verdicts(found, truth)
     for kind in KINDS[:-1]:

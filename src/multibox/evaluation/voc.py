@@ -66,6 +66,8 @@ class Verdicts(NamedTuple):
 
     Attributes:
         order: int64 (N,), the index of the detection in its `ClassDetections`.
+        images: int64 (N,), the index of the image in the image set.
+        scores: float64 (N,), descending.
         hit: int64 (N,), the index of the object that it hits; -1 if it hits none.
         right: bool (N,), whether it is the first that hits its object.
         counts: bool (N,), False if it hits a difficult object.
@@ -73,6 +75,8 @@ class Verdicts(NamedTuple):
     """
 
     order: Int64[np.ndarray, " N"]
+    images: Int64[np.ndarray, " N"]
+    scores: Float64[np.ndarray, " N"]
     hit: Int64[np.ndarray, " N"]
     right: Bool[np.ndarray, " N"]
     counts: Bool[np.ndarray, " N"]
@@ -143,11 +147,19 @@ def voc_curves(
     Raises:
         DataError: There are detections of a class that is not among the objects'.
     """
+    return {name: curve_of(each) for name, each in judge_classes(detections, objects).items()}
+
+
+def judge_classes(
+    detections: Mapping[str, ClassDetections], objects: Mapping[str, ClassObjects]
+) -> dict[str, Verdicts]:
+    """Returns the verdicts on the detections of every class in `objects`.
+
+    Raises:
+        DataError: There are detections of a class that is not among the objects'.
+    """
     require_ground_truth(detections, objects)
-    return {
-        name: precision_recall(detections.get(name, NO_DETECTIONS), objects[name])
-        for name in objects
-    }
+    return {name: judge(detections.get(name, NO_DETECTIONS), objects[name]) for name in objects}
 
 
 def average(curves: dict[str, Curve], metric: VocMetric) -> VocResult:
@@ -194,36 +206,32 @@ def judge(
     _, first = np.unique(hit[hits], return_index=True)
     right = np.zeros(len(order), dtype=bool)
     right[hits[first]] = True
-    return Verdicts(order, hit, right & counts, counts, int((~objects.difficult).sum()))
+    return Verdicts(
+        order,
+        detections.images[order],
+        detections.scores[order],
+        hit,
+        right & counts,
+        counts,
+        int((~objects.difficult).sum()),
+    )
 
 
 def precision_recall(
     detections: ClassDetections, objects: ClassObjects, *, iou_threshold: float = 0.5
 ) -> Curve:
-    """Returns the curve of one class, from detections as `judge` judges them.
-
-    Args:
-        detections: Detections of the class.
-        objects: Objects of the class, in the order of the annotations.
-        iou_threshold: Minimum overlap of a hit, above 0.
-    """
-    verdicts = judge(detections, objects, iou_threshold=iou_threshold)
-    return curve_of(verdicts, detections.scores)
+    """Returns the curve of one class. The arguments are as in `judge`."""
+    return curve_of(judge(detections, objects, iou_threshold=iou_threshold))
 
 
-def curve_of(verdicts: Verdicts, scores: Float64[np.ndarray, " N"]) -> Curve:
-    """Returns the curve of judged detections.
-
-    Args:
-        verdicts: The verdicts on the detections of one class.
-        scores: The scores of the detections, in their own order.
-    """
+def curve_of(verdicts: Verdicts) -> Curve:
+    """Returns the curve of the judged detections of one class."""
     counts, num_objects = verdicts.counts, verdicts.num_objects
     num_right = np.cumsum(verdicts.right[counts])
     return Curve(
         recall=num_right / num_objects if num_objects else np.full(len(num_right), np.nan),
         precision=num_right / np.arange(1, len(num_right) + 1),
-        scores=scores[verdicts.order][counts],
+        scores=verdicts.scores[counts],
         num_objects=num_objects,
     )
 
