@@ -21,7 +21,7 @@ from multibox.rng import stream
 RESAMPLES = 1_000
 """Number of resamples. The limits of an interval then vary by a few percent of its width."""
 
-_AT_A_TIME = 250
+_AT_A_TIME = 100
 
 
 class Spread(NamedTuple):
