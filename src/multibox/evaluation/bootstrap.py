@@ -1,8 +1,8 @@
 """How much the mean average precision depends on the choice of the images.
 
-The images are drawn anew with replacement, as many as there are, and the mean average precision is
-computed again (Efron's bootstrap). An image that is drawn twice counts as two images. The
-detections keep their verdicts, so only sums over the images change.
+A resample draws as many images as there are, with replacement, and the mean average precision of
+the drawn images is computed (Efron's bootstrap). An image that is drawn twice counts as two images.
+The detections keep their verdicts, so only sums over the images change.
 """
 
 import math
