@@ -27,6 +27,8 @@ from multibox.cli.arguments import (
     TrainArguments,
     parse,
 )
+from multibox.cli.predict import run_predict
+from multibox.cli.printing import refuse
 from multibox.commands.ablate import ablate
 from multibox.commands.automatic import AUTOMATIC, choose
 from multibox.commands.bench.bench import bench
@@ -36,18 +38,15 @@ from multibox.commands.convert import convert
 from multibox.commands.convert_data import convert_data
 from multibox.commands.demo.demo import demo
 from multibox.commands.evaluate import evaluate_model, evaluate_results
-from multibox.commands.predict import predict
 from multibox.commands.report import write_report
 from multibox.commands.train import Request, train
 from multibox.data.check.fixed_copy import RECORD
-from multibox.detector import Detector
 from multibox.errors import (
     ConfigError,
     DataError,
     MultiboxError,
     ProcessError,
     StorageError,
-    counted,
     one_line,
 )
 from multibox.processes.distributed import is_first
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(verb, console)
     except MultiboxError as error:
         # If the processes cannot reach each other, each of them has to report it.
-        _refuse(error, Console(stderr=True) if isinstance(error, ProcessError) else console)
+        refuse(error, Console(stderr=True) if isinstance(error, ProcessError) else console)
         return error.exit_code
     except Interrupted as stop:
         end_at_once()
@@ -96,19 +95,7 @@ def _run(verb: object, console: Console) -> int:
         case ReportArguments():
             _print(write_report(verb.run, beside=verb.beside))
         case PredictArguments():
-            detector = Detector.open(verb.model, which=verb.which, device=verb.device)
-            for note in detector.notes:
-                console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-            found = predict(
-                detector, verb.images, out=verb.out, score_threshold=verb.score_threshold
-            )
-            for refusal in found.refusals:
-                _refuse(refusal, console)
-            objects = counted(found.objects, "object")
-            text = f"{counted(found.images, 'image')} with {objects}, written to {verb.out}"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-            console.print(found.score_threshold, highlight=False, markup=False)
-            return DataError.exit_code if found.refusals else 0
+            return run_predict(verb, console)
         case ConvertArguments():
             lines = convert(
                 verb.source,
@@ -336,8 +323,3 @@ def _printing() -> Iterator[None]:
         raise StorageError(
             f"the result cannot be written ({error.strerror})", file="standard output"
         ) from None
-
-
-def _refuse(error: MultiboxError, console: Console) -> None:
-    console.print("[bold red]error:[/]", end=" ")
-    console.print(error, markup=False, highlight=False, soft_wrap=True)
