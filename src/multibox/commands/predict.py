@@ -237,7 +237,7 @@ def predict_many(
         load_ray()
         model, folder = str(many.model.absolute()), str(out.absolute())
         work = Work(model, many.which, many.device, how, folder, settings)
-        done = detect_with_ray(chunks, work)
+        done = detect_with_ray(chunks, work, shard)
     else:
         done = (detect_chunk(detector, chunk, how, files) for chunk in chunks)
     total = Done()

@@ -6,19 +6,20 @@ function as without Ray, and writes their Parquet files to a folder that all mac
 
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from multibox.commands.prediction.chunks import Chunk, ChunkFiles, Done, detect_chunk
+from multibox.commands.prediction.chunks import Chunk, ChunkFiles, Done, Shard, detect_chunk
 from multibox.commands.prediction.items import ImageRef
+from multibox.commands.prediction.out_folder import unwritable
 from multibox.commands.prediction.pipeline import How
 from multibox.detector import Detector
 from multibox.errors import ConfigError, ProcessError, one_line
 
-_CHUNKS_PER_LIST = 64
+_CHUNKS_PER_LIST = 4
 
 
 class Work(NamedTuple):
@@ -75,7 +76,7 @@ def load_ray() -> Any:
     return ray
 
 
-def detect_with_ray(chunks: Iterable[Chunk], work: Work) -> Iterator[Done]:
+def detect_with_ray(chunks: Iterable[Chunk], work: Work, shard: Shard) -> Iterator[Done]:
     """Detects chunks, and yields the counts of each.
 
     Ray runs on the cluster that the environment variable RAY_ADDRESS names, or on this machine.
@@ -83,16 +84,22 @@ def detect_with_ray(chunks: Iterable[Chunk], work: Work) -> Iterator[Done]:
     Args:
         chunks: The chunks without files.
         work: What the workers need.
+        shard: The share of this command.
 
     Raises:
         ConfigError: Ray is not installed.
         ProcessError: A worker failed.
     """
     ray = load_ray()
-    out = Path(work.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".ray-", dir=out) as folder:
-        lists = _write_lists(chunks, Path(folder))
+    folder = Path(work.out) / f".lists-{shard.number + 1}-of-{shard.shards}"
+    # A command that was killed left it.
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
+        lists = _write_lists(chunks, folder)
         if not lists:
             return
         if not ray.is_initialized():
@@ -119,6 +126,8 @@ def detect_with_ray(chunks: Iterable[Chunk], work: Work) -> Iterator[Done]:
                 f"a worker of Ray failed: {one_line(last)}",
                 remedy="Correct the cause, and repeat the command to resume",
             ) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_lists(chunks: Iterable[Chunk], folder: Path) -> list[str]:
