@@ -89,6 +89,9 @@ def lines_for(root: Path, image: Path, mine: Path) -> list[list[object]]:
         ["evaluate", run, "--data", root, "--split", "test", "--json"],
         ["report", run],
         ["predict", run, image, "--out", mine / "found"],
+        ["predict", run, image.parent, "--out", mine / "all", "--score-threshold", "0.1"]
+        + ["--save", "images", "json", "csv", "coco", "yolo", "voc", "crops"],
+        ["predict", run, image.parent, "--out", mine / "rows", "--save", "parquet"],
     ]
 
 

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from multibox.commands.prediction.items import VideoRef, scheme_of
 from multibox.data.files import file_facts
 from multibox.data.images import max_pixels
-from multibox.errors import ConfigError, DataError, MultiboxError, StorageError
+from multibox.errors import ConfigError, DataError, MultiboxError, StorageError, counted
 
 LIVE_RATE = Fraction(25)
 """Frames per second of the annotated video of a camera or stream."""
@@ -78,7 +78,7 @@ def frames(ref: VideoRef, *, most: int | None = None) -> Iterator[Frame]:
             the damage are yielded first.
     """
     av = load_av()
-    number, time_s, end_s = 0, 0.0, 0.0
+    number, time_s, end_s, corrupt = 0, 0.0, 0.0, list[int]()
     try:
         with _open(av, ref) as container:
             stream = _video_stream(container, ref)
@@ -92,6 +92,8 @@ def frames(ref: VideoRef, *, most: int | None = None) -> Iterator[Frame]:
                 time_s = number * step_s if decoded.time is None else float(decoded.time)
                 base = float(decoded.time_base or 0)
                 end_s = time_s + (float(decoded.duration or 0) * base or step_s)
+                if decoded.is_corrupt and not ref.live:
+                    corrupt.append(number)
                 turned = np.rot90(decoded.to_ndarray(format="rgb24"), decoded.rotation // 90)
                 yield Frame(number, time_s, np.ascontiguousarray(turned))
                 number += 1
@@ -101,6 +103,9 @@ def frames(ref: VideoRef, *, most: int | None = None) -> Iterator[Frame]:
         raise _damaged(ref, number, f"cannot be read: {reason}") from None
     if length_s is not None and end_s < length_s - max(2 * step_s, _TOLERANCE_S):
         reason = f"is cut short: it ends at {end_s:.2f} s, but its header says {length_s:.2f} s"
+        raise _damaged(ref, number, reason)
+    if corrupt:
+        reason = f"has {counted(len(corrupt), 'damaged frame')}, the first is frame {corrupt[0]}"
         raise _damaged(ref, number, reason)
     if not number:
         raise _damaged(ref, number, "has no frames")
@@ -223,6 +228,13 @@ def _video_stream(container: Any, ref: VideoRef) -> Any:
         )
     stream = container.streams.video[0]
     context = stream.codec_context
+    if context is None:
+        raise DataError(
+            "has a video stream in an unknown format",
+            kind="image-format",
+            file=ref.name,
+            remedy="Convert it to H.264 in an .mp4 file",
+        )
     if context.width * context.height > max_pixels():
         raise _too_large(ref, context.width, context.height)
     return stream
@@ -230,6 +242,9 @@ def _video_stream(container: Any, ref: VideoRef) -> Any:
 
 def _length_s(container: Any, stream: Any) -> float | None:
     """Returns the length that a video declares in seconds, or None."""
+    # Without its index, which comes last, the duration of an AVI file is derived from its size.
+    if container.format.name == "avi" and stream.frames and stream.average_rate:
+        return float(stream.frames / stream.average_rate)
     if stream.duration and stream.time_base:
         start = float((stream.start_time or 0) * stream.time_base)
         return start + float(stream.duration * stream.time_base)
