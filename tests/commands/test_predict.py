@@ -403,7 +403,9 @@ def test_a_threshold_leaves_the_better_detections_as_they_are(run: Path, picture
             assert torch.equal(field, whole[kept])
 
 
-@pytest.mark.parametrize("name", ["ssd300-lite", "ssd300-vgg16", "ssd300-vgg16-bn", "ssd7"])
+@pytest.mark.parametrize(
+    "name", ["ssd300-lite", "ssd300-vgg16", "ssd300-vgg16-bn", "ssdlite320-mobilenetv3", "ssd7"]
+)
 def test_kernels_kept_in_bf16_give_the_same_bits(name: str) -> None:
     network = new_network(Config(network=name), 2).eval()
     height, width = network.image_size_px
