@@ -24,6 +24,7 @@ from multibox.weights.foreign import read_foreign
 
 NAME = "ssdlite320-mobilenetv3"
 CPU = torch.device("cpu")
+LAST = "backbone.features.1.3.0.weight"
 FIRST_LOGITS = "head.classification_head.module_list.0.1.bias"
 
 
@@ -115,8 +116,10 @@ def test_outputs_have_names(
         ({"backbone.extra.4.0.0.weight": torch.zeros(1)}, "has unknown backbone.extra.4.0.0"),
         ({FIRST_LOGITS: torch.zeros(125)}, "number of outputs"),
         ({FIRST_LOGITS: torch.zeros(6)}, "number of outputs"),
+        ({FIRST_LOGITS: torch.zeros(())}, "number of outputs"),
+        (dict.fromkeys((LAST, FIRST_LOGITS), torch.zeros(())), "number of outputs"),
         ({FIRST_LOGITS: torch.tensor([torch.nan] * 126)}, "NaN"),
-        ({"backbone.features.1.3.0.weight": torch.zeros(960, 160, 1, 1)}, "twice the channels"),
+        ({LAST: torch.zeros(960, 160, 1, 1)}, "twice the channels"),
     ],
 )
 def test_other_files_are_refused(

@@ -17,7 +17,7 @@ from multibox.weights.files import Weights, checked_header, find_weights, load_n
 from multibox.weights.foreign import TRUNKS, usual_scales
 from multibox.weights.onnx import write_onnx
 from multibox.weights.publishers import LUFFICC, SSD_KERAS, SSD_PYTORCH, TORCHVISION, Origin
-from multibox.weights.ssdlite import SSDLITE, write_ssdlite
+from multibox.weights.ssdlite import SSDLITE
 
 Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "keras", "onnx"]
 
@@ -84,8 +84,6 @@ def convert(
     with new_file(out) as temporary:
         if target == "keras":
             write_keras(temporary, weights.network, weights.tensors)
-        elif weights.network == SSDLITE:
-            write_ssdlite(temporary, weights.tensors)
         else:
             write_pytorch(temporary, weights.network, weights.tensors, target)
     return [*lines, *_differences(weights, target)]
