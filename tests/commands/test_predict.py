@@ -15,6 +15,8 @@ from torch import nn
 
 from multibox import Detector
 from multibox.build import build_network, new_network
+from multibox.cli.main import main
+from multibox.commands.convert import convert
 from multibox.commands.predict import predict
 from multibox.config import Config, Precision, RunConfig
 from multibox.data.images import read_image
@@ -235,6 +237,60 @@ def test_a_threshold_that_no_score_has_and_no_image_are_refused(
         predict(detector, [picture], out=tmp_path / "out", score_threshold=threshold)
     with pytest.raises(ConfigError, match="no image is given"):
         predict(detector, [], out=tmp_path / "out", score_threshold=0.5)
+
+
+def with_threshold(run: Path, path: Path, text: str | None) -> Path:
+    """A file of the run's weights that stores a score threshold."""
+    weights = read_weights(find_weights(run))
+    header = {} if text is None else {"score_threshold": text}
+    return rewritten(path, weights, classes=json.dumps(CLASSES), **header)
+
+
+def test_the_weights_threshold_is_used_unless_another_is_given(
+    run: Path, picture: Path, tmp_path: Path
+) -> None:
+    old = Detector.open(with_threshold(run, tmp_path / "old", None), device="cpu")
+    every = old(picture, score_threshold=0.0)
+    stored = every[len(every) // 2].score
+    new = Detector.open(with_threshold(run, tmp_path / "new", json.dumps(stored)), device="cpu")
+    assert (old.stored_threshold, old.score_threshold) == (None, 0.5)
+    assert new.score_threshold == new.stored_threshold == stored
+    assert old(picture) == [found for found in every if found.score >= 0.5]
+    assert new(picture) == [found for found in every if found.score >= stored]
+    assert new(picture, score_threshold=0.0) == every
+    # The detection with the stored score itself remains.
+    assert stored in {found.score for found in new(picture)}
+    for detector, given, sentence, count in (
+        (old, None, "score threshold 0.5, because the weights do not store one", len(old(picture))),
+        (new, None, f"score threshold {stored:.4g}, the best F1 on the validation split", None),
+        (new, 0.0, "score threshold 0, as given", len(every)),
+    ):
+        done = predict(detector, [picture], out=tmp_path / "out", score_threshold=given)
+        assert done.score_threshold == sentence
+        assert done.objects == (len(new(picture)) if count is None else count)
+
+
+def test_the_command_line_says_which_threshold_is_used(
+    run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = with_threshold(run, tmp_path / "model", "0.25")
+    line = ["predict", str(model), str(picture), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(line) == 0
+    assert "score threshold 0.25, the best F1 on the validation split" in capsys.readouterr().err
+    assert main([*line, "--score-threshold", "0.1"]) == 0
+    assert "score threshold 0.1, as given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "high", "-0.1", "1.5", "NaN", "null", "true", "[" * 9999])
+def test_a_threshold_that_no_score_has_is_refused(run: Path, tmp_path: Path, text: str) -> None:
+    with pytest.raises(WeightsError, match=r"score threshold '.*', but scores lie in 0\.\.1"):
+        read_weights(with_threshold(run, tmp_path / "weights", text))
+
+
+def test_a_threshold_stays_with_converted_weights(run: Path, tmp_path: Path) -> None:
+    source = with_threshold(run, tmp_path / "source", "0.25")
+    assert "score threshold: 0.25" in convert(source, tmp_path / "out", target="multibox")
+    assert read_weights(tmp_path / "out").score_threshold == 0.25
 
 
 def test_a_checkpoint_of_a_file_is_not_asked_for(run: Path) -> None:

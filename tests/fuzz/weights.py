@@ -44,7 +44,7 @@ def _check(found: Foreign, *, most: int) -> None:
 @cache
 def _own_seed(fitted: bool) -> bytes:
     network = tiny_network(fitted=FITTED if fitted else ())
-    header = files.make_header(network, "tiny", ("cat", "dog"), "mine")
+    header = files.make_header(network, "tiny", ("cat", "dog"), "mine", 0.25)
     return safetensors.torch.save(
         {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, header
     )

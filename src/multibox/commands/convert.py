@@ -104,6 +104,8 @@ def introduction(weights: Weights) -> list[str]:
         boxes = "fitted to the training data" if traits.fitted else traits.scales
         lines.append(f"default boxes: {boxes}{clipped}")
     lines.append(f"pixels: RGB minus ({mean}), times {traits.pixel_scale:g}")
+    if weights.score_threshold is not None:
+        lines.append(f"score threshold: {weights.score_threshold:.4g}")
     return [*lines, f"licence: {weights.licence}"]
 
 
@@ -120,6 +122,11 @@ def _differences(weights: Weights, target: Target) -> list[str]:
     """Returns lines on how the target's own code differs from the network that was trained."""
     own, origin = weights.traits, _ORIGINS[target]
     found = []
+    if weights.score_threshold is not None:
+        found.append(
+            f"note: give {origin.title} the score threshold, which its file cannot hold: "
+            f"{weights.score_threshold:.4g}"
+        )
     if own.fitted:
         found.append(f"note: give {origin.title} these default boxes, which its file cannot hold:")
         found += [f"  {line}" for line in describe(own.fitted)]

@@ -20,6 +20,7 @@ from multibox.ssd.default_boxes import Clip, Level
 from multibox.ssd.network import CAFFE, SSD, Scales, Traits
 from multibox.storage import checkpoint as checkpoints
 from multibox.weights.foreign import TRUNKS, is_safetensors, read_foreign
+from multibox.weights.score_threshold import read_threshold, threshold_header
 
 FORMAT = "multibox-1"
 
@@ -51,6 +52,8 @@ class Weights(NamedTuple):
         tensors: Parameters and running statistics by name.
         path: The weights file.
         traits: Normalisation of the pixels, and properties of the default boxes.
+        score_threshold: The score with the best F1 on the validation split, 0..1; None if the file
+            does not store one.
         licence: Terms of use.
         origin: Name of the implementation that wrote the file.
         notes: Changes and guesses made while reading, one clause each.
@@ -61,12 +64,19 @@ class Weights(NamedTuple):
     tensors: dict[str, Tensor]
     path: Path
     traits: Traits
+    score_threshold: float | None = None
     licence: str = NO_LICENCE
     origin: str = "multibox"
     notes: tuple[str, ...] = ()
 
 
-def make_header(network: SSD, name: str, classes: tuple[str, ...], licence: str) -> dict[str, str]:
+def make_header(
+    network: SSD,
+    name: str,
+    classes: tuple[str, ...],
+    licence: str,
+    score_threshold: float | None = None,
+) -> dict[str, str]:
     """Returns the header for a weights file, with which the file can be used without its run."""
     return {
         "format": FORMAT,
@@ -75,6 +85,7 @@ def make_header(network: SSD, name: str, classes: tuple[str, ...], licence: str)
         "image_size": json.dumps(network.image_size_px),
         "traits": json.dumps(_traits_json(network.traits)),
         "licence": licence,
+        **threshold_header(score_threshold),
     }
 
 
@@ -113,7 +124,9 @@ def checked_header(weights: Weights) -> dict[str, str]:
         header = {"format": FORMAT, "network": weights.network, "classes": "[]"}
         return {**header, "licence": weights.licence}
     network = load_network(weights, torch.device("cpu"))
-    return make_header(network, weights.network, weights.classes, weights.licence)
+    return make_header(
+        network, weights.network, weights.classes, weights.licence, weights.score_threshold
+    )
 
 
 def find_weights(path: Path, which: str = "last") -> Path:
@@ -241,7 +254,8 @@ def _read_own(path: Path) -> Weights:
         raise WeightsError(f"has the unknown network {network!r}", file=path)
     traits = _traits(header, TRUNKS.get(network, network), path)
     licence = header.get("licence", NO_LICENCE)
-    return Weights(network, tuple(classes), tensors, path, traits, licence=licence)
+    threshold = read_threshold(header, path)
+    return Weights(network, tuple(classes), tensors, path, traits, threshold, licence)
 
 
 def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
