@@ -24,10 +24,12 @@ from multibox.hardware import usable_cores
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.efficientnet_lite import EfficientNetLite0
 from multibox.ssd.backbones.lite import Lite
+from multibox.ssd.backbones.resnet10 import ResNet10
 from multibox.ssd.backbones.ssd7 import SSD7
 from multibox.ssd.backbones.vgg import VGG16, L2Norm
 from multibox.ssd.coding import CAFFE_VARIANCES, Variances
 from multibox.ssd.default_boxes import (
+    RESNET10_LEVELS,
     SSD7_LEVELS,
     SSD300_COCO,
     SSD300_VOC,
@@ -88,6 +90,10 @@ NETWORKS = {
         (300, 300),
         _SSD300,
         Traits(mean_rgb=(127.0, 127.0, 127.0), pixel_scale=1 / 128, scales="coco"),
+    ),
+    # OpenCV's face detector. The mean is that of its documentation (`samples/dnn/models.yml`).
+    "ssd300-resnet10": Architecture(
+        ResNet10, (300, 300), {"voc": RESNET10_LEVELS}, Traits(mean_rgb=(123.0, 177.0, 104.0))
     ),
     # Pixels in -1..1 and no variances (`ssd7_training.ipynb`).
     "ssd7": Architecture(

@@ -53,6 +53,11 @@ EFFICIENTNET_LITE = Origin(
     (127.0, 127.0, 127.0),
 )
 
+OPENCV_FACE = Origin(
+    "OpenCV's face detector",
+    "published with opencv/opencv (its code: BSD-3-Clause); no terms are stated for the weights",
+)
+
 
 class Found(NamedTuple):
     """The content of a foreign weights file, before it is converted to our network.
