@@ -133,6 +133,20 @@ RESNET10_LEVELS = _levels(
 steps of the last two levels are those of SSD300, for maps of 3 and 1 cells. On its maps of 5 cells,
 most of these boxes lie beyond the image."""
 
+MOBILENET_CAFFE_LEVELS = tuple(
+    # Caffe computes the steps in float32.
+    Level((n, n), (torch.tensor(300 / n).item(),) * 2, low, high, (1, 2, 1 / 2, 3, 1 / 3)[:ratios])
+    for n, low, high, ratios in (
+        (19, 60.0, None, 3),
+        (10, 105.0, 150.0, 5),
+        (5, 150.0, 195.0, 5),
+        (3, 195.0, 240.0, 5),
+        (2, 240.0, 285.0, 5),
+        (1, 285.0, 300.0, 5),
+    )
+)
+"""Those of chuanqi305/MobileNet-SSD (`voc/MobileNetSSD_deploy.prototxt`); 1,917 boxes."""
+
 SSD7_LEVELS = tuple(
     Level((rows, columns), (300 / rows, 480 / columns), low, high, (1 / 2, 1, 2))
     for rows, columns, low, high in (

@@ -16,7 +16,7 @@ from multibox.errors import WeightsError
 from multibox.weights.caffe import CaffeLayer
 from multibox.weights.caffe_boxes import file_traits
 from multibox.weights.class_names import count_classes, name_classes
-from multibox.weights.publishers import OPENCV_FACE, Foreign, Origin
+from multibox.weights.publishers import MOBILENET_SSD, OPENCV_FACE, Foreign, Origin
 from multibox.weights.renaming import rename
 from multibox.weights.state_dicts import caffe_tensors
 
@@ -85,7 +85,39 @@ _FACE = _Detector(
     ("face",),
 )
 
-_MARKS = {"layer_512_1_conv1_h": _FACE}
+
+def _mobilenet_layers() -> dict[str, str]:
+    """Returns our names of the convolutions of MobileNet-SSD's backbone, by Caffe's names."""
+    names, block = {"conv0": "stages.0.0"}, 0
+    for stage, blocks in enumerate((1, 2, 2, 6, 2)):
+        for place in range(blocks):
+            block += 1
+            # The stem comes before the first block.
+            ours = f"stages.{stage}.{place + (stage == 0)}"
+            names[f"conv{block}/dw"] = f"{ours}.depthwise"
+            names[f"conv{block}"] = f"{ours}.pointwise"
+    names |= {f"conv{14 + n}_{1 + k}": f"extra.{n}.{k}" for n in range(4) for k in (0, 1)}
+    return names
+
+
+_MOBILENET = _Detector(
+    MOBILENET_SSD,
+    "ssd300-mobilenetv1-caffe",
+    {theirs: f"{ours}.conv" for theirs, ours in _mobilenet_layers().items()},
+    {},
+    ("conv11", "conv13", "conv14_2", "conv15_2", "conv16_2", "conv17_2"),
+    {"stages.0.0.conv.weight": 1},
+)
+_MOBILENET_BN = _MOBILENET._replace(
+    network="ssd300-mobilenetv1-caffe-bn",
+    norms={
+        (f"{name}/bn", f"{name}/scale"): f"{ours}.norm"
+        for name, ours in _mobilenet_layers().items()
+    },
+)
+
+# Each with a layer that the ones before it lack.
+_MARKS = {"layer_512_1_conv1_h": _FACE, "conv1/dw/bn": _MOBILENET_BN, "conv1/dw": _MOBILENET}
 
 
 def read_caffe_detector(

@@ -53,6 +53,7 @@ EFFICIENTNET_LITE = Origin(
     (127.0, 127.0, 127.0),
 )
 
+MOBILENET_SSD = Origin("MobileNet-SSD", _LICENCE.format("chuanqi305/MobileNet-SSD", "MIT"))
 OPENCV_FACE = Origin(
     "OpenCV's face detector",
     "published with opencv/opencv (its code: BSD-3-Clause); no terms are stated for the weights",

@@ -1,6 +1,6 @@
 """MobileNetV1 (Howard et al. 2017) with the extra layers of SSD."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch.nn.functional as F
@@ -21,15 +21,23 @@ _STAGES = (
 )
 
 _conv = partial(FastConvNorm, activation=partial(F.relu, inplace=True))
+_Conv = Callable[..., nn.Module]
 
 
 class SeparableConv(nn.Sequential):
-    """A depthwise and a 1x1 convolution, both with batch normalisation and ReLU."""
+    """A depthwise and a 1x1 convolution, both with ReLU.
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+    Args:
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        stride: Stride of the depthwise convolution.
+        conv: Makes a convolution with ReLU, and possibly with batch normalisation.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int, conv: _Conv = _conv) -> None:
         super().__init__()
-        self.depthwise = _conv(inputs, inputs, 3, stride=stride, groups=inputs)
-        self.pointwise = _conv(inputs, outputs)
+        self.depthwise = conv(inputs, inputs, 3, stride=stride, groups=inputs)
+        self.pointwise = conv(inputs, outputs, 1)
 
 
 class MobileNetV1(nn.Module):
@@ -38,6 +46,7 @@ class MobileNetV1(nn.Module):
     Args:
         extra: Channels of the 1x1 and of the 3x3 convolution of each extra stage, coarsest last.
         batch_norm: Whether the extra layers have batch normalisation instead of biases.
+        trunk_norm: The same for all other layers.
 
     Attributes:
         stages: The stages of MobileNetV1, which end at strides 2, 4, 8, 16 and 32. The first layer
@@ -45,14 +54,17 @@ class MobileNetV1(nn.Module):
         extra: Two layers for each extra stage, `0.0` and `0.1` to `3.0` and `3.1`.
     """
 
-    def __init__(self, extra: Sequence[tuple[int, int]], *, batch_norm: bool) -> None:
+    def __init__(
+        self, extra: Sequence[tuple[int, int]], *, batch_norm: bool, trunk_norm: bool = True
+    ) -> None:
         super().__init__()
+        conv: _Conv = _conv if trunk_norm else ConvReLU
         inputs = _STEM
         stages: list[nn.Module] = []
         for blocks in _STAGES:
-            layers: list[nn.Module] = [] if stages else [_conv(3, _STEM, 3, stride=2)]
+            layers: list[nn.Module] = [] if stages else [conv(3, _STEM, 3, stride=2)]
             for outputs, stride in blocks:
-                layers.append(SeparableConv(inputs, outputs, stride=stride))
+                layers.append(SeparableConv(inputs, outputs, stride=stride, conv=conv))
                 inputs = outputs
             stages.append(nn.Sequential(*layers))
         self.stages = nn.ModuleList(stages)
