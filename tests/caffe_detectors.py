@@ -161,6 +161,17 @@ def mobilenet(classes: int = 20) -> Layers:
     )
 
 
+def tiny(layers: Mapping[str, Sequence[np.ndarray]]) -> Layers:
+    """Returns the layers with few numbers, except for the outputs of the heads."""
+    found: Layers = {}
+    for name, blobs in layers.items():
+        if "_mbox_" in name:
+            found[name] = [blobs[0][:, :1, :1, :1], blobs[1]]
+        else:
+            found[name] = [x[:2, :3, :1, :1] if x.ndim == 4 else x[:3] for x in blobs]
+    return found
+
+
 def merged(layers: Mapping[str, Sequence[np.ndarray]]) -> Layers:
     """Merges batch normalisation into the convolutions, as `merge_bn.py` of MobileNet-SSD does."""
     found: Layers = {}

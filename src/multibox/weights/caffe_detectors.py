@@ -6,6 +6,7 @@ half-precision numbers) and chuanqi305's MobileNet-SSD, with batch normalisation
 """
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,8 +135,7 @@ def read_caffe_detector(
         return None
     architecture = NETWORKS[detector.network]
     levels = next(iter(architecture.tables.values()))
-    with torch.device("meta"):
-        own = build_network(detector.network, 1).state_dict()
+    own = _tensor_names(detector.network)
     names = {theirs: ours for theirs, ours in _names(detector).items() if ours in own}
     tensors = rename(caffe_tensors(layers, path), names, path)
     for name, dimension in detector.bgr.items():
@@ -151,6 +151,12 @@ def read_caffe_detector(
     traits, guesses = file_traits(layers, detector.sources, levels, architecture.traits, path)
     origin, network = detector.origin, detector.network
     return Foreign(origin, network, titles, tensors, traits, (*notes, *guesses))
+
+
+@cache
+def _tensor_names(network: str) -> tuple[str, ...]:
+    with torch.device("meta"):
+        return tuple(build_network(network, 1).state_dict())
 
 
 def _names(detector: _Detector) -> dict[str, str]:
