@@ -168,6 +168,12 @@ def test_default_boxes_that_the_network_cannot_have_are_refused(
         read_with_priors(tmp_path, FACE_MAPS, boxes)
 
 
+def test_sizes_that_our_own_files_cannot_hold_are_refused(tmp_path: Path) -> None:
+    boxes = [*FACE_PRIORS[:-1], FACE_PRIORS[-1]._replace(max_px=16 * 300 + 1)]
+    with pytest.raises(WeightsError, match=r"conv9_2_mbox_priorbox: .*impossible sizes"):
+        read_with_priors(tmp_path, FACE_MAPS, boxes)
+
+
 def test_other_variances_are_refused(tmp_path: Path) -> None:
     one = caffe.prior_box("conv4_3_norm_mbox_priorbox", 30, max_size=60, ratios=(2,), step=8)
     with pytest.raises(WeightsError, match="has the variances"):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from multibox.build import Architecture
 from multibox.errors import WeightsError
 from multibox.ssd.coding import CAFFE_VARIANCES
 from multibox.ssd.default_boxes import Level
@@ -16,8 +17,7 @@ _SUFFIX = "_mbox_priorbox"
 def file_traits(
     layers: Mapping[str, CaffeLayer],
     sources: Sequence[str],
-    own: Sequence[Level],
-    traits: Traits,
+    architecture: Architecture,
     path: Path,
 ) -> tuple[Traits, tuple[str, ...]]:
     """Returns the traits of a detector, with the default boxes of the file, and notes.
@@ -25,14 +25,15 @@ def file_traits(
     Args:
         layers: The layers of the file.
         sources: Names of the feature maps, finest first.
-        own: The levels of our architecture.
-        traits: The traits of our architecture.
+        architecture: Our architecture. It has one table of default boxes.
         path: The file, for messages.
 
     Raises:
         WeightsError: The file has default boxes for some maps only, or default boxes that our
             architecture cannot have.
     """
+    (own,), traits = architecture.tables.values(), architecture.traits
+    side = max(architecture.image_size_px)
     names = [source + _SUFFIX for source in sources]
     priors = [layers[name].prior if name in layers else None for name in names]
     if priors == [None] * len(names):
@@ -42,7 +43,7 @@ def file_traits(
     for name, prior, level in zip(names, priors, own, strict=True):
         if prior is None:
             raise WeightsError("has no default boxes", file=path, position=name)
-        if reason := _difference(prior, level):
+        if reason := _difference(prior, level, side):
             raise WeightsError(
                 reason,
                 file=path,
@@ -58,9 +59,8 @@ def file_traits(
     return traits._replace(fitted=tuple(levels)), (note,)
 
 
-def _difference(prior: PriorBox, level: Level) -> str | None:
+def _difference(prior: PriorBox, level: Level, side_px: int) -> str | None:
     """Returns why a level of our architecture cannot have some default boxes; None if it can."""
-    side = level.cells[0] * level.step_px[0]
     step = prior.steps_px or level.step_px[:1]
     variances = (CAFFE_VARIANCES.centre,) * 2 + (CAFFE_VARIANCES.size,) * 2
     if len(prior.min_sizes_px) != 1 or len(prior.max_sizes_px) > 1:
@@ -68,7 +68,7 @@ def _difference(prior: PriorBox, level: Level) -> str | None:
     made = _level(prior, level)
     if made.boxes_per_cell != level.boxes_per_cell:
         return f"has {made.boxes_per_cell} default boxes in a cell, not {level.boxes_per_cell}"
-    if not made.is_plausible(round(side)):
+    if not made.is_plausible(side_px):
         return "has default boxes of impossible sizes or ratios"
     if len(step) != 1 or not math.isclose(step[0], level.step_px[0], rel_tol=1e-4):
         return f"has default boxes at a distance of {step[0]:g} pixels, not {level.step_px[0]:g}"

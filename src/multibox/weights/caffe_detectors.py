@@ -148,7 +148,7 @@ def read_caffe_detector(
     count = count_classes(tensors, levels[0].boxes_per_cell, path)
     known = detector.classes if count == len(detector.classes) else ()
     titles, notes = name_classes(count, classes or known, path)
-    traits, guesses = file_traits(layers, detector.sources, levels, architecture.traits, path)
+    traits, guesses = file_traits(layers, detector.sources, architecture, path)
     origin, network = detector.origin, detector.network
     return Foreign(origin, network, titles, tensors, traits, (*notes, *guesses))
 

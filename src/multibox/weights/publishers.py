@@ -56,7 +56,8 @@ EFFICIENTNET_LITE = Origin(
 MOBILENET_SSD = Origin("MobileNet-SSD", _LICENCE.format("chuanqi305/MobileNet-SSD", "MIT"))
 OPENCV_FACE = Origin(
     "OpenCV's face detector",
-    "published with opencv/opencv (its code: BSD-3-Clause); no terms are stated for the weights",
+    "published with opencv/opencv (its code: Apache-2.0, BSD-3-Clause before 4.5); no terms are "
+    "stated for the weights",
 )
 
 
