@@ -165,6 +165,22 @@ def ssdlite320_mobilenetv3() -> Config:
     )
 
 
+def ssd300_mobilenetv1_caffe_bn() -> Config:
+    """chuanqi305's MobileNet-SSD with the schedule of its `solver_train.prototxt`.
+
+    It starts from `mobilenet_iter_73000.caffemodel` (`--init`). The original uses RMSProp; Adam is
+    the nearest optimizer here. It reached an mAP of 72.7 on VOC2007 after a training on COCO, and
+    68 without one.
+    """
+    return Config(
+        network="ssd300-mobilenetv1-caffe-bn",
+        data=VOC_0712,
+        optimizer=OptimizerConfig(optimizer="adam", lr=0.0005, weight_decay=0.00005),
+        schedule=ScheduleConfig(drops=(20_000, 40_000), drop_factor=0.5),
+        run=RunConfig(batch_size=24),
+    )
+
+
 def ssd7() -> Config:
     """The small seven-layer network of ssd_keras, as its `ssd7_training.ipynb` trains it.
 
@@ -205,5 +221,6 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "ssd300-lite": ssd300_lite,
     "ssd300-efficientnet-lite0": ssd300_efficientnet_lite0,
     "ssdlite320-mobilenetv3": ssdlite320_mobilenetv3,
+    "ssd300-mobilenetv1-caffe-bn": ssd300_mobilenetv1_caffe_bn,
     "ssd7": ssd7,
 }

@@ -111,11 +111,13 @@ def introduction(weights: Weights) -> list[str]:
 
 def describe(levels: Sequence[Level]) -> list[str]:
     """Returns a line for each level: its map, and the size and ratios of its default boxes."""
-    return [
-        f"{rows} x {columns} cells: {low:.0f} pixels at ratios {', '.join(map(str, ratios))}, "
-        f"and {math.sqrt(low * high):.1f} pixels at ratio {doubled}"
-        for (rows, columns), _, low, high, ratios, doubled in levels
-    ]
+    lines = []
+    for (rows, columns), _, low, high, ratios, doubled in levels:
+        line = f"{rows} x {columns} cells: {low:.0f} pixels at ratios {', '.join(map(str, ratios))}"
+        if high is not None:
+            line += f", and {math.sqrt(low * high):.1f} pixels at ratio {doubled}"
+        lines.append(line)
+    return lines
 
 
 def _differences(weights: Weights, target: Target) -> list[str]:

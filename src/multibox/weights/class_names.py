@@ -1,6 +1,9 @@
 """Class names of the datasets that published weights were trained on, in output order."""
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from multibox.errors import WeightsError
 
@@ -51,6 +54,26 @@ COCO_OF_VOC = {
     "tvmonitor": "tv",
 }
 """COCO's names of the VOC classes that it calls differently (`coco_voc_map.txt`)."""
+
+
+def count_classes(tensors: Mapping[str, Tensor], boxes: int, path: Path) -> int:
+    """Returns the number of classes of a detector, without the background.
+
+    Args:
+        tensors: The tensors by our names.
+        boxes: Number of default boxes of a cell of the first feature map.
+        path: The file, for messages.
+
+    Raises:
+        WeightsError: The head does not have the number of outputs of an SSD.
+    """
+    head = tensors["logit_heads.0.weight"]
+    outputs, rest = divmod(head.shape[0] if head.ndim else 0, boxes)
+    if rest or outputs < 2:
+        raise WeightsError(
+            "does not have the number of outputs of an SSD", file=path, position="logit_heads.0"
+        )
+    return outputs - 1
 
 
 def name_classes(

@@ -9,7 +9,8 @@ from torch import Tensor
 from multibox.build import NETWORKS
 from multibox.errors import WeightsError
 from multibox.ssd.network import Scales, Traits
-from multibox.weights.class_names import name_classes
+from multibox.weights.caffe_detectors import read_caffe_detector
+from multibox.weights.class_names import count_classes, name_classes
 from multibox.weights.efficientnet_lite import (
     EFFICIENTNET_LITE0,
     NETWORK,
@@ -29,7 +30,13 @@ from multibox.weights.publishers import (
 from multibox.weights.pytorch import read_state
 from multibox.weights.renaming import rename
 from multibox.weights.ssdlite import read_ssdlite
-from multibox.weights.state_dicts import count_levels, from_caffe, from_keras, from_pytorch
+from multibox.weights.state_dicts import (
+    count_levels,
+    from_caffe,
+    from_keras,
+    from_pytorch,
+    read_caffe,
+)
 from multibox.weights.vgg_reduction import is_full, reduce_classifier
 
 TRUNK_ONLY = "vgg16-trunk"
@@ -83,12 +90,13 @@ def read_foreign(
         state = read_state(path)
         for read in _STATE_DICTS:
             if (foreign := read(state, path, classes)) is not None:
-                _require_finite(foreign.tensors, path)
-                _refuse_options(foreign, classes, scales, path)
-                return foreign
+                return _checked(foreign, classes, scales, path)
         found = from_pytorch(state, path)
     else:
-        found = from_caffe(path)
+        content = read_caffe(path)
+        if (foreign := read_caffe_detector(content, path, classes)) is not None:
+            return _checked(foreign, classes, scales, path)
+        found = from_caffe(content, path)
     _require_finite(found.tensors, path)
     if count_levels(found.tensors):
         return _detector(found, path, classes, scales)
@@ -109,15 +117,18 @@ def _require_finite(tensors: dict[str, Tensor], path: Path) -> None:
             raise WeightsError("contains NaN or infinity", file=path, position=name)
 
 
-def _refuse_options(
+def _checked(
     foreign: Foreign, classes: tuple[str, ...], scales: Scales | None, path: Path
-) -> None:
+) -> Foreign:
+    """Refuses numbers that are not finite, and options that the file does not take."""
+    _require_finite(foreign.tensors, path)
     if scales is not None:
         raise WeightsError(
             "is neither SSD300 nor SSD512; only these take --default-boxes", file=path
         )
     if classes and not foreign.classes:
         raise WeightsError("is not a detector, so it takes no --classes", file=path)
+    return foreign
 
 
 def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales | None) -> Foreign:
@@ -125,7 +136,7 @@ def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales 
     if levels not in _NETWORK_BY_LEVELS:
         raise WeightsError(f"has {levels} feature maps; SSD300 has 6 and SSD512 has 7", file=path)
     tensors = _ours(found, dict(layers(levels)), path)
-    num_classes = _outputs(tensors, path) - 1
+    num_classes = count_classes(tensors, _FIRST_BOXES, path)
     names, notes = name_classes(num_classes, classes, path)
     scales, guesses = (asked, ()) if asked else _scales(found, levels, num_classes)
     traits = Traits(
@@ -146,20 +157,9 @@ def _ssd7(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:
         if name.endswith("running_mean"):
             # PyTorch's batch normalisation counts batches; the count has no effect here.
             tensors[name.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
-    names, notes = name_classes(_outputs(tensors, path) - 1, classes, path)
+    names, notes = name_classes(count_classes(tensors, _FIRST_BOXES, path), classes, path)
     traits = NETWORKS["ssd7"].traits
     return Foreign(found.origin, "ssd7", names, tensors, traits, (*found.notes, *notes))
-
-
-def _outputs(tensors: dict[str, Tensor], path: Path) -> int:
-    """Returns the number of classes of a detector, with the background."""
-    head = tensors["logit_heads.0.weight"]
-    outputs, rest = divmod(head.shape[0] if head.ndim else 0, _FIRST_BOXES)
-    if rest or outputs < 2:
-        raise WeightsError(
-            "does not have the number of outputs of an SSD", file=path, position="logit_heads.0"
-        )
-    return outputs
 
 
 def usual_scales(origin: Origin, num_classes: int) -> Scales:

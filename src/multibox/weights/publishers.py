@@ -53,6 +53,13 @@ EFFICIENTNET_LITE = Origin(
     (127.0, 127.0, 127.0),
 )
 
+MOBILENET_SSD = Origin("MobileNet-SSD", _LICENCE.format("chuanqi305/MobileNet-SSD", "MIT"))
+OPENCV_FACE = Origin(
+    "OpenCV's face detector",
+    "published with opencv/opencv (its code: Apache-2.0, BSD-3-Clause before 4.5); no terms are "
+    "stated for the weights",
+)
+
 
 class Found(NamedTuple):
     """The content of a foreign weights file, before it is converted to our network.

@@ -85,12 +85,13 @@ class ConvReLU(nn.Sequential):
         stride: int = 1,
         padding: int | None = None,
         dilation: int = 1,
+        groups: int = 1,
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
         padding = kernel // 2 * dilation if padding is None else padding
         self.conv = nn.Conv2d(
-            inputs, outputs, kernel, stride, padding, dilation, bias=not batch_norm
+            inputs, outputs, kernel, stride, padding, dilation, groups, bias=not batch_norm
         )
         if batch_norm:
             self.norm = nn.BatchNorm2d(outputs)
