@@ -24,12 +24,15 @@ from multibox.hardware import usable_cores
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.efficientnet_lite import EfficientNetLite0
 from multibox.ssd.backbones.lite import Lite
+from multibox.ssd.backbones.mobilenet_v1 import MobileNetV1
+from multibox.ssd.backbones.mobilenet_v2 import MobileNetV2, separable_head
 from multibox.ssd.backbones.ssd7 import SSD7
 from multibox.ssd.backbones.vgg import VGG16, L2Norm
 from multibox.ssd.coding import CAFFE_VARIANCES, Variances
 from multibox.ssd.default_boxes import (
     SSD7_LEVELS,
     SSD300_COCO,
+    SSD300_MOBILENET,
     SSD300_VOC,
     SSD512_COCO,
     SSD512_VOC,
@@ -88,6 +91,24 @@ NETWORKS = {
         (300, 300),
         _SSD300,
         Traits(mean_rgb=(127.0, 127.0, 127.0), pixel_scale=1 / 128, scales="coco"),
+    ),
+    # As in qfgaohao/pytorch-ssd, which replaced the L2 normalisation (`vgg_ssd.py:15-18`).
+    "ssd300-vgg16-bn-conv4": Architecture(
+        partial(VGG16, 300, batch_norm=False, finest_norm=nn.BatchNorm2d), (300, 300), _SSD300
+    ),
+    # Also as there (`mobilenetv1_ssd.py`, `mobilenet_v2_ssd_lite.py`, `mobilenetv1_ssd_config.py`).
+    "ssd300-mobilenetv1": Architecture(
+        partial(MobileNetV1, ((256, 512), *((128, 256),) * 3), batch_norm=False),
+        (300, 300),
+        {"voc": SSD300_MOBILENET},
+        Traits(mean_rgb=(127.0, 127.0, 127.0), pixel_scale=1 / 128, clip="centre"),
+    ),
+    "ssd300-mobilenetv2-lite": Architecture(
+        MobileNetV2,
+        (300, 300),
+        {"voc": SSD300_MOBILENET},
+        Traits(mean_rgb=(127.0, 127.0, 127.0), pixel_scale=1 / 128, clip="centre"),
+        head=separable_head,
     ),
     # Pixels in -1..1 and no variances (`ssd7_training.ipynb`).
     "ssd7": Architecture(

@@ -111,6 +111,14 @@ SSD512_COCO = _ssd512(sizes=(20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8,
 """The same cells with the boxes that the ports have for COCO (`vgg_ssd512_coco_trainval35k.yaml`
 of lufficc/SSD)."""
 
+SSD300_MOBILENET = _levels(
+    cells=(19, 10, 5, 3, 2, 1),
+    steps=(16.0, 32.0, 64.0, 100.0, 150.0, 300.0),
+    sizes=(60.0, 105.0, 150.0, 195.0, 240.0, 285.0, 330.0),
+    long=(True,) * 6,
+)
+"""qfgaohao/pytorch-ssd's for MobileNet (`mobilenetv1_ssd_config.py:13-20`); 3,000 boxes."""
+
 SSD7_LEVELS = tuple(
     Level((rows, columns), (300 / rows, 480 / columns), low, high, (1 / 2, 1, 2))
     for rows, columns, low, high in (
