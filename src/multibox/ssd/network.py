@@ -60,7 +60,9 @@ class Backbone(Protocol):
 
 
 Head = Callable[[int, int, int], nn.Module]
-"""Returns a new head for a level, a number of input channels and a number of output channels."""
+"""Returns a new head for a level, a number of input channels and a number of output channels.
+
+The last layer of a head is a convolution with a bias."""
 
 
 def convolution(_level: int, inputs: int, outputs: int) -> nn.Module:
@@ -147,6 +149,17 @@ class SSD(nn.Module):
         offsets = [head(x) for head, x in zip(self.offset_heads, maps, strict=True)]
         logits = [head(x) for head, x in zip(self.logit_heads, maps, strict=True)]
         return Output(_by_box(offsets, 4), _by_box(logits, self.num_classes + 1))
+
+    def class_layers(self) -> dict[str, nn.Conv2d]:
+        """Returns the last layer of each head for the logits by its name in the state dict.
+
+        Their outputs belong to classes: (default box of the cell, class), class 0 first.
+        """
+        last = [
+            [*head.named_modules(prefix=f"logit_heads.{level}")][-1]
+            for level, head in enumerate(self.logit_heads)
+        ]
+        return {name: cast(nn.Conv2d, layer) for name, layer in last}
 
     def detect(self, output: Output, *, score_threshold: float = 0.0) -> list[Detections]:
         """Returns the detections of each image from an output of this network (see `detect`).

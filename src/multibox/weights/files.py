@@ -332,9 +332,9 @@ def _require_outputs(weights: Weights) -> None:
         WeightsError: A head is missing or has an unexpected shape.
     """
     outputs = len(weights.classes) + 1
-    for name, one in build_network(weights.network, 1, weights.traits).state_dict().items():
-        shape = (one.shape[0] // 2 * outputs, *one.shape[1:]) if one.ndim else ()
-        found = weights.tensors.get(name)
-        if name.startswith("logit_heads.") and (found is None or found.shape != shape):
+    for layer, one in build_network(weights.network, 1, weights.traits).class_layers().items():
+        shape = (one.out_channels // 2 * outputs, *one.weight.shape[1:])
+        found = weights.tensors.get(f"{layer}.weight")
+        if found is None or found.shape != shape:
             reason = f"has no outputs for the {len(weights.classes)} classes of its header"
-            raise WeightsError(reason, file=weights.path, position=name)
+            raise WeightsError(reason, file=weights.path, position=f"{layer}.weight")
