@@ -9,6 +9,7 @@ from multibox.boxes import to_cxcywh
 from multibox.ssd.default_boxes import (
     SSD7_LEVELS,
     SSD300_COCO,
+    SSD300_MOBILENET,
     SSD300_VOC,
     SSD512_COCO,
     SSD512_VOC,
@@ -68,6 +69,7 @@ def test_boxes_of_ssd300_reach_beyond_the_image(ssd300: torch.Tensor) -> None:
         (SSD300_COCO, (300, 300), [5776, 2166, 600, 150, 36, 4]),
         (SSD512_VOC, (512, 512), [16384, 6144, 1536, 384, 96, 16, 4]),
         (SSD512_COCO, (512, 512), [16384, 6144, 1536, 384, 96, 16, 4]),
+        (SSD300_MOBILENET, (300, 300), [2166, 600, 150, 54, 24, 6]),
         (SSD7_LEVELS, (300, 480), [8880, 2160, 540, 112]),
     ],
 )

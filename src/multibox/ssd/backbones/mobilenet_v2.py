@@ -46,7 +46,7 @@ class MobileNetV2(nn.Module):
         inputs = _STEM
         stages: list[list[nn.Module]] = []
         for groups in _STAGES:
-            layers = [] if stages else [FastConvNorm(3, _STEM, 3, stride=2)]
+            layers: list[nn.Module] = [] if stages else [FastConvNorm(3, _STEM, 3, stride=2)]
             for blocks, stride, expansion, outputs in groups:
                 for step in (stride, *[1] * (blocks - 1)):
                     inner = inputs * expansion
