@@ -1,6 +1,7 @@
 """Writes weights files of every publisher, with the parameters of parity/fill.py or tiny ones."""
 
 import importlib.util
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -69,6 +70,14 @@ def tiny(format: PyTorchFormat, *, levels: int = 6, classes: int = 20) -> dict[s
         state[f"{name}{kind}"] = torch.full((outputs, 3, 1, 1), 0.5)
         if not layer.ours.endswith("norm"):
             state[f"{name}.bias"] = torch.zeros(outputs)
+    return state
+
+
+def tiny_mobilenet() -> dict[str, Tensor]:
+    """Returns a state dict with the names of `mb2-ssd-lite`, of one class, and small tensors."""
+    path = Path(__file__).parent / "weights/qfgaohao/mb2-ssd-lite.json"
+    state = {name: torch.full((2,), 0.5) for name in json.loads(path.read_text())}
+    state["classification_headers.5.bias"] = torch.zeros(6 * 2)
     return state
 
 

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import safetensors.torch
 import torch
-from foreign_files import tiny, tiny_caffe, tiny_keras
+from foreign_files import tiny, tiny_caffe, tiny_keras, tiny_mobilenet
 from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
 from fuzz.records import mutated_safetensors
@@ -120,6 +120,7 @@ def _states() -> tuple[bytes, ...]:
     names = ("ssd-pytorch", "lufficc", "torchvision")
     wholes: list[object] = [tiny(name) for name in names]
     wholes[1] = {"model": wholes[1], "iteration": 3}
+    wholes.append(tiny_mobilenet())
     shared = torch.arange(12.0)
     few = {
         "0.weight": shared.view(3, 4).t(),

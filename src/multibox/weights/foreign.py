@@ -114,9 +114,8 @@ def _refuse_options(
     foreign: Foreign, classes: tuple[str, ...], scales: Scales | None, path: Path
 ) -> None:
     if scales is not None:
-        raise WeightsError(
-            "is neither SSD300 nor SSD512; only these take --default-boxes", file=path
-        )
+        reason, remedy = "has no default boxes to choose from", "Leave out --default-boxes"
+        raise WeightsError(reason, file=path, remedy=remedy)
     if classes and not foreign.classes:
         raise WeightsError("is not a detector, so it takes no --classes", file=path)
 
