@@ -26,6 +26,7 @@ from multibox.ssd.backbones.efficientnet_lite import EfficientNetLite0
 from multibox.ssd.backbones.lite import Lite
 from multibox.ssd.backbones.mobilenet_v1 import MobileNetV1
 from multibox.ssd.backbones.mobilenet_v2 import MobileNetV2, separable_head
+from multibox.ssd.backbones.mobilenet_v3 import MobileNetV3, ssdlite_head
 from multibox.ssd.backbones.ssd7 import SSD7
 from multibox.ssd.backbones.vgg import VGG16, L2Norm
 from multibox.ssd.coding import CAFFE_VARIANCES, Variances
@@ -36,6 +37,7 @@ from multibox.ssd.default_boxes import (
     SSD300_VOC,
     SSD512_COCO,
     SSD512_VOC,
+    SSDLITE320,
     Level,
     default_boxes,
 )
@@ -75,6 +77,8 @@ class Architecture(NamedTuple):
 
 _SSD300: dict[Scales, tuple[Level, ...]] = {"voc": SSD300_VOC, "coco": SSD300_COCO}
 _SSD512: dict[Scales, tuple[Level, ...]] = {"voc": SSD512_VOC, "coco": SSD512_COCO}
+# qfgaohao/pytorch-ssd (`mobilenetv1_ssd_config.py:6-8`, `mobilenetv1_ssd.py:65`).
+_MOBILENET_SSD = Traits((127.0, 127.0, 127.0), 1 / 128, clip="centre", per_class=200)
 
 NETWORKS = {
     "ssd300-vgg16": Architecture(partial(VGG16, 300, batch_norm=False), (300, 300), _SSD300),
@@ -101,14 +105,31 @@ NETWORKS = {
         partial(MobileNetV1, ((256, 512), *((128, 256),) * 3), batch_norm=False),
         (300, 300),
         {"voc": SSD300_MOBILENET},
-        Traits(mean_rgb=(127.0, 127.0, 127.0), pixel_scale=1 / 128, clip="centre"),
+        _MOBILENET_SSD,
     ),
     "ssd300-mobilenetv2-lite": Architecture(
         MobileNetV2,
         (300, 300),
         {"voc": SSD300_MOBILENET},
-        Traits(mean_rgb=(127.0, 127.0, 127.0), pixel_scale=1 / 128, clip="centre"),
+        _MOBILENET_SSD,
         head=separable_head,
+    ),
+    # Pixels in -1..1 and thresholds of the detection (`ssdlite.py` of torchvision).
+    "ssdlite320-mobilenetv3": Architecture(
+        MobileNetV3,
+        (320, 320),
+        {"voc": SSDLITE320},
+        Traits(
+            mean_rgb=(127.5, 127.5, 127.5),
+            pixel_scale=1 / 127.5,
+            clip="sides",
+            clip_detections=True,
+            score_threshold=0.001,
+            per_class=300,
+            iou_threshold=0.55,
+            per_image=300,
+        ),
+        head=ssdlite_head,
     ),
     # Pixels in -1..1 and no variances (`ssd7_training.ipynb`).
     "ssd7": Architecture(

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import safetensors.torch
 import torch
-from foreign_files import tiny, tiny_caffe, tiny_keras, tiny_mobilenet
+from foreign_files import tiny, tiny_caffe, tiny_keras, tiny_mobilenet, tiny_ssdlite
 from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
 from fuzz.records import mutated_safetensors
@@ -118,7 +118,7 @@ def caffemodel(choices: Choices, folder: Path) -> None:
 def _states() -> tuple[bytes, ...]:
     """Returns PyTorch files in the new and old format, with tensors of several kinds."""
     names = ("ssd-pytorch", "lufficc", "torchvision")
-    wholes: list[object] = [tiny(name) for name in names]
+    wholes: list[object] = [*(tiny(name) for name in names), tiny_ssdlite()]
     wholes[1] = {"model": wholes[1], "iteration": 3}
     wholes.append(tiny_mobilenet())
     shared = torch.arange(12.0)

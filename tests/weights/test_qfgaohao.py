@@ -9,9 +9,9 @@ For each detector there are two files:
 
 - `.json`: the shapes of the state dict by name.
 - `.npz`: the logits and offsets before the softmax and decoding, the default boxes
-  (`config.priors`), and the detections with scores above `threshold`, where no class has more than
-  the 200 candidates that the original considers. `gain` is a factor of the weights, which keeps the
-  logits small.
+  (`config.priors`), and all detections, of which the tests compare the best 200. `gain` is a factor
+  of the weights, which keeps the logits small. The original adds 1e-5 to the union of two boxes.
+  With these gains, no IoU is so close to the threshold that this matters.
 """
 
 import json
@@ -97,12 +97,13 @@ def test_a_converted_file_computes_what_the_original_did(
     np.testing.assert_allclose(boxes, stored["priors_cxcywh"], rtol=0, atol=2e-7)
     with torch.inference_mode():
         output = network(fill.image().unsqueeze(0) * 255)
-        (found,) = network.detect(output, score_threshold=float(stored["threshold"]))
+        (found,) = network.detect(output)
     np.testing.assert_allclose(output.logits[0], stored["logits"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(output.offsets[0], stored["offsets"], rtol=0, atol=1e-4)
     # Scores that are almost equal may come in either order.
+    best = stored["det_scores"].argsort()[-200:]
     ours = np.lexsort((found.boxes[:, 0], found.labels))
-    theirs = np.lexsort((stored["det_boxes_px"][:, 0], stored["det_labels"]))
+    theirs = best[np.lexsort((stored["det_boxes_px"][best, 0], stored["det_labels"][best]))]
     for mine, key, tolerance in (
         (found.labels + 1, "det_labels", 0),
         (found.scores, "det_scores", 1e-5),

@@ -26,6 +26,7 @@ from multibox.weights.publishers import (
     Origin,
 )
 from multibox.weights.qfgaohao import VGG, WRITTEN, write_qfgaohao
+from multibox.weights.ssdlite import SSDLITE, write_ssdlite
 
 Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "qfgaohao", "keras", "onnx"]
 
@@ -36,6 +37,8 @@ _ORIGINS: dict[Target, Origin] = {
     "qfgaohao": QFGAOHAO,
     "keras": SSD_KERAS,
 }
+# What the targets have besides SSD300 and SSD512.
+_OTHERS: dict[Target, tuple[str, ...]] = {"torchvision": (SSDLITE,), "keras": ("ssd7",)}
 # Means that differ by less change no pixel by a hundredth of a level.
 _SAME_MEAN = 0.01
 
@@ -82,8 +85,7 @@ def convert(
         with new_file(out) as temporary:
             write_onnx(temporary, network, header)
         return lines
-    others = {"keras": (*LEVELS, "ssd7"), "qfgaohao": WRITTEN}
-    known = others.get(target, tuple(LEVELS))
+    known = WRITTEN if target == "qfgaohao" else (*LEVELS, *_OTHERS.get(target, ()))
     if weights.network not in known:
         raise WeightsError(
             f"is a {weights.network}, which {target} does not have",
@@ -96,6 +98,8 @@ def convert(
             write_keras(temporary, weights.network, weights.tensors)
         elif target == "qfgaohao":
             write_qfgaohao(temporary, weights.network, weights.tensors)
+        elif weights.network == SSDLITE:
+            write_ssdlite(temporary, weights.tensors)
         else:
             write_pytorch(temporary, weights.network, weights.tensors, target)
     return [*lines, *_differences(weights, target)]

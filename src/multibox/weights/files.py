@@ -17,7 +17,7 @@ from torch import Tensor
 from multibox.build import NETWORKS, Architecture, build_network
 from multibox.errors import ConfigError, WeightsError
 from multibox.ssd.default_boxes import Clip, Level
-from multibox.ssd.network import SSD, Scales, Traits
+from multibox.ssd.network import CAFFE, SSD, Scales, Traits
 from multibox.storage import checkpoint as checkpoints
 from multibox.weights.foreign import TRUNKS, is_safetensors, read_foreign
 
@@ -27,6 +27,17 @@ _MANY_CLASSES = 1_000
 
 # Cells and steps are the architecture's.
 _FITTED = {"min_size_px", "max_size_px", "ratios", "doubled"}
+
+# Traits that the first files do not have, with their values in a file without them.
+_LATER_TRAITS: dict[str, Any] = {
+    "fitted": [],
+    "score_threshold": CAFFE.score_threshold,
+    "per_class": CAFFE.per_class,
+    "iou_threshold": CAFFE.iou_threshold,
+    "per_image": CAFFE.per_image,
+}
+# Suppression compares all pairs of the candidates of a class.
+_MOST = {"per_class": 1_000, "per_image": 100_000}
 
 NO_LICENCE = "not stated by whoever trained them"
 
@@ -82,10 +93,9 @@ def fitted_json(levels: Sequence[Level]) -> list[dict[str, Any]]:
 
 def _traits_json(traits: Traits) -> dict[str, Any]:
     value = traits._asdict() | {"fitted": fitted_json(traits.fitted)}
-    if not traits.fitted:
-        # An older version can read a file without this entry.
-        del value["fitted"]
-    return value
+    # An older version can read a file without these entries.
+    usual = [name for name in _LATER_TRAITS if getattr(traits, name) == getattr(CAFFE, name)]
+    return {name: entry for name, entry in value.items() if name not in usual}
 
 
 def checked_header(weights: Weights) -> dict[str, str]:
@@ -240,11 +250,12 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
     if "traits" not in header:
         return architecture.traits
     try:
-        value = json.loads(header["traits"])
+        value = _LATER_TRAITS | json.loads(header["traits"])
         numbers = [*value["mean_rgb"], value["pixel_scale"]]
-        fitted = _fitted(value.pop("fitted", []), architecture)
+        thresholds = value["score_threshold"], value["iou_threshold"]
+        fitted = _fitted(value["fitted"], architecture)
         sound = (
-            {*value, "fitted"} == set(Traits._fields)
+            value.keys() == set(Traits._fields)
             and len(numbers) == 4
             and all(type(n) in (int, float) and abs(n) <= sys.float_info.max for n in numbers)
             and value["pixel_scale"] > 0
@@ -252,6 +263,9 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
             and value["clip"] in typing.get_args(Clip)
             and type(value["whole_scales"]) is bool
             and type(value["clip_detections"]) is bool
+            and all(type(n) in (int, float) and 0 <= n < 1 for n in thresholds)
+            and all(type(value[name]) is int for name in _MOST)
+            and all(1 <= value[name] <= most for name, most in _MOST.items())
         )
     except (KeyError, TypeError, ValueError, RecursionError):
         sound = False
@@ -260,7 +274,9 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
             f"has invalid traits for {network} ({header['traits'][:200]})", file=path
         )
     red, green, blue, scale = map(float, numbers)
-    return Traits(**value | {"mean_rgb": (red, green, blue), "pixel_scale": scale}, fitted=fitted)
+    return Traits(
+        **value | {"mean_rgb": (red, green, blue), "pixel_scale": scale, "fitted": fitted}
+    )
 
 
 def _fitted(value: object, architecture: Architecture) -> tuple[Level, ...]:

@@ -81,7 +81,8 @@ def _detector(
             position=f"{_HEADS[1][0]}.{_LEVELS - 1}.bias",
         )
     names, notes = name_classes(outputs - 1, classes, path)
-    traits = NETWORKS[network].traits._replace(clip=QFGAOHAO.clip)
+    own = NETWORKS[V1].traits
+    traits = NETWORKS[network].traits._replace(clip=own.clip, per_class=own.per_class)
     return Foreign(QFGAOHAO, network, names, tensors, traits, notes)
 
 

@@ -113,7 +113,7 @@ def from_pytorch(state: dict[str, Tensor], path: Path) -> Found:
         f"is a state dict of an unknown model ({some[:150]})",
         file=path,
         remedy="Use weights of ssd.pytorch, lufficc/SSD, qfgaohao/pytorch-ssd, torchvision's "
-        "ssd300_vgg16 or vgg16, or EfficientNet-Lite-PyTorch",
+        "ssd300_vgg16, ssdlite320_mobilenet_v3_large or vgg16, or EfficientNet-Lite-PyTorch",
     )
 
 

@@ -1,4 +1,4 @@
-"""Stages of EfficientNet-Lite0 that are excluded from training."""
+"""Stages of EfficientNet-Lite0 and MobileNetV3 that are excluded from training."""
 
 import pytest
 import torch
@@ -9,15 +9,15 @@ from multibox.config import Config, OptimizerConfig
 from multibox.errors import ConfigError
 from multibox.ssd.network import SSD, initialise, parameter_groups
 
-NAME = "ssd300-efficientnet-lite0"
+NAMES = ("ssd300-efficientnet-lite0", "ssdlite320-mobilenetv3")
 
 
 def random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def trained(frozen: int) -> SSD:
-    network = build_network(NAME, 2)
+def trained(name: str, frozen: int) -> SSD:
+    network = build_network(name, 2)
     generator = torch.Generator().manual_seed(3)
     initialise(network, generator)
     with torch.no_grad():
@@ -29,8 +29,9 @@ def trained(frozen: int) -> SSD:
     return network
 
 
-def test_frozen_stages_compute_the_same_in_training_as_in_evaluation() -> None:
-    network = trained(3)
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_stages_compute_the_same_in_training_as_in_evaluation(name: str) -> None:
+    network = trained(name, 3)
     images = random(2, 3, 64, 64)
     expected = images
     network.eval()
@@ -45,8 +46,9 @@ def test_frozen_stages_compute_the_same_in_training_as_in_evaluation() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_frozen_stages_have_no_gradient_and_no_place_in_an_optimizer() -> None:
-    network = trained(3).train()
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_stages_have_no_gradient_and_no_place_in_an_optimizer(name: str) -> None:
+    network = trained(name, 3).train()
     stages = network.backbone.stages
     assert [stage.training for stage in stages] == [False] * 3 + [True] * 2
     frozen = {id(parameter) for stage in stages[:3] for parameter in stage.parameters()}
@@ -58,7 +60,7 @@ def test_frozen_stages_have_no_gradient_and_no_place_in_an_optimizer() -> None:
 
 
 def test_networks_without_such_stages_are_refused() -> None:
-    for name, count, number in (("ssd300-lite", 1, 0), (NAME, 6, 5)):
+    for name, count, number in (("ssd300-lite", 1, 0), *((name, 6, 5) for name in NAMES)):
         config = Config(network=name, optimizer=OptimizerConfig(frozen_stages=count))
         with pytest.raises(ConfigError, match=f"has {number} that can be frozen"):
             network_shape(config, 2)
