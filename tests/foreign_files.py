@@ -134,21 +134,23 @@ def hash_noise(name: str, shape: list[int]) -> Tensor:
 def ssdlite(problem: int) -> dict[str, Tensor]:
     """Returns the parameters with which the outputs of SSDlite320 were recorded.
 
-    In problem 1, most boxes are background, and most others belong to class 1. So few scores are
-    above the threshold, except for those of class 1, of which only the best candidates are used.
+    Problem 2 has the formula of `parity/fill.py`, with variances of 0.5 to 1.5 and factors near 1.
+    The other problems have larger outputs. In problem 1, most boxes are background, and most others
+    belong to class 1. So few scores are above the threshold, except for those of class 1, of which
+    only the best candidates are used.
     """
     state = {}
     for name, shape in SSDLITE_KEYS.items():
         value = hash_noise(name, shape)
         if len(shape) == 4:
-            value *= math.sqrt(6.0 / math.prod(shape[1:]))
+            value *= (0.8 if problem == 2 else 1.0) * math.sqrt(6.0 / math.prod(shape[1:]))
         elif name.endswith("running_var"):
-            value = 1.0 + 0.3 * value
+            value = 1.0 + (0.5 if problem == 2 else 0.3) * value
         elif name.endswith(".weight"):
             value = 1.0 + 0.1 * value
         else:
             value *= 0.1
-        if name.startswith("head.") and name.split(".")[4] == "1":
+        if problem < 2 and name.startswith("head.") and name.split(".")[4] == "1":
             logits = "classification" in name
             value *= 0.5 if logits else 0.25
             if logits and problem == 1 and name.endswith(".bias"):

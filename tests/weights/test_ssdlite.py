@@ -1,9 +1,10 @@
 """torchvision's SSDlite320: read and written files, and what its own code computed from them.
 
-`torchvision_ssdlite320_outputs.npz` was recorded from the Python code of torchvision 0.28.0 with
-PyTorch 2.13.0 on a CPU. Only its operator for non-maximum suppression was replaced, by a literal
-loop. Both problems have the weights of `foreign_files.ssdlite`, and the images that are below. It
-contains the outputs of every fifth default box.
+`torchvision_ssdlite320_outputs.npz` was recorded from torchvision's own code: problem 2 with
+torchvision 0.26.0, problems 0 and 1 with the Python code of torchvision 0.28.0, where a literal
+loop replaced its operator for non-maximum suppression. All have the weights of
+`foreign_files.ssdlite` and the images that are below. It contains the outputs of every fifth
+default box.
 """
 
 from pathlib import Path
@@ -24,11 +25,12 @@ from multibox.weights.foreign import read_foreign
 
 NAME = "ssdlite320-mobilenetv3"
 CPU = torch.device("cpu")
+LAST = "backbone.features.1.3.0.weight"
 FIRST_LOGITS = "head.classification_head.module_list.0.1.bias"
 
 
 def images() -> Tensor:
-    """uint8 (2, 3, 320, 320), RGB: waves, and tiles of random colours."""
+    """(3, 3, 320, 320) RGB: rounded waves, tiles of random colours, and waves."""
     y, x = torch.meshgrid(*[torch.arange(320, dtype=torch.float64)] * 2, indexing="ij")
     waves = [
         0.5 + 0.5 * torch.sin(x / (9 + 3 * k) + k) * torch.cos(y / (13 - 2 * k) - k)
@@ -36,7 +38,8 @@ def images() -> Tensor:
     ]
     tiles = (hash_noise("tiles", [3, 20, 20]) + 1) / 2
     tiles = tiles.repeat_interleave(16, dim=1).repeat_interleave(16, dim=2)
-    return (torch.stack([torch.stack(waves), tiles]) * 255).round().to(torch.uint8)
+    of_bytes = [(image * 255).round() for image in (torch.stack(waves), tiles)]
+    return torch.stack([*of_bytes, torch.stack(waves) * 255]).float()
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("problem", [0, 1])
+@pytest.mark.parametrize("problem", [0, 1, 2])
 def test_converted_file_computes_what_torchvision_did(tmp_path: Path, problem: int) -> None:
     stored = np.load(Path(__file__).with_name("torchvision_ssdlite320_outputs.npz"))
     torch.save(ssdlite(problem), tmp_path / "theirs.pth")
@@ -57,7 +60,7 @@ def test_converted_file_computes_what_torchvision_did(tmp_path: Path, problem: i
     network = load_network(weights, CPU)
     image = images()[problem].unsqueeze(0)
     with torch.inference_mode():
-        pixels = (image.float() - network.mean) * network.traits.pixel_scale
+        pixels = (image - network.mean) * network.traits.pixel_scale
         means = [x.mean() for x in network.backbone(pixels)]
         output = network(image)
         (found,) = network.detect(output)
@@ -115,8 +118,10 @@ def test_outputs_have_names(
         ({"backbone.extra.4.0.0.weight": torch.zeros(1)}, "has unknown backbone.extra.4.0.0"),
         ({FIRST_LOGITS: torch.zeros(125)}, "number of outputs"),
         ({FIRST_LOGITS: torch.zeros(6)}, "number of outputs"),
+        ({FIRST_LOGITS: torch.zeros(())}, "number of outputs"),
+        (dict.fromkeys((LAST, FIRST_LOGITS), torch.zeros(())), "number of outputs"),
         ({FIRST_LOGITS: torch.tensor([torch.nan] * 126)}, "NaN"),
-        ({"backbone.features.1.3.0.weight": torch.zeros(960, 160, 1, 1)}, "twice the channels"),
+        ({LAST: torch.zeros(960, 160, 1, 1)}, "twice the channels"),
     ],
 )
 def test_other_files_are_refused(
@@ -129,7 +134,7 @@ def test_other_files_are_refused(
 
 
 def test_options_that_do_not_fit_are_refused(file: Path) -> None:
-    with pytest.raises(WeightsError, match="only these take --default-boxes"):
+    with pytest.raises(WeightsError, match="Leave out --default-boxes"):
         read_foreign(file, scales="coco")
     with pytest.raises(WeightsError, match="has 20 classes, but 1 names"):
         read_foreign(file, classes=("cat",))

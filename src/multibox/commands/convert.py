@@ -26,7 +26,7 @@ from multibox.weights.publishers import (
     Origin,
 )
 from multibox.weights.qfgaohao import VGG, WRITTEN, write_qfgaohao
-from multibox.weights.ssdlite import SSDLITE, write_ssdlite
+from multibox.weights.ssdlite import SSDLITE
 
 Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "qfgaohao", "keras", "onnx"]
 
@@ -98,8 +98,6 @@ def convert(
             write_keras(temporary, weights.network, weights.tensors)
         elif target == "qfgaohao":
             write_qfgaohao(temporary, weights.network, weights.tensors)
-        elif weights.network == SSDLITE:
-            write_ssdlite(temporary, weights.tensors)
         else:
             write_pytorch(temporary, weights.network, weights.tensors, target)
     return [*lines, *_differences(weights, target)]

@@ -1,6 +1,5 @@
-"""Reads and writes torchvision's `ssdlite320_mobilenet_v3_large`."""
+"""Reads the weights of torchvision's `ssdlite320_mobilenet_v3_large`."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ SSDLITE = "ssdlite320-mobilenetv3"
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _SQUEEZE = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+_BOXES_PER_CELL = 6
 _FIRST = "backbone.features.0.0.0.weight"
 _LAST = "backbone.features.1.3.0.weight"
 
@@ -30,16 +30,15 @@ def read_ssdlite(state: dict[str, Tensor], path: Path, classes: tuple[str, ...])
     """
     if _FIRST not in state:
         return None
-    levels = NETWORKS[SSDLITE].tables["voc"]
-    tensors = rename(state, _names(len(levels)), path)
-    if state[_LAST].shape[0] == 12 * BLOCKS[-1].outputs:
+    tensors = rename(state, ssdlite_names(), path)
+    if state[_LAST].shape[:1] == (12 * BLOCKS[-1].outputs,):
         raise WeightsError(
             "has the MobileNetV3 that starts from ImageNet weights, with twice the channels in its "
             "last three blocks",
             file=path,
             remedy="Train with weights_backbone=None, as the published file was",
         )
-    outputs, rest = divmod(tensors["logit_heads.0.1.bias"].numel(), levels[0].boxes_per_cell)
+    outputs, rest = divmod(tensors["logit_heads.0.1.bias"].numel(), _BOXES_PER_CELL)
     if rest or outputs < 2:
         raise WeightsError(
             "does not have the number of outputs of an SSD", file=path, position="logit_heads.0"
@@ -51,20 +50,9 @@ def read_ssdlite(state: dict[str, Tensor], path: Path, classes: tuple[str, ...])
     return Foreign(TORCHVISION, SSDLITE, names, tensors, NETWORKS[SSDLITE].traits, notes)
 
 
-def write_ssdlite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a state dict for torchvision. `read_ssdlite` reads the same tensors from it.
-
-    Args:
-        path: The new file.
-        tensors: The state dict of our network.
-    """
-    names = _names(len(NETWORKS[SSDLITE].tables["voc"]))
-    state = {theirs: tensors[ours].detach().cpu().contiguous() for theirs, ours in names.items()}
-    torch.save(state, path)
-
-
-def _names(levels: int) -> dict[str, str]:
+def ssdlite_names() -> dict[str, str]:
     """Returns our names of all tensors, by torchvision's, in the order of its state dict."""
+    levels = len(NETWORKS[SSDLITE].tables["voc"])
     names: dict[str, str] = {}
     for theirs, ours in _trunk().items():
         if ours.endswith("squeeze"):

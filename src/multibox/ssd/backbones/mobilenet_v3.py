@@ -117,23 +117,21 @@ class MobileNetV3(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (_STEM, *(block.outputs for block in BLOCKS))
-        blocks = [
-            InvertedResidual(inputs, block)
-            for inputs, block in zip(widths[:-1], BLOCKS, strict=True)
-        ]
+        inputs = [_STEM, *(block.outputs for block in BLOCKS)]
+        first, last = STAGE_STARTS[-1], 6 * inputs[-1]
+        # The finest map lies inside this block. Its expansion belongs to the stage before.
+        inner = BLOCKS[first].inner
+        expansion = conv_norm(inputs[first], inner, activation=_hardswish)
+        inputs[first] = inner
+        blocks = [InvertedResidual(*pair) for pair in zip(inputs[:-1], BLOCKS, strict=True)]
         stages: list[list[nn.Module]] = [
             [*blocks[start:end]] for start, end in itertools.pairwise((*STAGE_STARTS, len(blocks)))
         ]
-        split = BLOCKS[STAGE_STARTS[-1]]
         stages[0].insert(0, conv_norm(3, _STEM, 3, stride=2, activation=_hardswish))
-        # The finest map lies inside this block.
-        stages[3].append(conv_norm(widths[STAGE_STARTS[-1]], split.inner, activation=_hardswish))
-        stages[4][0] = InvertedResidual(split.inner, split)
-        last = 6 * widths[-1]
-        stages[4].append(conv_norm(widths[-1], last, activation=_hardswish))
+        stages[-2].append(expansion)
+        stages[-1].append(conv_norm(inputs[-1], last, activation=_hardswish))
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
-        self.channels = (split.inner, last, *_EXTRA)
+        self.channels = (inner, last, *_EXTRA)
         self.extra = nn.ModuleList(
             _extra(inputs, outputs) for inputs, outputs in itertools.pairwise(self.channels[1:])
         )
