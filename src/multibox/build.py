@@ -25,6 +25,7 @@ from multibox.rng import torch_generator
 from multibox.ssd.backbones.efficientnet_lite import EfficientNetLite0
 from multibox.ssd.backbones.lite import Lite
 from multibox.ssd.backbones.mobilenet_v1 import MobileNetV1
+from multibox.ssd.backbones.mobilenet_v2 import MobileNetV2, separable_head
 from multibox.ssd.backbones.mobilenet_v3 import MobileNetV3, ssdlite_head
 from multibox.ssd.backbones.resnet10 import ResNet10
 from multibox.ssd.backbones.ssd7 import SSD7
@@ -35,6 +36,7 @@ from multibox.ssd.default_boxes import (
     RESNET10_LEVELS,
     SSD7_LEVELS,
     SSD300_COCO,
+    SSD300_MOBILENET,
     SSD300_VOC,
     SSD512_COCO,
     SSD512_VOC,
@@ -79,6 +81,8 @@ class Architecture(NamedTuple):
 
 _SSD300: dict[Scales, tuple[Level, ...]] = {"voc": SSD300_VOC, "coco": SSD300_COCO}
 _SSD512: dict[Scales, tuple[Level, ...]] = {"voc": SSD512_VOC, "coco": SSD512_COCO}
+# qfgaohao/pytorch-ssd (`mobilenetv1_ssd_config.py:6-8`, `mobilenetv1_ssd.py:65`).
+_MOBILENET_SSD = Traits((127.0, 127.0, 127.0), 1 / 128, clip="centre", per_class=200)
 
 
 def _mobilenet_caffe(*, batch_norm: bool) -> MobileNetV1:
@@ -111,6 +115,24 @@ NETWORKS = {
         (300, 300),
         _SSD300,
         Traits(mean_rgb=(127.0, 127.0, 127.0), pixel_scale=1 / 128, scales="coco"),
+    ),
+    # As in qfgaohao/pytorch-ssd, which replaced the L2 normalisation (`vgg_ssd.py:15-18`).
+    "ssd300-vgg16-bn-conv4": Architecture(
+        partial(VGG16, 300, batch_norm=False, finest_norm=nn.BatchNorm2d), (300, 300), _SSD300
+    ),
+    # Also as there (`mobilenetv1_ssd.py`, `mobilenet_v2_ssd_lite.py`, `mobilenetv1_ssd_config.py`).
+    "ssd300-mobilenetv1": Architecture(
+        partial(MobileNetV1, ((256, 512), *((128, 256),) * 3), batch_norm=False),
+        (300, 300),
+        {"voc": SSD300_MOBILENET},
+        _MOBILENET_SSD,
+    ),
+    "ssd300-mobilenetv2-lite": Architecture(
+        MobileNetV2,
+        (300, 300),
+        {"voc": SSD300_MOBILENET},
+        _MOBILENET_SSD,
+        head=separable_head,
     ),
     # Pixels in -1..1 and thresholds of the detection (`ssdlite.py` of torchvision).
     "ssdlite320-mobilenetv3": Architecture(

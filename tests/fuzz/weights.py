@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import safetensors.torch
 import torch
-from foreign_files import tiny, tiny_caffe, tiny_keras, tiny_ssdlite
+from foreign_files import tiny, tiny_caffe, tiny_keras, tiny_mobilenet, tiny_ssdlite
 from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
 from fuzz.records import mutated_safetensors
@@ -136,6 +136,7 @@ def _states() -> tuple[bytes, ...]:
     names = ("ssd-pytorch", "lufficc", "torchvision")
     wholes: list[object] = [*(tiny(name) for name in names), tiny_ssdlite()]
     wholes[1] = {"model": wholes[1], "iteration": 3}
+    wholes.append(tiny_mobilenet())
     shared = torch.arange(12.0)
     few = {
         "0.weight": shared.view(3, 4).t(),

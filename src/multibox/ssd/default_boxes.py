@@ -147,6 +147,14 @@ MOBILENET_CAFFE_LEVELS = tuple(
 )
 """Those of chuanqi305/MobileNet-SSD (`voc/MobileNetSSD_deploy.prototxt`); 1,917 boxes."""
 
+SSD300_MOBILENET = _levels(
+    cells=(19, 10, 5, 3, 2, 1),
+    steps=(16.0, 32.0, 64.0, 100.0, 150.0, 300.0),
+    sizes=(60.0, 105.0, 150.0, 195.0, 240.0, 285.0, 330.0),
+    long=(True,) * 6,
+)
+"""qfgaohao/pytorch-ssd's for MobileNet (`mobilenetv1_ssd_config.py:13-20`); 3,000 boxes."""
+
 SSD7_LEVELS = tuple(
     Level((rows, columns), (300 / rows, 480 / columns), low, high, (1 / 2, 1, 2))
     for rows, columns, low, high in (

@@ -45,6 +45,8 @@ COCO_BY_ID = _by_id()
 
 BY_COUNT = {len(names): names for names in (VOC, COCO, COCO_BY_ID)}
 
+_LARGEST_FILE = 1 << 20
+
 COCO_OF_VOC = {
     "aeroplane": "airplane",
     "diningtable": "dining table",
@@ -74,6 +76,35 @@ def count_classes(tensors: Mapping[str, Tensor], boxes: int, path: Path) -> int:
             "does not have the number of outputs of an SSD", file=path, position="logit_heads.0"
         )
     return outputs - 1
+
+
+def read_class_names(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns class names as they are given, or from the only one if it is a `.txt` file.
+
+    Such a file has one name a line. A first name BACKGROUND is left out, which pytorch-ssd writes
+    (`store_labels` in `vision/utils/misc.py`).
+
+    Raises:
+        WeightsError: The file cannot be read, is not a text, or has no names.
+    """
+    if len(given) != 1 or not given[0].lower().endswith(".txt"):
+        return given
+    path = Path(given[0])
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_FILE).decode("utf-8-sig")
+    except OSError as error:
+        raise WeightsError(f"cannot be read ({error.strerror})", file=path) from None
+    except UnicodeDecodeError as error:
+        raise WeightsError(
+            "is not a text in UTF-8", file=path, position=f"byte {error.start}"
+        ) from None
+    names = [name for line in text.splitlines() if (name := line.strip())]
+    if names[:1] == ["BACKGROUND"]:
+        del names[0]
+    if not names:
+        raise WeightsError("has no class names", file=path, remedy="Write one name on each line")
+    return tuple(names)
 
 
 def name_classes(

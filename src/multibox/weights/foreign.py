@@ -9,6 +9,7 @@ from torch import Tensor
 from multibox.build import NETWORKS
 from multibox.errors import WeightsError
 from multibox.ssd.network import Scales, Traits
+from multibox.weights import qfgaohao
 from multibox.weights.caffe_detectors import read_caffe_detector
 from multibox.weights.class_names import count_classes, name_classes
 from multibox.weights.efficientnet_lite import (
@@ -21,6 +22,7 @@ from multibox.weights.layer_names import SCALE, TRUNK, layers, ssd7_layers
 from multibox.weights.publishers import (
     CAFFE,
     LUFFICC,
+    QFGAOHAO,
     SSD_PYTORCH,
     TORCHVISION,
     Foreign,
@@ -40,12 +42,12 @@ from multibox.weights.state_dicts import (
 from multibox.weights.vgg_reduction import is_full, reduce_classifier
 
 TRUNK_ONLY = "vgg16-trunk"
-TRUNKS = {TRUNK_ONLY: "ssd300-vgg16", EFFICIENTNET_LITE0: NETWORK}
+TRUNKS = {TRUNK_ONLY: "ssd300-vgg16", EFFICIENTNET_LITE0: NETWORK, **qfgaohao.TRUNKS}
 """Network names of files that contain only a trunk, from which a training can start, each with a
 network that has this trunk."""
 
 # Each takes a state dict, the file and the class names, and returns None for other models.
-_STATE_DICTS = (read_efficientnet_lite0, read_ssdlite)
+_STATE_DICTS = (read_efficientnet_lite0, qfgaohao.read_qfgaohao, read_ssdlite)
 
 _LEVELS_300 = 6
 _NETWORK_BY_LEVELS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
@@ -123,9 +125,8 @@ def _checked(
     """Refuses numbers that are not finite, and options that the file does not take."""
     _require_finite(foreign.tensors, path)
     if scales is not None:
-        raise WeightsError(
-            "is neither SSD300 nor SSD512; only these take --default-boxes", file=path
-        )
+        reason, remedy = "has no default boxes to choose from", "Leave out --default-boxes"
+        raise WeightsError(reason, file=path, remedy=remedy)
     if classes and not foreign.classes:
         raise WeightsError("is not a detector, so it takes no --classes", file=path)
     return foreign
@@ -166,8 +167,11 @@ def usual_scales(origin: Origin, num_classes: int) -> Scales:
     """Returns the default boxes that a publisher's code uses for a number of classes.
 
     Torchvision always uses COCO's default boxes. So does ssd.pytorch, except for VOC's 20 classes
-    (`ssd.py:32`). In the other implementations, the user chooses; COCO's are usual for COCO.
+    (`ssd.py:32`). qfgaohao/pytorch-ssd always uses VOC's. In the other implementations, the user
+    chooses; COCO's are usual for COCO.
     """
+    if origin is QFGAOHAO:
+        return "voc"
     if origin is TORCHVISION or (origin is SSD_PYTORCH and num_classes != _NUM_VOC):
         return "coco"
     return "coco" if num_classes in _NUM_COCO else "voc"

@@ -39,6 +39,9 @@ CAFFE = Origin("Caffe", _LICENCE.format("weiliu89/caffe", "BSD-2-Clause"))
 SSD_KERAS = Origin("ssd_keras", _LICENCE.format("pierluigiferrari/ssd_keras", "Apache-2.0"))
 SSD_PYTORCH = Origin("ssd.pytorch", _LICENCE.format("amdegroot/ssd.pytorch", "MIT"), clip="centre")
 LUFFICC = Origin("lufficc/SSD", _LICENCE.format("lufficc/SSD", "MIT"), clip="centre")
+QFGAOHAO = Origin(
+    "qfgaohao/pytorch-ssd", _LICENCE.format("qfgaohao/pytorch-ssd", "MIT"), clip="centre"
+)
 TORCHVISION = Origin(
     "torchvision",
     _LICENCE.format("torchvision", "BSD-3-Clause"),
