@@ -261,6 +261,7 @@ def test_a_full_vgg_is_subsampled(tmp_path: Path) -> None:
     path.write_bytes(caffemodel(layers, OLD))
     found = read_foreign(path)
     assert any("every fourth output" in note for note in found.notes)
+    assert found.origin.licence.startswith("CC BY 4.0")
     six = found.tensors["backbone.trunk.fc6.conv.weight"]
     seven = found.tensors["backbone.trunk.fc7.conv.weight"]
     assert (six.shape, seven.shape) == ((1024, 2, 3, 3), (1024, 1024, 1, 1))

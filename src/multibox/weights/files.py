@@ -1,6 +1,7 @@
 """Reads weights from a run, a checkpoint or a file, and builds the network that they belong to."""
 
 import json
+import os
 import re
 import sys
 import typing
@@ -15,6 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from multibox.build import NETWORKS, Architecture, build_network
+from multibox.download.catalogue import WEIGHTS
+from multibox.download.stored_weights import find_stored
 from multibox.errors import ConfigError, WeightsError
 from multibox.ssd.default_boxes import Clip, Level
 from multibox.ssd.network import SSD, Scales, Traits
@@ -110,26 +113,29 @@ def find_weights(path: Path, which: str = "last") -> Path:
     """Returns the weights file of a run or of a checkpoint, or the file itself.
 
     Args:
-        path: The folder of a run, the folder of a checkpoint, or a weights file.
+        path: The folder of a run, the folder of a checkpoint, a weights file, or the name of
+            downloaded weights. A file or a folder with this name is preferred.
         which: The checkpoint of a run: `last`, `best` (highest average precision in the periodic
             evaluations) or a step.
 
     Raises:
-        WeightsError: The checkpoint does not exist.
+        WeightsError: The checkpoint does not exist, or the weights were not downloaded.
         ConfigError: `which` is not `last`, but `path` is not a run.
     """
-    alone = path if path.is_file() else path / "model.safetensors"
-    if alone.is_file():
+    is_name = str(path) in WEIGHTS and not os.path.lexists(path)
+    alone = path if is_name or path.is_file() else path / "model.safetensors"
+    if is_name or alone.is_file():
         if which != "last":
             raise ConfigError("is not a run", file=path, remedy=f"Leave out --which {which}")
-        return alone
+        return find_stored(str(path)) if is_name else alone
     folder = path / "checkpoints"
     steps = checkpoints.steps(folder)
     if not steps:
         raise WeightsError(
             "contains no checkpoint" if path.is_dir() else "does not exist",
             file=path,
-            remedy="Use the folder of a run, the folder of a checkpoint, or a weights file",
+            remedy="Use the folder of a run, the folder of a checkpoint, a weights file, or a name "
+            "that multibox download lists",
         )
     step = steps[-1]
     if which == "best":

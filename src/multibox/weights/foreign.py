@@ -22,6 +22,7 @@ from multibox.weights.publishers import (
     LUFFICC,
     SSD_PYTORCH,
     TORCHVISION,
+    VGG,
     Foreign,
     Found,
     Origin,
@@ -196,7 +197,10 @@ def _trunk(found: Found, path: Path) -> Foreign:
     # The classifier's last layer is dropped. Other convolutions are kept and then refused.
     kept = ("conv", "features.", "fc6.", "fc7.")
     trunk = {name: x for name, x in found.tensors.items() if name.startswith(kept)}
+    origin = found.origin
     if is_full(trunk):
+        # Its authors published the full VGG-16 for Caffe, and stated a licence.
+        origin = VGG if origin is CAFFE else origin
         trunk = reduce_classifier(trunk, path)
         notes = (
             *notes,
@@ -205,8 +209,8 @@ def _trunk(found: Found, path: Path) -> Foreign:
     classifier = [name for name in TRUNK[-2:] if f"{name}.weight" in trunk]
     names = {name: f"backbone.trunk.{name}.conv" for name in (*_CONVOLUTIONS, *classifier)}
     tensors = _ours(found._replace(tensors=trunk), names, path)
-    traits = Traits(mean_rgb=found.origin.mean_rgb)
-    return Foreign(found.origin, TRUNK_ONLY, (), tensors, traits, notes)
+    traits = Traits(mean_rgb=origin.mean_rgb)
+    return Foreign(origin, TRUNK_ONLY, (), tensors, traits, notes)
 
 
 def _ours(found: Found, names: dict[str, str], path: Path) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ class Origin(NamedTuple):
 
 
 CAFFE = Origin("Caffe", _LICENCE.format("weiliu89/caffe", "BSD-2-Clause"))
+VGG = Origin("VGG", "CC BY 4.0 (Visual Geometry Group, University of Oxford), trained on ImageNet")
 SSD_KERAS = Origin("ssd_keras", _LICENCE.format("pierluigiferrari/ssd_keras", "Apache-2.0"))
 SSD_PYTORCH = Origin("ssd.pytorch", _LICENCE.format("amdegroot/ssd.pytorch", "MIT"), clip="centre")
 LUFFICC = Origin("lufficc/SSD", _LICENCE.format("lufficc/SSD", "MIT"), clip="centre")
