@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chosen(data: Path, out: Path, minutes: float | None = None, **typed: Any) -> tuple[Config, str]:
-    config = ssd300_lite().override(typed)
+    config = ssd300_lite().override({"device": "cpu"} | typed)
     request = Request(AUTOMATIC, config, data, out, None, "none")
     found = choose(request, list(typed), minutes=minutes, console=Console(file=io.StringIO()))
     return found.request.config, "\n".join(" ".join(line) for line in found.lines)

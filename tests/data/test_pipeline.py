@@ -92,7 +92,8 @@ def test_pinned_batches_are_the_same(folder: Path, workers: int) -> None:
     loaded = batches(examples(folder), numbers, workers=workers, pin_memory=True)
     for pinned, plain in zip(loaded, load(folder, range(3), workers=0), strict=True):
         for a, b in zip(tensors(pinned), tensors(plain), strict=True):
-            assert a.is_pinned()
+            # PyTorch does not pin empty tensors.
+            assert a.is_pinned() or not a.numel()
             assert torch.equal(a, b)
 
 

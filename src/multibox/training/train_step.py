@@ -70,6 +70,9 @@ class Learner:
         blank = torch.zeros(1, 3, *network.image_size_px, dtype=torch.uint8)
         # In benchmark mode, the fastest algorithm and so the order of additions could vary.
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        if processes.device.type == "cuda":
+            # The processor only copies batches, and threads that copy would wait for the workers.
+            torch.set_num_threads(1)
         self._replica = replicate(self.network, blank.to(processes.device), processes)
         self._forward = compile_network(self._replica) if config.run.compile else self._replica
         self._parameters = list(self.network.parameters())

@@ -21,7 +21,7 @@ from multibox.data.collate import NO_PIXELS, Example, Match, collate, unmatched
 from multibox.data.device.plan import Plan, Plans, join_plans, plan
 from multibox.data.device.render import ColourTables, colour_tables, render
 from multibox.data.pipeline import TrainingExamples, read_pixels
-from multibox.data.workers import OnLoss, ignore_loss, work_ahead
+from multibox.data.workers import OnLoss, ignore_loss, one_ahead, work_ahead
 from multibox.errors import ConfigError, MultiboxError
 from multibox.structures import Batch
 
@@ -113,7 +113,7 @@ def resident_batches(
     match: Match = unmatched,
     on_loss: OnLoss = ignore_loss,
 ) -> Iterator[Batch]:
-    """Yields the batches for lists of sample numbers, with their images on the device.
+    """Returns the batches for lists of sample numbers, with their images on the device.
 
     Args:
         resident: The images.
@@ -129,7 +129,7 @@ def resident_batches(
     device, size_px = resident.pixels.device, resident.examples.image_size_px
     planned = _Planned(resident.examples, resident.firsts, match)
     on_gpu = device.type == "cuda"
-    for batch, plans in work_ahead(
+    made = work_ahead(
         planned,
         planned.join,
         numbers,
@@ -137,9 +137,12 @@ def resident_batches(
         pin_memory=on_gpu,
         files=resident.examples.files,
         on_loss=on_loss,
-    ):
-        images = render(resident.pixels, plans.to(device), resident.tables, size_px)
-        yield batch._replace(images=images)
+    )
+    rendered = (
+        batch._replace(images=render(resident.pixels, plans.to(device), resident.tables, size_px))
+        for batch, plans in made
+    )
+    return one_ahead(rendered) if on_gpu else rendered
 
 
 @dataclass(frozen=True)
