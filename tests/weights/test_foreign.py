@@ -338,6 +338,37 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: str, reason: str) -> Non
         read_foreign(path)
 
 
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        # luuuyi/RefineDet.PyTorch.
+        (
+            [
+                *("vgg.0", "vgg.33", "conv4_3_L2Norm", "extras.0", "arm_loc.0", "arm_conf.0"),
+                *("odm_loc.0", "odm_conf.0", "tcb0.0", "tcb1.0", "tcb2.0"),
+            ],
+            "heads of 0 feature maps, and the unknown parts arm_conf, arm_loc, conv4_3_L2Norm, "
+            "odm_conf and 4 more",
+        ),
+        # torchvision's Faster R-CNN on a VGG-16.
+        (
+            ["backbone.features.0", "rpn.head.conv", "roi_heads.box_head.fc6"],
+            "parts roi_heads, rpn",
+        ),
+        (["backbone.vgg.0", "neck.0"], "heads of 0 feature maps, and the unknown parts neck"),
+        (["vgg.0"], "heads of 0 feature maps. Use the published"),
+        (["vgg.0", "loc.0", "conf.0"], "heads of 1 feature maps. Use"),
+        (["vgg.0", *(f"loc.{level}" for level in range(9))], "heads of 8 feature maps. Use"),
+    ],
+)
+def test_other_detectors_with_a_vgg_are_refused(
+    tmp_path: Path, names: list[str], reason: str
+) -> None:
+    path = state_file(tmp_path / "x.pth", {f"{name}.weight": torch.zeros(2) for name in names})
+    with pytest.raises(WeightsError, match=f"is neither SSD300 nor SSD512: it has the .*{reason}"):
+        read_foreign(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"\x00", b"GIF89a", b"{}", b"\x0a\x03abc"])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.caffemodel"

