@@ -100,6 +100,12 @@ def mmdetection_shapes(side: int, classes: int = 80) -> dict[str, list[int]]:
     return shapes
 
 
+def tiny_mmdetection(side: int = 300, classes: int = 20) -> dict[str, Tensor]:
+    """Returns a state dict with the right names and numbers of outputs, but small kernels."""
+    shapes = mmdetection_shapes(side, classes).items()
+    return {name: torch.ones([first, *(1 for _ in rest)]) for name, (first, *rest) in shapes}
+
+
 def tiny_caffe(*, levels: int = 6, classes: int = 20) -> dict[str, list[np.ndarray]]:
     """Returns the right layers of a `.caffemodel` with small blobs."""
     found = {}

@@ -6,7 +6,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from foreign_files import load_fill, mmdetection_shapes
+from foreign_files import load_fill, mmdetection_shapes, tiny_mmdetection
 from torch import Tensor
 
 from multibox.errors import WeightsError
@@ -81,12 +81,6 @@ def test_it_computes_what_mmdetection_did(
     np.testing.assert_allclose(found.boxes * side, expected[:, :4], rtol=0, atol=1e-2)
 
 
-def small(side: int = 300, classes: int = 20) -> dict[str, Tensor]:
-    """Returns a state dict with the right names and numbers of outputs, but small kernels."""
-    shapes = mmdetection_shapes(side, classes).items()
-    return {name: torch.ones([first, *(1 for _ in rest)]) for name, (first, *rest) in shapes}
-
-
 def saved(folder: Path, state: dict[str, Tensor]) -> Path:
     torch.save({"state_dict": state}, folder / "ssd.pth")
     return folder / "ssd.pth"
@@ -107,14 +101,14 @@ def test_the_number_of_classes_decides_the_default_boxes(
 ) -> None:
     names = VOC if classes == 20 else COCO[:classes]
     given = names if classes == 3 else ()
-    found = read_foreign(saved(tmp_path, small(side, classes)), classes=given)
+    found = read_foreign(saved(tmp_path, tiny_mmdetection(side, classes)), classes=given)
     assert (found.network, found.classes) == (f"ssd{side}-vgg16", names)
     assert (found.traits.scales, found.traits.whole_scales) == (scales, True)
     assert any(f"{scales} is assumed" in note for note in found.notes) == guessed
 
 
 def test_the_last_output_of_each_box_becomes_the_first(tmp_path: Path) -> None:
-    state = small(classes=2)
+    state = tiny_mmdetection(classes=2)
     state["bbox_head.cls_convs.0.0.bias"] = torch.arange(12.0)
     found = read_foreign(saved(tmp_path, state), classes=("cat", "dog"))
     bias = found.tensors["logit_heads.0.bias"]
@@ -122,7 +116,7 @@ def test_the_last_output_of_each_box_becomes_the_first(tmp_path: Path) -> None:
 
 
 def test_a_state_dict_before_version_2_15_is_refused(tmp_path: Path) -> None:
-    state = small()
+    state = tiny_mmdetection()
     old = {name.replace("convs.0.0.", "convs.0."): tensor for name, tensor in state.items()}
     with pytest.raises(WeightsError, match=r"before 2\.15.*upgrade_ssd_version\.py"):
         read_foreign(saved(tmp_path, old))
@@ -146,7 +140,7 @@ def test_a_state_dict_before_version_2_15_is_refused(tmp_path: Path) -> None:
 def test_other_models_are_refused(
     tmp_path: Path, name: str, value: Tensor | None, reason: str
 ) -> None:
-    state = {**small(), name: value}
+    state = {**tiny_mmdetection(), name: value}
     path = saved(tmp_path, {key: tensor for key, tensor in state.items() if tensor is not None})
     with pytest.raises(WeightsError, match=reason):
         read_foreign(path)

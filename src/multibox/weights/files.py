@@ -22,9 +22,12 @@ from multibox.errors import ConfigError, WeightsError
 from multibox.ssd.default_boxes import Clip, Level
 from multibox.ssd.network import SSD, Scales, Traits
 from multibox.storage import checkpoint as checkpoints
-from multibox.weights.foreign import TRUNKS, is_safetensors, read_foreign
+from multibox.weights.foreign import TRUNKS, is_safetensors, read_foreign, read_state_dict
+from multibox.weights.publishers import Foreign
+from multibox.weights.pytorch import plain_tensors
 
-FORMAT = "multibox-1"
+_OURS = "multibox"
+FORMAT = f"{_OURS}-1"
 
 _MANY_CLASSES = 1_000
 
@@ -180,22 +183,26 @@ def read_weights(
     """
     try:
         with path.open("rb") as file:
-            ours = is_safetensors(file.read(16))
+            safe = is_safetensors(file.read(16))
     except OSError as error:
         raise WeightsError(f"cannot be read as weights ({error.strerror})", file=path) from None
-    if not ours:
-        return _read_foreign(path, classes, scales)
+    if not safe:
+        return _of(read_foreign(path, classes=classes, scales=scales), path)
+    header, tensors = _read_safetensors(path)
+    # Other programs write no header, or the format `pt`.
+    if not header.get("format", "").startswith(_OURS):
+        state = plain_tensors(tensors, path)
+        return _of(read_state_dict(state, path, classes=classes, scales=scales), path)
     if classes or scales:
         raise WeightsError(
             "is a multibox file, which records its classes and default boxes",
             file=path,
             remedy="Leave out --classes and --default-boxes",
         )
-    return _read_own(path)
+    return _own(header, tensors, path)
 
 
-def _read_foreign(path: Path, classes: tuple[str, ...], scales: Scales | None) -> Weights:
-    found = read_foreign(path, classes=classes, scales=scales)
+def _of(found: Foreign, path: Path) -> Weights:
     return Weights(
         found.network,
         found.classes,
@@ -208,17 +215,22 @@ def _read_foreign(path: Path, classes: tuple[str, ...], scales: Scales | None) -
     )
 
 
-def _read_own(path: Path) -> Weights:
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     checkpoints.check_weights(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, {
+                name: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+            }
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot be read as weights ({error})", file=path) from None
-    if header.get("format") != FORMAT:
+
+
+def _own(header: dict[str, str], tensors: dict[str, Tensor], path: Path) -> Weights:
+    if header["format"] != FORMAT:
         raise WeightsError(
-            f"has the format {header.get('format')!r}, not {FORMAT!r}",
+            f"has the format {header['format']!r}, not {FORMAT!r}",
             file=path,
             remedy="Use a file that this version of multibox, or an older one, wrote",
         )

@@ -82,15 +82,42 @@ def read_foreign(
         found = from_keras(read_keras(path))
     # A zip archive, or pickles of PyTorch before 1.6.
     elif head.startswith((b"PK\x03\x04", b"\x80")):
-        state = read_state(path)
-        for read in _STATE_DICTS:
-            if (foreign := read(state, path, classes)) is not None:
-                _require_finite(foreign.tensors, path)
-                _refuse_options(foreign, classes, scales, path)
-                return foreign
-        found = read_mmdetection(state, path) or from_pytorch(state, path)
+        return read_state_dict(read_state(path), path, classes=classes, scales=scales)
     else:
         found = from_caffe(path)
+    return _converted(found, path, classes, scales)
+
+
+def read_state_dict(
+    state: dict[str, Tensor],
+    path: Path,
+    *,
+    classes: tuple[str, ...] = (),
+    scales: Scales | None = None,
+) -> Foreign:
+    """Returns the weights in a state dict of another implementation.
+
+    Args:
+        state: The tensors by name, float32.
+        path: The file that they are from, for messages.
+        classes: As in `read_foreign`.
+        scales: As in `read_foreign`.
+
+    Raises:
+        WeightsError: As in `read_foreign`.
+    """
+    for read in _STATE_DICTS:
+        if (foreign := read(state, path, classes)) is not None:
+            _require_finite(foreign.tensors, path)
+            _refuse_options(foreign, classes, scales, path)
+            return foreign
+    found = read_mmdetection(state, path) or from_pytorch(state, path)
+    return _converted(found, path, classes, scales)
+
+
+def _converted(
+    found: Found, path: Path, classes: tuple[str, ...], scales: Scales | None
+) -> Foreign:
     _require_finite(found.tensors, path)
     if count_levels(found.tensors):
         return _detector(found, path, classes, scales)
