@@ -19,6 +19,7 @@ from unreliable_server import IMPATIENT, Request, Server, serve
 from multibox.build import build_network
 from multibox.cli.main import main
 from multibox.commands.demo.dataset import draw_dataset
+from multibox.data.formats.voc import read_voc
 from multibox.download.catalogue import SOURCES, WEIGHTS
 from multibox.download.download import download
 from multibox.download.stored_weights import find_stored, weights_folder
@@ -346,9 +347,10 @@ def test_no_verb_downloads_unasked(
 def test_weights_are_used_by_name(
     publisher: Publisher, drawn: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    network = build_network("ssd300-lite", 2)
+    classes = read_voc(drawn, "test").classes
+    network = build_network("ssd300-lite", len(classes))
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    header = make_header(network, "ssd300-lite", ("cat", "dog"), "mine")
+    header = make_header(network, "ssd300-lite", classes, "mine")
     data = safetensors.torch.save(tensors, header)
     name = "ssdlite320-torchvision-coco"
     publisher.offer(name, data)
@@ -357,6 +359,7 @@ def test_weights_are_used_by_name(
     image = next(drawn.rglob("*.jpg"))
     assert main(["predict", name, str(image), "--out", "found"]) == 0
     assert (tmp_path / "found" / f"{image.stem}.json").exists()
+    assert main(["evaluate", name, "--data", str(drawn), "--split", "test", "--workers=0"]) == 0
 
 
 def test_without_a_name_everything_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
