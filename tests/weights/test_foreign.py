@@ -358,7 +358,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: str, reason: str) -> Non
         ),
         (["backbone.vgg.0", "neck.0"], "heads of 0 feature maps, and the unknown parts neck"),
         (["vgg.0"], "heads of 0 feature maps. Use the published"),
-        (["vgg.0", "loc.0", "conf.0"], "heads of 1 feature maps. Use"),
+        (["vgg.0", "loc.0", "conf.0"], "heads of 1 feature map. Use"),
         (["vgg.0", *(f"loc.{level}" for level in range(9))], "heads of 8 feature maps. Use"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multibox.errors import WeightsError
+from multibox.errors import WeightsError, counted
 from multibox.structures import MEAN_RGB
 from multibox.weights.caffe import CaffeLayer, parse_caffemodel
 from multibox.weights.keras import KerasFile
@@ -152,9 +152,10 @@ def require_heads(levels: int, state: Iterable[str], parts: Collection[str], pat
     if levels in (_MOST_LEVELS - 1, _MOST_LEVELS):
         return
     unknown = sorted({name.partition(".")[0] for name in state}.difference(parts))
+    heads = f"the heads of {counted(levels, 'feature map')}"
     others = f", and the unknown parts {first_names(unknown)}" if unknown else ""
     raise WeightsError(
-        f"is neither SSD300 nor SSD512: it has the heads of {levels} feature maps{others}",
+        f"is neither SSD300 nor SSD512: it has {heads}{others}",
         file=path,
         remedy="Use the published architectures, which docs/weights.md lists",
     )
