@@ -24,6 +24,7 @@ from multibox.hardware import usable_cores
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.efficientnet_lite import EfficientNetLite0
 from multibox.ssd.backbones.lite import Lite
+from multibox.ssd.backbones.mobilenet_v3 import MobileNetV3, ssdlite_head
 from multibox.ssd.backbones.ssd7 import SSD7
 from multibox.ssd.backbones.vgg import VGG16, L2Norm
 from multibox.ssd.coding import CAFFE_VARIANCES, Variances
@@ -33,6 +34,7 @@ from multibox.ssd.default_boxes import (
     SSD300_VOC,
     SSD512_COCO,
     SSD512_VOC,
+    SSDLITE320,
     Level,
     default_boxes,
 )
@@ -88,6 +90,23 @@ NETWORKS = {
         (300, 300),
         _SSD300,
         Traits(mean_rgb=(127.0, 127.0, 127.0), pixel_scale=1 / 128, scales="coco"),
+    ),
+    # Pixels in -1..1 and thresholds of the detection (`ssdlite.py` of torchvision).
+    "ssdlite320-mobilenetv3": Architecture(
+        MobileNetV3,
+        (320, 320),
+        {"voc": SSDLITE320},
+        Traits(
+            mean_rgb=(127.5, 127.5, 127.5),
+            pixel_scale=1 / 127.5,
+            clip="sides",
+            clip_detections=True,
+            score_threshold=0.001,
+            per_class=300,
+            iou_threshold=0.55,
+            per_image=300,
+        ),
+        head=ssdlite_head,
     ),
     # Pixels in -1..1 and no variances (`ssd7_training.ipynb`).
     "ssd7": Architecture(

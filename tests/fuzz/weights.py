@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import safetensors.torch
 import torch
-from foreign_files import tiny, tiny_caffe, tiny_keras, tiny_mmdetection
+from foreign_files import tiny, tiny_caffe, tiny_keras, tiny_mmdetection, tiny_ssdlite
 from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
 from fuzz.records import mutated_safetensors
@@ -45,7 +45,7 @@ def _check(found: Foreign, *, most: int) -> None:
 @cache
 def _own_seed(fitted: bool) -> bytes:
     network = tiny_network(fitted=FITTED if fitted else ())
-    header = files.make_header(network, "tiny", ("cat", "dog"), "mine")
+    header = files.make_header(network, "tiny", ("cat", "dog"), "mine", 0.25)
     return safetensors.torch.save(
         {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, header
     )
@@ -119,7 +119,7 @@ def caffemodel(choices: Choices, folder: Path) -> None:
 def _states() -> tuple[bytes, ...]:
     """Returns PyTorch files in the new and old format, with tensors of several kinds."""
     names = ("ssd-pytorch", "lufficc", "torchvision")
-    wholes: list[object] = [tiny(name) for name in names]
+    wholes: list[object] = [*(tiny(name) for name in names), tiny_ssdlite()]
     wholes[1] = {"model": wholes[1], "iteration": 3}
     side = {"args": argparse.Namespace(lr=0.1, out=Path("runs")), "best": np.float64(0.7)}
     wholes.append({"state_dict": tiny_mmdetection(), "meta": {"CLASSES": ("cat",)}, **side})

@@ -154,8 +154,9 @@ class PredictArguments:
     """Image files, or folders with image files."""
     out: Path
     """Folder for <image>.json (boxes) and <image>.jpg (drawn)."""
-    score_threshold: float = 0.5
-    """Leave out detections with a lower score, 0..1."""
+    score_threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Leave out detections with a lower score, 0..1. By default the threshold with the best F1 on
+    the validation split, which the weights of a run store, or else 0.5."""
     which: str = "last"
     """Checkpoint of the run: last, best or a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -108,6 +108,7 @@ def _run(verb: object, console: Console) -> int:
             objects = counted(found.objects, "object")
             text = f"{counted(found.images, 'image')} with {objects}, written to {verb.out}"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
+            console.print(found.score_threshold, highlight=False, markup=False)
             return DataError.exit_code if found.refusals else 0
         case ConvertArguments():
             lines = convert(

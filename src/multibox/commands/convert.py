@@ -17,6 +17,7 @@ from multibox.weights.files import Weights, checked_header, find_weights, load_n
 from multibox.weights.foreign import TRUNKS, usual_scales
 from multibox.weights.onnx import write_onnx
 from multibox.weights.publishers import LUFFICC, SSD_KERAS, SSD_PYTORCH, TORCHVISION, Origin
+from multibox.weights.ssdlite import SSDLITE
 
 Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "keras", "onnx"]
 
@@ -26,6 +27,8 @@ _ORIGINS: dict[Target, Origin] = {
     "lufficc": LUFFICC,
     "keras": SSD_KERAS,
 }
+# What the targets have besides SSD300 and SSD512.
+_OTHERS: dict[Target, tuple[str, ...]] = {"torchvision": (SSDLITE,), "keras": ("ssd7",)}
 # Means that differ by less change no pixel by a hundredth of a level.
 _SAME_MEAN = 0.01
 
@@ -70,7 +73,7 @@ def convert(
         with new_file(out) as temporary:
             write_onnx(temporary, network, header)
         return lines
-    known = (*LEVELS, "ssd7") if target == "keras" else tuple(LEVELS)
+    known = (*LEVELS, *_OTHERS.get(target, ()))
     if weights.network not in known:
         raise WeightsError(
             f"is a {weights.network}, which {target} does not have",
@@ -101,6 +104,8 @@ def introduction(weights: Weights) -> list[str]:
         boxes = "fitted to the training data" if traits.fitted else traits.scales
         lines.append(f"default boxes: {boxes}{clipped}")
     lines.append(f"pixels: RGB minus ({mean}), times {traits.pixel_scale:g}")
+    if weights.score_threshold is not None:
+        lines.append(f"score threshold: {weights.score_threshold:.4g}")
     return [*lines, f"licence: {weights.licence}"]
 
 
@@ -117,10 +122,16 @@ def _differences(weights: Weights, target: Target) -> list[str]:
     """Returns lines on how the target's own code differs from the network that was trained."""
     own, origin = weights.traits, _ORIGINS[target]
     found = []
+    if weights.score_threshold is not None:
+        found.append(
+            f"note: give {origin.title} the score threshold, which its file cannot hold: "
+            f"{weights.score_threshold:.4g}"
+        )
     if own.fitted:
         found.append(f"note: give {origin.title} these default boxes, which its file cannot hold:")
         found += [f"  {line}" for line in describe(own.fitted)]
-    if weights.network == "ssd7":
+    if weights.network not in LEVELS:
+        # The original has the traits of our architecture.
         return found
     if not own.fitted and own.scales != usual_scales(origin, len(weights.classes)):
         found.append(f"note: give {origin.title} the default boxes for {own.scales}")

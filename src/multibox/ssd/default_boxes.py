@@ -124,6 +124,16 @@ SSD7_LEVELS = tuple(
 shorter side, steps of the image's size over the cells; 11,692 boxes."""
 
 
+SSDLITE320 = _levels(
+    cells=(20, 10, 5, 3, 2, 1),
+    steps=tuple(320 / cells for cells in (20, 10, 5, 3, 2, 1)),
+    sizes=(64.0, 112.0, 160.0, 208.0, 256.0, 304.0, 320.0),
+    long=(True,) * 6,
+)
+"""torchvision's (`ssdlite.py`, `anchor_utils.py`): scales of 0.2 to 1 of the image's side, steps of
+the image's size over the cells; 3,234 boxes."""
+
+
 def default_boxes(
     levels: Sequence[Level],
     image_size_px: tuple[int, int],

@@ -31,6 +31,7 @@ from multibox.weights.publishers import (
 )
 from multibox.weights.pytorch import read_state
 from multibox.weights.renaming import rename
+from multibox.weights.ssdlite import read_ssdlite
 from multibox.weights.state_dicts import count_levels, from_caffe, from_keras, from_pytorch
 from multibox.weights.vgg_reduction import is_full, reduce_classifier
 
@@ -40,7 +41,7 @@ TRUNKS = {TRUNK_ONLY: "ssd300-vgg16", EFFICIENTNET_LITE0: NETWORK}
 network that has this trunk."""
 
 # Each takes a state dict, the file and the class names, and returns None for other models.
-_STATE_DICTS = (read_efficientnet_lite0,)
+_STATE_DICTS = (read_efficientnet_lite0, read_ssdlite)
 
 _LEVELS_300 = 6
 _NETWORK_BY_LEVELS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
