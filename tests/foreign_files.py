@@ -109,6 +109,14 @@ def tiny_mmdetection(side: int = 300, classes: int = 20) -> dict[str, Tensor]:
     return {name: torch.ones([first, *(1 for _ in rest)]) for name, (first, *rest) in shapes}
 
 
+def tiny_mobilenet() -> dict[str, Tensor]:
+    """Returns a state dict with the names of `mb2-ssd-lite`, of one class, and small tensors."""
+    path = Path(__file__).parent / "weights/qfgaohao/mb2-ssd-lite.json"
+    state = {name: torch.full((2,), 0.5) for name in json.loads(path.read_text())}
+    state["classification_headers.5.bias"] = torch.zeros(6 * 2)
+    return state
+
+
 def tiny_caffe(*, levels: int = 6, classes: int = 20) -> dict[str, list[np.ndarray]]:
     """Returns the right layers of a `.caffemodel` with small blobs."""
     found = {}

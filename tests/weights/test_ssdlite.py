@@ -134,7 +134,7 @@ def test_other_files_are_refused(
 
 
 def test_options_that_do_not_fit_are_refused(file: Path) -> None:
-    with pytest.raises(WeightsError, match="only these take --default-boxes"):
+    with pytest.raises(WeightsError, match="Leave out --default-boxes"):
         read_foreign(file, scales="coco")
     with pytest.raises(WeightsError, match="has 20 classes, but 1 names"):
         read_foreign(file, classes=("cat",))

@@ -174,7 +174,8 @@ class ConvertArguments:
     to: Target = "multibox"
     """Format of the new file."""
     classes: tuple[str, ...] = ()
-    """Class names of a foreign file that was trained on classes of its own."""
+    """Class names of a foreign file that was trained on classes of its own, or a .txt file with one
+    name on each line."""
     default_boxes: Scales | None = None
     """Default boxes of a foreign file that does not record them."""
     which: str = "last"

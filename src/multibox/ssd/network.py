@@ -91,6 +91,11 @@ def convolution(_level: int, inputs: int, outputs: int) -> nn.Module:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
+def pointwise(_level: int, inputs: int, outputs: int) -> nn.Module:
+    """Returns the head of MobileNet-SSD, the same for every level: a 1x1 convolution."""
+    return nn.Conv2d(inputs, outputs, 1)
+
+
 class SSD(nn.Module):
     """A single-shot detector.
 

@@ -330,22 +330,28 @@ def _fitted(value: object, architecture: Architecture) -> tuple[Level, ...]:
 
 
 def _fitted_level(value: Any, level: Level, side_px: int) -> Level:
-    ratios, sizes = value["ratios"], (value["min_size_px"], value["max_size_px"])
-    numbers = [*ratios, *sizes, value["doubled"]]
+    ratios, sizes = value["ratios"], [value["min_size_px"]]
+    if level.max_size_px is not None:
+        sizes.append(value["max_size_px"])
     sound = (
         value.keys() == _FITTED
         and type(ratios) is list
-        and all(type(number) in (int, float) for number in numbers)
-        and 1 <= sizes[0] <= sizes[1] <= 16 * side_px
-        and all(1 / 64 <= ratio <= 64 for ratio in ratios)
-        and len(ratios) == len(set(ratios)) == len(level.ratios)
-        and value["doubled"] in ratios
+        and all(type(number) in (int, float) for number in (*ratios, *sizes, value["doubled"]))
+        and len(ratios) == len(level.ratios)
     )
-    if not sound:
+    if not sound or (level.max_size_px is None and value["max_size_px"] is not None):
         raise ValueError
-    low, high, doubled = map(float, (*sizes, value["doubled"]))
-    return level._replace(
-        min_size_px=low, max_size_px=high, ratios=tuple(map(float, ratios)), doubled=doubled
+    low, high = sizes if len(sizes) > 1 else (*sizes, None)
+    made = level._replace(
+        min_size_px=low, max_size_px=high, ratios=tuple(ratios), doubled=value["doubled"]
+    )
+    if not made.is_plausible(side_px):
+        raise ValueError
+    return made._replace(
+        min_size_px=float(low),
+        max_size_px=None if high is None else float(high),
+        ratios=tuple(map(float, ratios)),
+        doubled=float(made.doubled),
     )
 
 

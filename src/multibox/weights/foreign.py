@@ -9,7 +9,9 @@ from torch import Tensor
 from multibox.build import NETWORKS
 from multibox.errors import WeightsError
 from multibox.ssd.network import Scales, Traits
-from multibox.weights.class_names import name_classes
+from multibox.weights import qfgaohao
+from multibox.weights.caffe_detectors import read_caffe_detector
+from multibox.weights.class_names import count_classes, name_classes
 from multibox.weights.efficientnet_lite import (
     EFFICIENTNET_LITE0,
     NETWORK,
@@ -22,6 +24,7 @@ from multibox.weights.publishers import (
     CAFFE,
     LUFFICC,
     MMDETECTION,
+    QFGAOHAO,
     SSD_PYTORCH,
     TORCHVISION,
     VGG,
@@ -32,16 +35,22 @@ from multibox.weights.publishers import (
 from multibox.weights.pytorch import read_state
 from multibox.weights.renaming import rename
 from multibox.weights.ssdlite import read_ssdlite
-from multibox.weights.state_dicts import count_levels, from_caffe, from_keras, from_pytorch
+from multibox.weights.state_dicts import (
+    count_levels,
+    from_caffe,
+    from_keras,
+    from_pytorch,
+    read_caffe,
+)
 from multibox.weights.vgg_reduction import is_full, reduce_classifier
 
 TRUNK_ONLY = "vgg16-trunk"
-TRUNKS = {TRUNK_ONLY: "ssd300-vgg16", EFFICIENTNET_LITE0: NETWORK}
+TRUNKS = {TRUNK_ONLY: "ssd300-vgg16", EFFICIENTNET_LITE0: NETWORK, **qfgaohao.TRUNKS}
 """Network names of files that contain only a trunk, from which a training can start, each with a
 network that has this trunk."""
 
 # Each takes a state dict, the file and the class names, and returns None for other models.
-_STATE_DICTS = (read_efficientnet_lite0, read_ssdlite)
+_STATE_DICTS = (read_efficientnet_lite0, qfgaohao.read_qfgaohao, read_ssdlite)
 
 _LEVELS_300 = 6
 _NETWORK_BY_LEVELS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
@@ -85,7 +94,10 @@ def read_foreign(
     elif head.startswith((b"PK\x03\x04", b"\x80")):
         return read_state_dict(read_state(path), path, classes=classes, scales=scales)
     else:
-        found = from_caffe(path)
+        content = read_caffe(path)
+        if (foreign := read_caffe_detector(content, path, classes)) is not None:
+            return _checked(foreign, classes, scales, path)
+        found = from_caffe(content, path)
     return _converted(found, path, classes, scales)
 
 
@@ -109,9 +121,7 @@ def read_state_dict(
     """
     for read in _STATE_DICTS:
         if (foreign := read(state, path, classes)) is not None:
-            _require_finite(foreign.tensors, path)
-            _refuse_options(foreign, classes, scales, path)
-            return foreign
+            return _checked(foreign, classes, scales, path)
     found = read_mmdetection(state, path) or from_pytorch(state, path)
     return _converted(found, path, classes, scales)
 
@@ -139,15 +149,17 @@ def _require_finite(tensors: dict[str, Tensor], path: Path) -> None:
             raise WeightsError("contains NaN or infinity", file=path, position=name)
 
 
-def _refuse_options(
+def _checked(
     foreign: Foreign, classes: tuple[str, ...], scales: Scales | None, path: Path
-) -> None:
+) -> Foreign:
+    """Refuses numbers that are not finite, and options that the file does not take."""
+    _require_finite(foreign.tensors, path)
     if scales is not None:
-        raise WeightsError(
-            "is neither SSD300 nor SSD512; only these take --default-boxes", file=path
-        )
+        reason, remedy = "has no default boxes to choose from", "Leave out --default-boxes"
+        raise WeightsError(reason, file=path, remedy=remedy)
     if classes and not foreign.classes:
         raise WeightsError("is not a detector, so it takes no --classes", file=path)
+    return foreign
 
 
 def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales | None) -> Foreign:
@@ -155,7 +167,7 @@ def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales 
     if levels not in _NETWORK_BY_LEVELS:
         raise WeightsError(f"has {levels} feature maps; SSD300 has 6 and SSD512 has 7", file=path)
     tensors = _ours(found, dict(layers(levels)), path)
-    num_classes = _outputs(tensors, path) - 1
+    num_classes = count_classes(tensors, _FIRST_BOXES, path)
     names, notes = name_classes(num_classes, classes, path)
     scales, guesses = (asked, ()) if asked else _scales(found, levels, num_classes)
     traits = Traits(
@@ -176,29 +188,21 @@ def _ssd7(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:
         if name.endswith("running_mean"):
             # PyTorch's batch normalisation counts batches; the count has no effect here.
             tensors[name.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
-    names, notes = name_classes(_outputs(tensors, path) - 1, classes, path)
+    names, notes = name_classes(count_classes(tensors, _FIRST_BOXES, path), classes, path)
     traits = NETWORKS["ssd7"].traits
     return Foreign(found.origin, "ssd7", names, tensors, traits, (*found.notes, *notes))
-
-
-def _outputs(tensors: dict[str, Tensor], path: Path) -> int:
-    """Returns the number of classes of a detector, with the background."""
-    head = tensors["logit_heads.0.weight"]
-    outputs, rest = divmod(head.shape[0] if head.ndim else 0, _FIRST_BOXES)
-    if rest or outputs < 2:
-        raise WeightsError(
-            "does not have the number of outputs of an SSD", file=path, position="logit_heads.0"
-        )
-    return outputs
 
 
 def usual_scales(origin: Origin, num_classes: int) -> Scales:
     """Returns the default boxes that a publisher's code uses for a number of classes.
 
     Torchvision always uses COCO's default boxes. So do ssd.pytorch (`ssd.py:32`) and the base
-    configuration of mmdetection (`_base_/models/ssd300.py`), except for VOC's 20 classes. In the
-    other implementations, the user chooses; COCO's are usual for COCO.
+    configuration of mmdetection (`_base_/models/ssd300.py`), except for VOC's 20 classes.
+    qfgaohao/pytorch-ssd always uses VOC's. In the other implementations, the user chooses; COCO's
+    are usual for COCO.
     """
+    if origin is QFGAOHAO:
+        return "voc"
     coco = origin in (SSD_PYTORCH, MMDETECTION) and num_classes != _NUM_VOC
     if origin is TORCHVISION or coco:
         return "coco"

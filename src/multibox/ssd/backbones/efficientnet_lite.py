@@ -6,6 +6,7 @@ TensorFlow's padding, so 300 pixels give maps of 38, 19 and 10 cells, which are 
 """
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
@@ -37,16 +38,32 @@ _conv = partial(FastConvNorm, norm=partial(nn.BatchNorm2d, eps=1e-3), tensorflow
 
 
 class InvertedBottleneck(nn.Module):
-    """A residual block: 1x1, depthwise and 1x1 convolutions, with more channels in between."""
+    """A residual block: 1x1, depthwise and 1x1 convolutions.
+
+    Args:
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        kernel: The sides of the depthwise kernel, an odd number.
+        stride: The stride of the depthwise convolution.
+        inner: Number of channels in between. If it equals `inputs`, the first convolution is left
+            out.
+        conv: Makes a convolution.
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, *, stride: int, expansion: int
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int,
+        inner: int,
+        conv: Callable[..., FastConvNorm] = _conv,
     ) -> None:
         super().__init__()
-        inner = inputs * expansion
-        self.expand = _conv(inputs, inner) if expansion > 1 else nn.Identity()
-        self.depthwise = _conv(inner, inner, kernel, stride=stride, groups=inner)
-        self.project = _conv(inner, outputs, activation=None)
+        self.expand = conv(inputs, inner) if inner != inputs else nn.Identity()
+        self.depthwise = conv(inner, inner, kernel, stride=stride, groups=inner)
+        self.project = conv(inner, outputs, activation=None)
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor:
@@ -68,9 +85,8 @@ class EfficientNetLite0(nn.Module):
         inputs = _STEM
         for blocks, kernel, stride, expansion, outputs in _GROUPS:
             for step in (stride, *[1] * (blocks - 1)):
-                layers.append(
-                    InvertedBottleneck(inputs, outputs, kernel, stride=step, expansion=expansion)
-                )
+                inner = inputs * expansion
+                layers.append(InvertedBottleneck(inputs, outputs, kernel, stride=step, inner=inner))
                 inputs = outputs
         # The stem is the first layer.
         cuts = [0, *(end + 2 for end in STAGE_ENDS)]
