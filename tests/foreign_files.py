@@ -76,6 +76,14 @@ def tiny(format: PyTorchFormat, *, levels: int = 6, classes: int = 20) -> dict[s
     return state
 
 
+def tiny_mobilenet() -> dict[str, Tensor]:
+    """Returns a state dict with the names of `mb2-ssd-lite`, of one class, and small tensors."""
+    path = Path(__file__).parent / "weights/qfgaohao/mb2-ssd-lite.json"
+    state = {name: torch.full((2,), 0.5) for name in json.loads(path.read_text())}
+    state["classification_headers.5.bias"] = torch.zeros(6 * 2)
+    return state
+
+
 def mmdetection_shapes(side: int, classes: int = 80) -> dict[str, list[int]]:
     """Returns the shapes of mmdetection's SSD, as its own state dict had them."""
     trunk = (64, 64, 128, 128, 256, 256, 256, *(512,) * 6)
@@ -107,14 +115,6 @@ def tiny_mmdetection(side: int = 300, classes: int = 20) -> dict[str, Tensor]:
     """Returns a state dict with the right names and numbers of outputs, but small kernels."""
     shapes = mmdetection_shapes(side, classes).items()
     return {name: torch.ones([first, *(1 for _ in rest)]) for name, (first, *rest) in shapes}
-
-
-def tiny_mobilenet() -> dict[str, Tensor]:
-    """Returns a state dict with the names of `mb2-ssd-lite`, of one class, and small tensors."""
-    path = Path(__file__).parent / "weights/qfgaohao/mb2-ssd-lite.json"
-    state = {name: torch.full((2,), 0.5) for name in json.loads(path.read_text())}
-    state["classification_headers.5.bias"] = torch.zeros(6 * 2)
-    return state
 
 
 def tiny_caffe(*, levels: int = 6, classes: int = 20) -> dict[str, list[np.ndarray]]:

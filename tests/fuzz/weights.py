@@ -144,9 +144,9 @@ def _states() -> tuple[bytes, ...]:
     names = ("ssd-pytorch", "lufficc", "torchvision")
     wholes: list[object] = [*(tiny(name) for name in names), tiny_ssdlite()]
     wholes[1] = {"model": wholes[1], "iteration": 3}
+    wholes.append(tiny_mobilenet())
     side = {"args": argparse.Namespace(lr=0.1, out=Path("runs")), "best": np.float64(0.7)}
     wholes.append({"state_dict": tiny_mmdetection(), "meta": {"CLASSES": ("cat",)}, **side})
-    wholes.append(tiny_mobilenet())
     shared = torch.arange(12.0)
     few = {
         "0.weight": shared.view(3, 4).t(),
