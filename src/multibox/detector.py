@@ -135,7 +135,8 @@ class Detector:
         if the hardware supports it, else in float32.
 
         Args:
-            path: Folder of a run or of a checkpoint, or a weights file.
+            path: Folder of a run or of a checkpoint, a weights file, or the name of downloaded
+                weights.
             which: Checkpoint of a run: `last`, `best` or a step.
             device: `auto`, `cpu` or `cuda`.
 

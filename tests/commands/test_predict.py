@@ -24,6 +24,7 @@ from multibox.data.images import read_image
 from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.errors import ConfigError, DataError, StorageError, WeightsError
 from multibox.precision import autocast, cast_convolutions
+from multibox.ssd.detect import DetectionSettings
 from multibox.ssd.network import Traits
 from multibox.storage.checkpoint import Checkpoint, save
 from multibox.structures import Detections
@@ -316,7 +317,7 @@ def rewritten(path: Path, weights: Weights, **header: str) -> Path:
 
 
 def test_traits_are_kept_with_the_weights(tmp_path: Path) -> None:
-    traits = Traits((1.5, 2.0, 3.0), 0.25, "voc", "sides", False, True)
+    traits = Traits((1.5, 2.0, 3.0), 0.25, "voc", "sides", False, True, (), 0.002, 7, 0.3, 5)
     network = build_network("ssd300-lite", 2, traits)
     path = tmp_path / "traits.safetensors"
     header = make_header(network, "ssd300-lite", CLASSES, "CC0")
@@ -328,6 +329,15 @@ def test_traits_are_kept_with_the_weights(tmp_path: Path) -> None:
     assert found.traits == traits
     assert torch.equal(found.default_boxes, network.default_boxes)
     assert found.mean.flatten().tolist() == [1.5, 2.0, 3.0]
+    assert found.traits.detection == DetectionSettings(0.002, 7, 0.3, 5, clip=True)
+
+
+def test_a_header_lists_only_traits_that_older_versions_know_or_that_differ() -> None:
+    first = {*("mean_rgb", "pixel_scale", "scales", "clip", "whole_scales", "clip_detections")}
+    for changed in ({}, {"per_image": 300}):
+        network = build_network("ssd300-lite", 2, Traits(**changed))
+        header = make_header(network, "ssd300-lite", CLASSES, "CC0")
+        assert json.loads(header["traits"]).keys() == first | changed.keys()
 
 
 def test_files_without_traits_have_the_architecture_s_own(run: Path, tmp_path: Path) -> None:
@@ -352,6 +362,14 @@ def test_files_without_traits_have_the_architecture_s_own(run: Path, tmp_path: P
         {"clip_detections": 1},
         {"whole_scales": 1},
         {"flip": True},
+        {"score_threshold": 1},
+        {"score_threshold": math.nan},
+        {"iou_threshold": -0.1},
+        {"iou_threshold": True},
+        {"per_class": 0},
+        {"per_class": 1_001},
+        {"per_image": 2.0},
+        {"per_image": None},
     ],
 )
 def test_damaged_traits_are_refused(run: Path, tmp_path: Path, edit: dict[str, object]) -> None:
@@ -441,7 +459,9 @@ def test_a_threshold_leaves_the_better_detections_as_they_are(run: Path, picture
             assert torch.equal(field, whole[kept])
 
 
-@pytest.mark.parametrize("name", ["ssd300-lite", "ssd300-vgg16", "ssd300-vgg16-bn", "ssd7"])
+@pytest.mark.parametrize(
+    "name", ["ssd300-lite", "ssd300-vgg16", "ssd300-vgg16-bn", "ssdlite320-mobilenetv3", "ssd7"]
+)
 def test_kernels_kept_in_bf16_give_the_same_bits(name: str) -> None:
     network = new_network(Config(network=name), 2).eval()
     height, width = network.image_size_px

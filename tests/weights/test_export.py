@@ -44,6 +44,7 @@ def our_file(
         ("ssd512-vgg16", "lufficc"),
         ("ssd512-vgg16", "keras"),
         ("ssd7", "keras"),
+        ("ssdlite320-mobilenetv3", "torchvision"),
     ],
 )
 def test_there_and_back_is_bit_equal(tmp_path: Path, network: str, target: str) -> None:

@@ -170,7 +170,8 @@ class Many(NamedTuple):
     """How many images are shared out.
 
     Attributes:
-        model: Folder of a run or of a checkpoint, or a weights file.
+        model: Folder of a run or of a checkpoint, a weights file, or the name of downloaded
+            weights.
         which: Checkpoint of a run.
         shard: The share of this command, such as `1/4`.
         device: Device of the workers' networks: `auto`, `cpu` or `cuda`.
@@ -224,8 +225,9 @@ def predict_many(
     if many.chunk_size < 1:
         raise ConfigError(f"the size of a chunk is {many.chunk_size}", remedy="Use 1 or more")
     refuse_inside(out, listing.words)
+    weights = find_weights(many.model, many.which)
     settings: dict[str, Any] = {
-        "weights": hashlib.sha256(find_weights(many.model, many.which).read_bytes()).hexdigest(),
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "thresholds": list(selection.thresholds),
         "flip": options.flip,
         "batch_size": options.batch_size,
@@ -235,8 +237,8 @@ def predict_many(
     chunks = MissingChunks(find_sources(listing), many.chunk_size, shard, files)
     if many.engine == "ray":
         load_ray()
-        model, folder = str(many.model.absolute()), str(out.absolute())
-        work = Work(model, many.which, many.device, how, folder, settings)
+        model, folder = str(weights.absolute()), str(out.absolute())
+        work = Work(model, many.device, how, folder, settings)
         done = detect_with_ray(chunks, work, shard)
     else:
         done = (detect_chunk(detector, chunk, how, files) for chunk in chunks)

@@ -6,6 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from multibox.commands.predict import no_addresses
 from multibox.commands.prediction.items import (
     ImageRef,
     VideoRef,
@@ -14,7 +15,6 @@ from multibox.commands.prediction.items import (
     read_pixels,
 )
 from multibox.commands.prediction.sources import Listing, find_sources, refuse_inside
-from multibox.commands.predict import no_addresses
 from multibox.errors import ConfigError, DataError, MultiboxError
 
 

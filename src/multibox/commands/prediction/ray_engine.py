@@ -26,16 +26,14 @@ class Work(NamedTuple):
     """What a worker needs to detect chunks. It is sent to the worker.
 
     Attributes:
-        model: Folder of a run or of a checkpoint, or a weights file.
-        which: Checkpoint of a run.
+        weights: The weights file.
         device: `auto`, `cpu` or `cuda`.
         how: Settings.
         out: Folder of the Parquet files.
         settings: Settings that the files store.
     """
 
-    model: str
-    which: str
+    weights: str
     device: str
     how: How
     out: str
@@ -47,7 +45,7 @@ class DetectChunks:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._detector = Detector.open(work.model, which=work.which, device=work.device)
+        self._detector = Detector.open(work.weights, device=work.device)
         self._files = ChunkFiles(Path(work.out), work.settings)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
