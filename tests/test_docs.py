@@ -11,7 +11,10 @@ from multibox.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PREDICT = (
+    (ROOT / "docs" / "predict.md").read_text(encoding="utf-8").replace("MODEL SOURCE...", "M S")
+)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README + PREDICT, re.MULTILINE | re.DOTALL)
 COMMANDS = [
     re.sub(r"^torchrun .* -m multibox", "multibox", line.partition("  #")[0])
     for language, block in BLOCKS
@@ -51,7 +54,8 @@ def test_every_recipe_is_in_the_readme() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ARCHITECTURE.md", "SECURITY.md", "docs/weights.md", "docs/fidelity.md"]
+    "name",
+    ["ARCHITECTURE.md", "SECURITY.md", "docs/weights.md", "docs/predict.md", "docs/fidelity.md"],
 )
 def test_every_file_that_a_document_names_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")

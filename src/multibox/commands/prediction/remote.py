@@ -6,7 +6,7 @@ connection is opened only if an address on the command line asks for it.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 
@@ -47,7 +47,7 @@ def _walk(system: Any, folder: str, address: str, *, recursive: bool) -> Iterato
             yield from _walk(system, entry["name"], address, recursive=True)
 
 
-def open_remote(address: str) -> IO[bytes]:
+def open_remote(address: str) -> Any:
     """Opens a file for reading at any position.
 
     Raises:
@@ -55,8 +55,7 @@ def open_remote(address: str) -> IO[bytes]:
     """
     with _reporting(address):
         system, path = fsspec.core.url_to_fs(address)
-        opened: IO[bytes] = system.open(path, "rb")
-        return opened
+        return system.open(path, "rb")
 
 
 def read_remote(address: str, *, start: int | None, size: int, limit: int) -> bytes:

@@ -6,7 +6,7 @@ Nothing is unpacked. Each image is read from its position in the archive.
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import Any
 
 from multibox.commands.prediction.items import ImageRef, scheme_of
 from multibox.commands.prediction.remote import open_remote
@@ -52,5 +52,5 @@ def _fault(member: tarfile.TarInfo, path: PurePosixPath) -> str:
     return ""
 
 
-def _open(address: str) -> IO[bytes]:
+def _open(address: str) -> Any:
     return open_remote(address) if scheme_of(address) else Path(address).open("rb")
