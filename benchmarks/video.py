@@ -9,6 +9,7 @@ network alone with the same batches. The two are measured in turns, and the best
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from fractions import Fraction
@@ -16,6 +17,9 @@ from itertools import islice
 from pathlib import Path
 
 import cv2
+
+# As the command line does, before PyTorch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from multibox.commands.predict import Options, predict
 from multibox.commands.prediction.items import VideoRef

@@ -20,6 +20,7 @@ from multibox.commands.prediction.items import VideoRef, scheme_of
 from multibox.data.files import file_facts
 from multibox.data.images import max_pixels
 from multibox.errors import ConfigError, DataError, MultiboxError, StorageError, counted
+from multibox.hardware import usable_cores
 
 LIVE_RATE = Fraction(25)
 """Frames per second of the annotated video of a camera or stream."""
@@ -29,6 +30,7 @@ _DEMUXERS = (
     *("mjpeg", "h264", "hevc", "m4v", "live_flv"),
 )
 _STREAM_DEMUXERS = ("rtsp", "rtp", "mpjpeg", "hls")
+_FEW_CORES = 4
 _MAX_VIDEO_BYTES = 1 << 50
 _TIMEOUT_S = (20.0, 60.0)
 # The last frame may end this much before the video: containers round.
@@ -82,7 +84,7 @@ def frames(ref: VideoRef, *, most: int | None = None) -> Iterator[Frame]:
     try:
         with _open(av, ref) as container:
             stream = _video_stream(container, ref)
-            stream.thread_type = "AUTO"
+            stream.thread_count = _threads()
             step_s = 1 / float(stream.average_rate or 25)
             for decoded in container.decode(stream):
                 if number == most:
@@ -148,7 +150,9 @@ class AnnotatedVideo:
         try:
             if self._stream is None:
                 codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
-                options = {"preset": "veryfast"} if codec == "libx264" else {}
+                options = (
+                    {"preset": "veryfast", "threads": str(_threads())} if codec == "libx264" else {}
+                )
                 self._stream = self._container.add_stream(codec, rate=self._rate, options=options)
                 # The colours of two neighbours are stored together, so the sides are even.
                 self._size = width + width % 2, height + height % 2
@@ -205,6 +209,11 @@ def _open(av: ModuleType, ref: VideoRef) -> Any:
     options["protocol_whitelist"] = "none"
     # FFmpeg sees a file object without a name, so it cannot look beside the file.
     return av.open(_Unnamed(path), options=options)
+
+
+def _threads() -> int:
+    """Returns the number of threads of a codec: 0, as many as cores, or 1 if there are few cores."""
+    return 0 if usable_cores() > _FEW_CORES else 1
 
 
 class _Unnamed:
