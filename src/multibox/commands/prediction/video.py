@@ -212,7 +212,7 @@ def _open(av: ModuleType, ref: VideoRef) -> Any:
 
 
 def _threads() -> int:
-    """Returns the number of threads of a codec: 0, as many as cores, or 1 if there are few cores."""
+    """Returns the number of threads of a codec: 0 (as many as cores), or 1 if cores are few."""
     return 0 if usable_cores() > _FEW_CORES else 1
 
 
