@@ -5,34 +5,35 @@ page follows the classic SSD training summary: result, loss, average precision, 
 It needs neither torch nor a GPU.
 """
 
-import base64
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jinja2
+import cv2
+import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from multibox.errors import StorageError, counted
-from multibox.reporting import charts, tables, text
-from multibox.reporting.axes import DARK, LIGHT, Theme, png
+from multibox.errors import StorageError
+from multibox.reporting import charts, summary
+from multibox.reporting.axes import LIGHT, png
+from multibox.reporting.context import build_context
+from multibox.reporting.page import render
+from multibox.reporting.pictures import webp
 from multibox.reporting.reading import read_record
-from multibox.reporting.record import METRICS, Evaluation, Record
+from multibox.reporting.record import Record
 from multibox.reporting.reference import Reference, read_reference
 
 MAX_SAMPLES = 16
-MEDIA_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
+SAMPLE_SIDE_PX = 420
+SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
-class Chart(NamedTuple):
-    """A chart as PNG files for the light and the dark scheme, with an alternative text."""
+class Still(NamedTuple):
+    """A chart as a PNG file, for report.md and for browsers without scripts."""
 
     file: str
     description: str
-    light: bytes
-    dark: bytes
+    png: bytes
 
 
 def write_report(run: Path, *, beside: str | None = None) -> Path:
@@ -78,44 +79,34 @@ def _swap(fresh: Path, place: Path, previous: Path) -> None:
 
 def _write_pages(folder: Path, record: Record, reference: Reference | None) -> None:
     metric = _table_metric(record, reference)
-    drawn = _draw(record, metric, reference)
-    context = _context(record, metric, reference)
-    context["charts"] = drawn
-    context["samples"] = []
-    for chart in drawn.values():
-        (folder / chart.file).write_bytes(chart.light)
-    shown = [s for s in record.samples if s.picture.suffix.lower() in MEDIA_TYPES][:MAX_SAMPLES]
+    context = build_context(record, metric, reference)
+    values = context.values
+    values["stills"] = stills = _draw(record, metric, reference)
+    values["samples"] = []
+    values["refresh"] = 0
+    for still in stills.values():
+        (folder / still.file).write_bytes(still.png)
+    shown = [s for s in record.samples if s.picture.suffix.lower() in SUFFIXES][:MAX_SAMPLES]
     for number, sample in enumerate(shown):
-        suffix = sample.picture.suffix.lower()
-        content, file = sample.picture.read_bytes(), f"sample-{number}{suffix}"
+        content = sample.picture.read_bytes()
+        file = f"sample-{number}{sample.picture.suffix.lower()}"
         (folder / file).write_bytes(content)
-        uri = _data_uri(content, MEDIA_TYPES[suffix])
-        context["samples"].append({"id": sample.id, "file": file, "uri": uri})
+        values["samples"].append({"id": sample.id, "file": file, "uri": _small(content)})
     for template, file in (("report.html.j2", "index.html"), ("report.md.j2", "report.md")):
-        page = _environment(template).get_template(template).render(context)
+        page = render(template, values, data=context.data)
         (folder / file).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _environment(template: str) -> jinja2.Environment:
-    is_html = template.endswith(".html.j2")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("multibox"),
-        autoescape=is_html,
-        finalize=text.html_value if is_html else text.markdown_value,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["decimals"] = text.decimals
-    environment.globals["table"] = text.markdown_table
-    environment.globals["aligned"] = tables.aligned
-    environment.globals["data_uri"] = _data_uri
-    return environment
-
-
-def _data_uri(content: bytes, media_type: str) -> Markup:
-    return Markup(f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}")
+def _small(content: bytes) -> Markup:
+    """Returns a smaller copy of a picture as a data URI; nothing if it cannot be read."""
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if pixels is None:
+        return Markup("")
+    height, width = pixels.shape[:2]
+    scale = min(1.0, SAMPLE_SIDE_PX / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+    return Markup(f"data:image/webp;base64,{webp(small)}")
 
 
 def _table_metric(record: Record, reference: Reference | None) -> str:
@@ -126,163 +117,25 @@ def _table_metric(record: Record, reference: Reference | None) -> str:
     return "voc07" if declared == "coco" else declared
 
 
-def _draw(record: Record, metric: str, reference: Reference | None) -> dict[str, Chart]:
+def _draw(record: Record, metric: str, reference: Reference | None) -> dict[str, Still]:
     drawn = {}
     if record.training or record.validation:
-        drawn["loss"] = _chart(
+        drawn["loss"] = Still(
             "loss.png",
             "Training and validation loss over steps, without and with the L2 term",
-            lambda theme: charts.loss_chart(record, reference, theme),
+            png(charts.loss_chart(record, reference, LIGHT)),
         )
     if record.evaluations:
-        drawn["average_precision"] = _chart(
+        drawn["average_precision"] = Still(
             "average-precision.png",
             "Mean average precision over steps",
-            lambda theme: charts.average_precision_chart(record, reference, theme),
+            png(charts.average_precision_chart(record, reference, LIGHT)),
         )
-    result = _result(record)
+    result = summary.result(record)
     if result and result.curves:
-        drawn["curves"] = _chart(
+        drawn["curves"] = Still(
             "precision-recall.png",
             "Precision over recall of every class",
-            lambda theme: charts.precision_recall_chart(result, metric, theme),
+            png(charts.precision_recall_chart(result, metric, LIGHT)),
         )
     return drawn
-
-
-def _chart(file: str, description: str, draw: Callable[[Theme], Figure]) -> Chart:
-    return Chart(file, description, png(draw(LIGHT)), png(draw(DARK)))
-
-
-def _context(record: Record, metric: str, reference: Reference | None) -> dict[str, Any]:
-    every, result = record.evaluations, _result(record)
-    images_per_second, data_wait = tables.speed(record)
-    return {
-        "about": record.about,
-        "run_name": record.folder.resolve().name,
-        "evaluation": result,
-        "last_step": record.last_step,
-        "title": _title(record),
-        "summary": _summary(record),
-        "data": _data(record),
-        "result_role": "Test" if _has_test_split(record) else "Validation",
-        "metric_names": METRICS,
-        "metric": metric,
-        "precision": tables.precision_table(record, metric, reference) if every else None,
-        "coco_rows": tables.coco_rows(result) if result else [],
-        "reference": reference,
-        "loss_rows": tables.loss_rows(record, reference) if reference else [],
-        "drops": tables.drop_rows(record),
-        "rollbacks": tables.rollback_rows(record),
-        "object_rows": tables.object_rows(record),
-        "config_rows": tables.config_rows(record),
-        "environment_rows": tables.environment_rows(record),
-        "time_rows": tables.time_rows(record) if record.timings else [],
-        "images_per_second": images_per_second,
-        "data_wait": data_wait,
-    }
-
-
-def _result(record: Record) -> Evaluation | None:
-    """Returns the evaluation that is the result so far: of the test split, or else the last one."""
-    return record.test or (record.evaluations[-1] if record.evaluations else None)
-
-
-def _summary(record: Record) -> list[str]:
-    """Returns sentences on the run and its result, which is never the best of several."""
-    about, every = record.about, record.evaluations
-    done = f"{record.last_step:,} of {about.planned_steps:,} steps"
-    classes = f"{len(about.classes)} class{'' if len(about.classes) == 1 else 'es'}"
-    trained = (
-        f"{about.network}, trained on {about.train.name} "
-        f"({counted(about.train.images, 'image')}, {classes}) for {done}"
-    )
-    if not every:
-        return [f"{trained}, has not been evaluated yet."]
-    if record.test:
-        return [f"{trained}.", *_test_summary(record, record.test)]
-    last = every[-1]
-    best = tables.best_evaluation(every, last.metric)
-    found = (
-        f"{trained}, reaches {_named_mean(last)} on {about.validation.name} "
-        f"({_contents(last)}) at step {last.step:,}."
-    )
-    stopped = 0 < record.config["run"].get("patience", 0) <= sum(e.step > best.step for e in every)
-    if last.step < about.planned_steps and not stopped:
-        status = "The run is not complete; this is its latest evaluation."
-    elif not _has_test_split(record):
-        status = (
-            "There is no test split, so this result is optimistic: decisions were made on the same "
-            "images."
-        )
-    else:
-        status = "These are the weights of the last step; nothing was chosen on the test images."
-    if stopped:
-        status = f"The run was stopped early by its patience. {status}"
-    if record.config["schedule"]["schedule"] == "plateau":
-        status += " Only the learning rate was lowered by their loss."
-    if len(every) == 1:
-        return [found, status]
-    if best.step == last.step:
-        return [found, status, "No earlier evaluation was better."]
-    picked = (
-        f"The best evaluation was at step {best.step:,} with {_named_mean(best)}; it was "
-        "chosen on these images, so it is not reported as the result."
-    )
-    return [found, status, picked]
-
-
-def _test_summary(record: Record, test: Evaluation) -> list[str]:
-    about, weights = record.about, record.config["run"]["test_weights"]
-    found = (
-        f"It reaches {_named_mean(test)} on {about.test.name} ({_contents(test)}), "
-        f"with the weights of step {test.step:,}."
-    )
-    honest = (
-        f"These images were evaluated once, with the {weights} weights, as declared before "
-        f"training. Everything else was decided on {about.validation.name} "
-        f"({counted(about.validation.images, 'image')})."
-    )
-    if record.last_step < about.planned_steps:
-        return [found, "The run was stopped early by its patience.", honest]
-    return [found, honest]
-
-
-def _contents(evaluation: Evaluation) -> str:
-    return f"{counted(evaluation.images, 'image')}, {counted(evaluation.objects, 'object')}"
-
-
-def _has_test_split(record: Record) -> bool:
-    """Whether there are images for the result alone, or a test split with both roles."""
-    data = record.config["data"]
-    drawn = data.get("split", "").split("/")
-    return len(drawn) > 2 if drawn != [""] else bool(data["test_split"])
-
-
-def _title(record: Record) -> str:
-    """Returns the recipe, or the run's name if no recipe was chosen."""
-    recipe = record.about.recipe
-    return record.folder.resolve().name if recipe == "auto" else recipe
-
-
-def _data(record: Record) -> list[str]:
-    """Returns a sentence for each split of the run."""
-    about = record.about
-    splits = {"Training": about.train}
-    if _has_test_split(record):
-        splits |= {"Validation": about.validation} if about.validation != about.test else {}
-        splits["Test"] = about.test
-    else:
-        splits["Validation"] = about.validation
-    sentences = [
-        f"{role} on {split.name}: {counted(split.images, 'image')}, "
-        f"{counted(split.skipped, 'fault')} skipped."
-        for role, split in splits.items()
-    ]
-    notes = dict.fromkeys(note for split in splits.values() for note in split.notes)
-    return [*sentences, *(f"Note: {note}." for note in notes)]
-
-
-def _named_mean(evaluation: Evaluation) -> str:
-    kind = "COCO AP" if evaluation.metric == "coco" else f"mAP ({METRICS[evaluation.metric]})"
-    return f"{text.decimals(evaluation.mean[evaluation.metric])} {kind}"

@@ -242,7 +242,7 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
     try:
         value = json.loads(header["traits"])
         numbers = [*value["mean_rgb"], value["pixel_scale"]]
-        fitted = _fitted(value.pop("fitted", []), architecture)
+        fitted = read_fitted(value.pop("fitted", []), architecture)
         sound = (
             {*value, "fitted"} == set(Traits._fields)
             and len(numbers) == 4
@@ -263,7 +263,7 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
     return Traits(**value | {"mean_rgb": (red, green, blue), "pixel_scale": scale}, fitted=fitted)
 
 
-def _fitted(value: object, architecture: Architecture) -> tuple[Level, ...]:
+def read_fitted(value: object, architecture: Architecture) -> tuple[Level, ...]:
     """Returns the fitted default boxes in a header. They may be empty.
 
     Raises:
