@@ -227,6 +227,23 @@ class BenchArguments:
 
 
 @dataclass(frozen=True)
+class AblateArguments:
+    """Train a recipe with several changes and seeds, and say which changes help."""
+
+    table: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TABLE")]
+    """TOML file with a recipe, [options] of all runs and [changes.NAME] with options of train."""
+    data: Path
+    """Folder or .zip archive of the dataset. Its test split is not used."""
+    out: Path
+    """Folder for the runs and their results. To resume, repeat the same command."""
+    seeds: int = 3
+    """Number of seeds."""
+    folds: int = 0
+    """Evaluate on this many folds of the training split, one after the other. 0: evaluate on the
+    validation split."""
+
+
+@dataclass(frozen=True)
 class DemoArguments:
     """Try everything in a few minutes: draw a dataset, train, evaluate and report."""
 
@@ -244,6 +261,7 @@ _Verb = (
     | Annotated[ConvertDataArguments, tyro.conf.subcommand("convert-data")]
     | Annotated[DownloadArguments, tyro.conf.subcommand("download")]
     | Annotated[BenchArguments, tyro.conf.subcommand("bench")]
+    | Annotated[AblateArguments, tyro.conf.subcommand("ablate")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
 )
 

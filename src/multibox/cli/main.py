@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from multibox.cli.arguments import (
+    AblateArguments,
     BenchArguments,
     CheckArguments,
     ConvertArguments,
@@ -26,6 +27,7 @@ from multibox.cli.arguments import (
     TrainArguments,
     parse,
 )
+from multibox.commands.ablate import ablate
 from multibox.commands.automatic import AUTOMATIC, choose
 from multibox.commands.bench.bench import bench
 from multibox.commands.check import check, fix_summary, print_check
@@ -134,6 +136,8 @@ def _run(verb: object, console: Console) -> int:
                 _print(folder)
         case BenchArguments():
             _bench(verb)
+        case AblateArguments():
+            _ablate(verb, console)
         case DemoArguments():
             page = demo(verb.out, console)
             console.print("Summary page:", end=" ")
@@ -288,6 +292,20 @@ def _bench(verb: BenchArguments) -> None:
         table.add_row(figure.name, ms, rate, beside)
     with _printing():
         Console().print(table)
+
+
+def _ablate(verb: AblateArguments, console: Console) -> None:
+    results = ablate(
+        verb.table, verb.data, verb.out, seeds=verb.seeds, folds=verb.folds, console=console
+    )
+    for metric in ("voc07", "coco"):
+        table = Table("change", "runs", f"mean AP ({metric})", "difference", "verdict")
+        table.columns[0].overflow = "fold"
+        for change, runs, mean, difference, error, verdict in results.effects(metric):
+            beside = f"{difference:+.4f} ± {error:.4f}" if verdict else ""
+            table.add_row(Text(change), str(runs), f"{mean:.4f}", beside, verdict)
+        with _printing():
+            Console().print(table)
 
 
 def _refuse_unused(what: str, unused: dict[str, bool]) -> None:
