@@ -2,9 +2,11 @@
 
 `report/index.html` is self-contained. `report/report.md` refers to pictures in its folder. The
 page follows the classic SSD training summary: result, loss, average precision, then the details.
-It needs neither torch nor a GPU.
+It needs no GPU.
 """
 
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -13,9 +15,10 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
-from multibox.errors import StorageError
+from multibox.errors import ConfigError, StorageError
 from multibox.reporting import charts, summary
 from multibox.reporting.axes import LIGHT, png
+from multibox.reporting.comparison import compare, read_runs
 from multibox.reporting.context import build_context
 from multibox.reporting.page import render
 from multibox.reporting.pictures import webp
@@ -36,7 +39,7 @@ class Still(NamedTuple):
     png: bytes
 
 
-def write_report(run: Path, *, beside: str | None = None) -> Path:
+def write_report(run: Path, *, beside: str | None = None, refresh: int = 0) -> Path:
     """Writes the summary page into the run folder and returns the path of index.html.
 
     A complete page replaces the earlier one at once.
@@ -44,6 +47,7 @@ def write_report(run: Path, *, beside: str | None = None) -> Path:
     Args:
         run: The run folder. Evaluations, samples, timings and environment may be missing.
         beside: Name of a reference to compare the run with.
+        refresh: Number of seconds after which browsers load the page again. 0: they do not.
 
     Raises:
         ConfigError: The folder is not a run folder, or the reference does not exist.
@@ -51,19 +55,75 @@ def write_report(run: Path, *, beside: str | None = None) -> Path:
     """
     reference = None if beside is None else read_reference(beside)
     record = read_record(run)
+
+    def write(folder: Path) -> None:
+        _write_pages(folder, record, reference, refresh)
+
+    return _replace_folder(run, "report", write)
+
+
+def write_comparison(runs: Sequence[Path], *, refresh: int = 0) -> Path:
+    """Writes a page that compares runs to `comparison/` in the folder of the first.
+
+    Args:
+        runs: The run folders, at least two. The others are compared with the first.
+        refresh: Number of seconds after which browsers load the page again. 0: they do not.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        ConfigError: A folder is not a run folder, is named twice, or there are too many.
+        StorageError: A file of a run is damaged, or the page cannot be written.
+    """
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise ConfigError("a run is named twice", remedy="Name each run once")
+    records = [read_record(run) for run in runs]
+    compared = read_runs(records)
+    metric = compared[0].result.metric if compared[0].result else "voc07"
+
+    def write(folder: Path) -> None:
+        values, data = compare(compared, metric)
+        values["refresh"] = refresh
+        page = render("comparison.html.j2", values, data=data)
+        (folder / "index.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+
+    return _replace_folder(runs[0], "comparison", write)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run has completed all of its steps."""
+    record = read_record(run)
+    return record.last_step >= record.about.planned_steps
+
+
+def keep_renewing(renew: Callable[[], bool], seconds: int) -> None:
+    """Calls a function every some seconds, until it returns that there will be nothing new."""
+    while renew():
+        time.sleep(seconds)
+
+
+def wait_for_interrupt() -> None:
+    """Waits until the user ends the program."""
+    while True:
+        time.sleep(3600)
+
+
+def _replace_folder(run: Path, name: str, write: Callable[[Path], None]) -> Path:
+    """Writes a folder of a run anew, and returns the path of its page."""
     try:
         with TemporaryDirectory(dir=run, prefix=".report-") as temporary:
-            fresh = Path(temporary) / "report"
+            fresh = Path(temporary) / name
             fresh.mkdir()
-            _write_pages(fresh, record, reference)
-            _swap(fresh, run / "report", Path(temporary) / "previous")
+            write(fresh)
+            _swap(fresh, run / name, Path(temporary) / "previous")
     except OSError as error:
         raise StorageError(
             f"the report cannot be written ({error.strerror})",
             file=run,
             remedy="Free some space or allow writing to the folder. The earlier report was kept",
         ) from None
-    return run / "report" / "index.html"
+    return run / name / "index.html"
 
 
 def _swap(fresh: Path, place: Path, previous: Path) -> None:
@@ -77,13 +137,13 @@ def _swap(fresh: Path, place: Path, previous: Path) -> None:
         raise
 
 
-def _write_pages(folder: Path, record: Record, reference: Reference | None) -> None:
+def _write_pages(folder: Path, record: Record, reference: Reference | None, refresh: int) -> None:
     metric = _table_metric(record, reference)
     context = build_context(record, metric, reference)
     values = context.values
     values["stills"] = stills = _draw(record, metric, reference)
     values["samples"] = []
-    values["refresh"] = 0
+    values["refresh"] = refresh
     for still in stills.values():
         (folder / still.file).write_bytes(still.png)
     shown = [s for s in record.samples if s.picture.suffix.lower() in SUFFIXES][:MAX_SAMPLES]

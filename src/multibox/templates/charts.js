@@ -100,10 +100,13 @@
       return { button, value };
     });
     function tell(index) {
-      // The last values are shown where the pointer is outside.
+      // While the pointer is outside, the last value of each line is shown.
       const at = index ?? chart.places.length - 1;
-      readout.textContent = `${chart.axis} ${byStep ? chart.places[at].toLocaleString("en") : chart.places[at]}`;
-      lines.forEach(({ value }, number) => { value.textContent = show(values[number][at]); });
+      const last = (line) => line.findLast((value) => value != null);
+      readout.textContent = index == null ? "last" : `${chart.axis} ${byStep ? chart.places[at].toLocaleString("en") : chart.places[at]}`;
+      lines.forEach(({ value }, number) => {
+        value.textContent = show(index == null ? last(values[number]) : values[number][at]);
+      });
     }
     const zoom = (from, to) => plot.setScale("x", { min: Math.max(low, from), max: Math.min(high, to) });
     const scaled = (factor) => {
