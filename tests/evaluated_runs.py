@@ -1,6 +1,7 @@
 """Writes a run on drawn images with planted errors, as `train` leaves it."""
 
 import json
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
@@ -40,30 +41,46 @@ def detections(images: int, shift: int = 0) -> list[Found]:
     return found
 
 
-def write_dataset(root: Path, train: int = 6, test: int = 6) -> Path:
-    """Writes a dataset in VOC layout, with every object a rectangle of a colour of its own."""
+def make_folders(root: Path) -> None:
+    """Makes the folders of VOC's layout."""
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
+
+
+def annotate(
+    root: Path,
+    name: str,
+    size_px: tuple[int, int],
+    objects: Iterable[tuple[str, Iterable[float]]],
+) -> None:
+    """Writes the annotation of an image."""
+    rows = []
+    for label, corners in objects:
+        sides = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+        box = "".join(f"<{side}>{value}</{side}>" for side, value in sides)
+        rows.append(
+            f"<object><name>{escape(label)}</name><difficult>0</difficult>"
+            f"<bndbox>{box}</bndbox></object>"
+        )
+    (root / f"Annotations/{name}.xml").write_text(
+        f"<annotation><filename>{name}.jpg</filename><size><width>{size_px[0]}</width>"
+        f"<height>{size_px[1]}</height><depth>3</depth></size>{''.join(rows)}</annotation>"
+    )
+
+
+def write_dataset(root: Path, train: int = 6, test: int = 6) -> Path:
+    """Writes a dataset in VOC layout, with every object a rectangle of a colour of its own."""
+    make_folders(root)
     for split, count in (("trainval", train), ("test", test)):
         names = [f"{split}-{number}" for number in range(count)]
         (root / f"ImageSets/Main/{split}.txt").write_text("\n".join(names) + "\n")
         for name in names:
             pixels = np.full((SIZE_PX[1], SIZE_PX[0], 3), 200, np.uint8)
-            rows = []
-            for number, (label, (x0, y0, x1, y1)) in enumerate(OBJECTS):
+            for number, (_, (x0, y0, x1, y1)) in enumerate(OBJECTS):
                 colour = [(200, 60, 60), (60, 160, 60), (60, 60, 200)][number]
                 cv2.rectangle(pixels, (x0, y0), (x1, y1), colour, cv2.FILLED)
-                sides = zip(("xmin", "ymin", "xmax", "ymax"), (x0, y0, x1, y1), strict=True)
-                box = "".join(f"<{side}>{value}</{side}>" for side, value in sides)
-                rows.append(
-                    f"<object><name>{escape(label)}</name><difficult>0</difficult>"
-                    f"<bndbox>{box}</bndbox></object>"
-                )
             cv2.imwrite(str(root / f"JPEGImages/{name}.jpg"), pixels)
-            (root / f"Annotations/{name}.xml").write_text(
-                f"<annotation><filename>{name}.jpg</filename><size><width>{SIZE_PX[0]}</width>"
-                f"<height>{SIZE_PX[1]}</height><depth>3</depth></size>{''.join(rows)}</annotation>"
-            )
+            annotate(root, name, SIZE_PX, OBJECTS)
     return root
 
 
@@ -77,8 +94,30 @@ def write_run(folder: Path, data: Path, *, seed: int = 0, shift: int = 0, drops:
         shift: Distance in pixels by which all detections are shifted.
         drops: The step of a drop of the learning rate. 0: there is none.
     """
+    images = len((data / "ImageSets/Main/test.txt").read_text().split())
+    found = {}
+    for name in CLASSES:
+        mine = [row for row in detections(images, shift) if row[1] == name]
+        found[name] = ClassDetections(
+            np.array([row[0] for row in mine], np.int64),
+            np.array([row[2] for row in mine], np.float64),
+            np.array([row[3] for row in mine], np.float64).reshape(-1, 4),
+        )
+    return write_run_of(folder, data, found, seed=seed, drops=drops)
+
+
+def write_run_of(
+    folder: Path,
+    data: Path,
+    found: dict[str, ClassDetections],
+    *,
+    seed: int = 0,
+    drops: int = 0,
+) -> Path:
+    """Writes a finished run whose only evaluation made these detections."""
+    classes = tuple(found)
     story = synthetic_runs.Story(
-        classes=list(CLASSES),
+        classes=list(classes),
         planned=600,
         every=20,
         milestones=[],
@@ -91,7 +130,7 @@ def write_run(folder: Path, data: Path, *, seed: int = 0, shift: int = 0, drops:
     config["data"] |= {"train_split": "trainval", "test_split": "test"}
     config["run"]["seed"] = seed
     synthetic_runs.write_json(folder / "config.json", config)
-    splits = {name: read_dataset(data, name, classes=CLASSES) for name in ("trainval", "test")}
+    splits = {name: read_dataset(data, name, classes=classes) for name in ("trainval", "test")}
     train, test = splits.values()
     facts = json.loads((folder / "run.json").read_text())
     facts["data"] = {
@@ -100,14 +139,6 @@ def write_run(folder: Path, data: Path, *, seed: int = 0, shift: int = 0, drops:
     }
     facts |= {"data_root": str(data), "data_digest": f"{train.digest}-{test.digest}"}
     synthetic_runs.write_json(folder / "run.json", facts)
-    found = {}
-    for name in CLASSES:
-        mine = [row for row in detections(len(test), shift) if row[1] == name]
-        found[name] = ClassDetections(
-            np.array([row[0] for row in mine], np.int64),
-            np.array([row[2] for row in mine], np.float64),
-            np.array([row[3] for row in mine], np.float64).reshape(-1, 4),
-        )
     objects = objects_by_class(test)
     evaluation = {
         "step": 600,

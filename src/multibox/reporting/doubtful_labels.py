@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from multibox.boxes import pairwise_iou
 from multibox.data.dataset import Annotation
@@ -83,39 +86,62 @@ def compare(
     objects = torch.from_numpy(image.boxes)
     labels = torch.from_numpy(image.labels)
     frame = torch.tensor([image.width_px, image.height_px] * 2)
+    unfound = torch.ones(len(objects), dtype=torch.bool)
+    for found in runs:
+        unfound &= _best(found, objects, labels) < FAINT
     reported = torch.zeros(0, 4)
-    confident = runs[0].scores >= CONFIDENT
-    for box, score, label in zip(*(column[confident] for column in runs[0]), strict=True):
-        agreed = min([float(score), *(_best(found, box, int(label)) for found in runs[1:])])
-        place = as_box((box.clamp(0, 1) * frame).tolist())
-        overlaps = pairwise_iou(box[None], objects)[0]
+    sure = runs[0].scores >= CONFIDENT
+    for box, score, label, overlap, nearest in _contradictions(
+        Detections(*(column[sure] for column in runs[0])), objects, labels
+    ):
+        others = [float(_best(found, box[None], label[None])) for found in runs[1:]]
+        agreed = min([float(score), *others])
         known = (pairwise_iou(box[None], reported) >= _SAME_OBJECT).any()
         if agreed < CONFIDENT or known:
             continue
         name = classes[int(label)]
-        if not len(objects) or overlaps.max() < _SAME_PLACE:
+        if overlap < _SAME_PLACE:
+            place = as_box((box.clamp(0, 1) * frame).tolist())
             reported = torch.cat([reported, box[None]])
             yield DoubtfulLabel("missing-label", image, place, None, name, agreed)
-            continue
-        nearest = int(overlaps.argmax())
-        own = int(labels[nearest])
-        if overlaps[nearest] < _SAME_OBJECT or own == label:
-            continue
-        if all(_best(found, objects[nearest], own) < FAINT for found in runs):
+        elif unfound[nearest]:
             reported = torch.cat([reported, box[None]])
             corners = as_box(image.boxes_px[nearest].tolist())
-            yield DoubtfulLabel("other-class", image, corners, classes[own], name, agreed)
-    for place_of, (box, label, difficult) in enumerate(
-        zip(objects, labels.tolist(), image.difficult.tolist(), strict=True)
-    ):
-        doubted = len(reported) and (pairwise_iou(box[None], reported) >= _SAME_OBJECT).any()
-        if difficult or doubted or any(_best(found, box, label) >= FAINT for found in runs):
-            continue
+            own = classes[int(labels[nearest])]
+            yield DoubtfulLabel("other-class", image, corners, own, name, agreed)
+    doubted = (pairwise_iou(objects, reported) >= _SAME_OBJECT).any(dim=1)
+    missed = (unfound & ~doubted).numpy() & ~image.difficult
+    for place_of in np.flatnonzero(missed).tolist():
         corners = as_box(image.boxes_px[place_of].tolist())
-        yield DoubtfulLabel("not-found", image, corners, classes[label], None, 0.0)
+        name = classes[int(labels[place_of])]
+        yield DoubtfulLabel("not-found", image, corners, name, None, 0.0)
 
 
-def _best(found: Detections, box: torch.Tensor, label: int) -> float:
-    """Returns the best score of a detection of a class at a box, or 0."""
-    same = (found.labels == label) & (pairwise_iou(box[None], found.boxes)[0] >= _SAME_OBJECT)
-    return float(found.scores[same].max()) if same.any() else 0.0
+def _contradictions(
+    found: Detections, objects: Float[Tensor, "M 4"], labels: Int64[Tensor, " M"]
+) -> Iterator[tuple[Tensor, Tensor, Tensor, float, int]]:
+    """Yields detections of nothing, and those of an object of another class.
+
+    Each comes with its box, score and label, and with the overlap and index of the nearest object.
+    """
+    if len(objects):
+        overlaps, nearest = pairwise_iou(found.boxes, objects).max(dim=1)
+        other = (overlaps >= _SAME_OBJECT) & (labels[nearest] != found.labels)
+        chosen = other | (overlaps < _SAME_PLACE)
+    else:
+        overlaps, nearest = torch.zeros(2, len(found.scores))
+        chosen = torch.ones(len(found.scores), dtype=torch.bool)
+    rows = [*found, overlaps, nearest]
+    for box, score, label, overlap, place in zip(*(row[chosen] for row in rows), strict=True):
+        yield box, score, label, float(overlap), int(place)
+
+
+def _best(
+    found: Detections, boxes: Float[Tensor, "M 4"], labels: Int64[Tensor, " M"]
+) -> Float[Tensor, " M"]:
+    """Returns the best score of a detection of each class at each box, or 0."""
+    if not len(found.scores):
+        return torch.zeros(len(boxes))
+    same = found.labels == labels[:, None]
+    same &= pairwise_iou(boxes, found.boxes) >= _SAME_OBJECT
+    return (found.scores * same).max(dim=1).values
