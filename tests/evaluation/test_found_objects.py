@@ -26,7 +26,7 @@ def test_every_object_that_is_not_difficult_is_in_one_group(problem) -> None:
 
 
 def missed(objects: ClassObjects, size_px: tuple[int, int] = (100, 200)):
-    """The groups of objects of which none is found."""
+    """The groups of objects that are all missed."""
     verdicts = judge_classes({}, {"cat": objects})
     return group_objects(verdicts, {"cat": objects}, np.array([size_px]))
 

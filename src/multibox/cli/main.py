@@ -47,6 +47,7 @@ from multibox.commands.report import (
 from multibox.commands.train import Request, train
 from multibox.data.check.fixed_copy import RECORD
 from multibox.detector import Detector
+from multibox.download.catalogue import published_rows
 from multibox.errors import (
     ConfigError,
     DataError,
@@ -114,6 +115,7 @@ def _run(verb: object, console: Console) -> int:
             objects = counted(found.objects, "object")
             text = f"{counted(found.images, 'image')} with {objects}, written to {verb.out}"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
+            console.print(found.score_threshold, highlight=False, markup=False)
             return DataError.exit_code if found.refusals else 0
         case ConvertArguments():
             lines = convert(
@@ -139,6 +141,9 @@ def _run(verb: object, console: Console) -> int:
             # Imported here, so that no other verb loads code that opens connections.
             from multibox.download.download import download
 
+            if not verb.names:
+                _list_published()
+                return 0
             for folder in download(verb.names, verb.out, console):
                 _print(folder)
         case BenchArguments():
@@ -337,6 +342,16 @@ def _bench(verb: BenchArguments) -> None:
         beside = "" if figure.ratio is None else f"{figure.ratio:.2f} of {figure.beside}"
         ms, rate = f"{1000 * figure.seconds:.1f}", f"{figure.per_second:.1f}"
         table.add_row(figure.name, ms, rate, beside)
+    with _printing():
+        Console().print(table)
+
+
+def _list_published() -> None:
+    table = Table("name", "size", "licence", "content")
+    # A name that is broken into two lines cannot be copied.
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    for row in published_rows():
+        table.add_row(*map(Text, row))
     with _printing():
         Console().print(table)
 

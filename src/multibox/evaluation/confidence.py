@@ -45,6 +45,11 @@ class OperatingPoint(NamedTuple):
         total = 2 * self.right + self.wrong + self.missed
         return 2 * self.right / total if total else math.nan
 
+    def as_json(self) -> dict[str, float]:
+        """Returns the fields and the three shares by name."""
+        shares = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
+        return self._asdict() | shares
+
 
 class ThresholdCurve(NamedTuple):
     """The numbers of right and wrong detections at every threshold that makes a difference.

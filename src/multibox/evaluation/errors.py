@@ -15,8 +15,8 @@ Object Detection Errors", 2020) and from its code (`tidecv/quantify.py`):
 - An object that no detection takes is `missed`, unless it is the object of an error of localization
   or classification.
 - The cost of a kind is the average precision that is gained if its errors are mended. The best
-  error of localization or classification of a free object becomes right. All other errors are
-  removed. Missed objects do not count.
+  error of localization or classification of a free object becomes right. All other errors
+  of the kind are removed. For `missed`, the missed objects do not count.
 - The average precision is the mean of the best precisions at the recalls 0, 0.01, ... 1.
 
 TIDE has no difficult objects. Here, a detection that takes no object and overlaps a difficult

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float64, Int64
 from multibox.evaluation.pairs import of_the_same_image, overlaps
 from multibox.evaluation.voc import NO_DETECTIONS, ClassDetections, ClassObjects
 
-_AT_A_TIME = 1 << 17
+_AT_A_TIME = 1 << 14
 
 
 class PooledDetections(NamedTuple):

@@ -1,6 +1,7 @@
 """Reads weights from a run, a checkpoint or a file, and builds the network that they belong to."""
 
 import json
+import os
 import re
 import sys
 import typing
@@ -15,18 +16,35 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from multibox.build import NETWORKS, Architecture, build_network
+from multibox.download.catalogue import WEIGHTS
+from multibox.download.stored_weights import find_stored
 from multibox.errors import ConfigError, WeightsError
 from multibox.ssd.default_boxes import Clip, Level
-from multibox.ssd.network import SSD, Scales, Traits
+from multibox.ssd.network import CAFFE, SSD, Scales, Traits
 from multibox.storage import checkpoint as checkpoints
-from multibox.weights.foreign import TRUNKS, is_safetensors, read_foreign
+from multibox.weights.foreign import TRUNKS, is_safetensors, read_foreign, read_state_dict
+from multibox.weights.publishers import Foreign
+from multibox.weights.pytorch import plain_tensors
+from multibox.weights.score_threshold import read_threshold, threshold_header
 
-FORMAT = "multibox-1"
+_OURS = "multibox"
+FORMAT = f"{_OURS}-1"
 
 _MANY_CLASSES = 1_000
 
 # Cells and steps are the architecture's.
 _FITTED = {"min_size_px", "max_size_px", "ratios", "doubled"}
+
+# Traits that the first files do not have, with their values in a file without them.
+_LATER_TRAITS: dict[str, Any] = {
+    "fitted": [],
+    "score_threshold": CAFFE.score_threshold,
+    "per_class": CAFFE.per_class,
+    "iou_threshold": CAFFE.iou_threshold,
+    "per_image": CAFFE.per_image,
+}
+# Suppression compares all pairs of the candidates of a class.
+_MOST = {"per_class": 1_000, "per_image": 100_000}
 
 NO_LICENCE = "not stated by whoever trained them"
 
@@ -40,6 +58,8 @@ class Weights(NamedTuple):
         tensors: Parameters and running statistics by name.
         path: The weights file.
         traits: Normalisation of the pixels, and properties of the default boxes.
+        score_threshold: The score with the best F1 on the validation split, 0..1; None if the file
+            does not store one.
         licence: Terms of use.
         origin: Name of the implementation that wrote the file.
         notes: Changes and guesses made while reading, one clause each.
@@ -50,12 +70,19 @@ class Weights(NamedTuple):
     tensors: dict[str, Tensor]
     path: Path
     traits: Traits
+    score_threshold: float | None = None
     licence: str = NO_LICENCE
     origin: str = "multibox"
     notes: tuple[str, ...] = ()
 
 
-def make_header(network: SSD, name: str, classes: tuple[str, ...], licence: str) -> dict[str, str]:
+def make_header(
+    network: SSD,
+    name: str,
+    classes: tuple[str, ...],
+    licence: str,
+    score_threshold: float | None = None,
+) -> dict[str, str]:
     """Returns the header for a weights file, with which the file can be used without its run."""
     return {
         "format": FORMAT,
@@ -64,6 +91,7 @@ def make_header(network: SSD, name: str, classes: tuple[str, ...], licence: str)
         "image_size": json.dumps(network.image_size_px),
         "traits": json.dumps(_traits_json(network.traits)),
         "licence": licence,
+        **threshold_header(score_threshold),
     }
 
 
@@ -82,10 +110,9 @@ def fitted_json(levels: Sequence[Level]) -> list[dict[str, Any]]:
 
 def _traits_json(traits: Traits) -> dict[str, Any]:
     value = traits._asdict() | {"fitted": fitted_json(traits.fitted)}
-    if not traits.fitted:
-        # An older version can read a file without this entry.
-        del value["fitted"]
-    return value
+    # An older version can read a file without these entries.
+    usual = [name for name in _LATER_TRAITS if getattr(traits, name) == getattr(CAFFE, name)]
+    return {name: entry for name, entry in value.items() if name not in usual}
 
 
 def checked_header(weights: Weights) -> dict[str, str]:
@@ -103,33 +130,38 @@ def checked_header(weights: Weights) -> dict[str, str]:
         header = {"format": FORMAT, "network": weights.network, "classes": "[]"}
         return {**header, "licence": weights.licence}
     network = load_network(weights, torch.device("cpu"))
-    return make_header(network, weights.network, weights.classes, weights.licence)
+    return make_header(
+        network, weights.network, weights.classes, weights.licence, weights.score_threshold
+    )
 
 
 def find_weights(path: Path, which: str = "last") -> Path:
     """Returns the weights file of a run or of a checkpoint, or the file itself.
 
     Args:
-        path: The folder of a run, the folder of a checkpoint, or a weights file.
+        path: The folder of a run, the folder of a checkpoint, a weights file, or the name of
+            downloaded weights. A file or a folder with this name is preferred.
         which: The checkpoint of a run: `last`, `best` (highest average precision in the periodic
             evaluations) or a step.
 
     Raises:
-        WeightsError: The checkpoint does not exist.
+        WeightsError: The checkpoint does not exist, or the weights were not downloaded.
         ConfigError: `which` is not `last`, but `path` is not a run.
     """
-    alone = path if path.is_file() else path / "model.safetensors"
-    if alone.is_file():
+    is_name = str(path) in WEIGHTS and not os.path.lexists(path)
+    alone = path if is_name or path.is_file() else path / "model.safetensors"
+    if is_name or alone.is_file():
         if which != "last":
             raise ConfigError("is not a run", file=path, remedy=f"Leave out --which {which}")
-        return alone
+        return find_stored(str(path)) if is_name else alone
     folder = path / "checkpoints"
     steps = checkpoints.steps(folder)
     if not steps:
         raise WeightsError(
             "contains no checkpoint" if path.is_dir() else "does not exist",
             file=path,
-            remedy="Use the folder of a run, the folder of a checkpoint, or a weights file",
+            remedy="Use the folder of a run, the folder of a checkpoint, a weights file, or a name "
+            "that multibox download lists",
         )
     step = steps[-1]
     if which == "best":
@@ -174,22 +206,26 @@ def read_weights(
     """
     try:
         with path.open("rb") as file:
-            ours = is_safetensors(file.read(16))
+            safe = is_safetensors(file.read(16))
     except OSError as error:
         raise WeightsError(f"cannot be read as weights ({error.strerror})", file=path) from None
-    if not ours:
-        return _read_foreign(path, classes, scales)
+    if not safe:
+        return _of(read_foreign(path, classes=classes, scales=scales), path)
+    header, tensors = _read_safetensors(path)
+    # Other programs write no header, or the format `pt`.
+    if not header.get("format", "").startswith(_OURS):
+        state = plain_tensors(tensors, path)
+        return _of(read_state_dict(state, path, classes=classes, scales=scales), path)
     if classes or scales:
         raise WeightsError(
             "is a multibox file, which records its classes and default boxes",
             file=path,
             remedy="Leave out --classes and --default-boxes",
         )
-    return _read_own(path)
+    return _own(header, tensors, path)
 
 
-def _read_foreign(path: Path, classes: tuple[str, ...], scales: Scales | None) -> Weights:
-    found = read_foreign(path, classes=classes, scales=scales)
+def _of(found: Foreign, path: Path) -> Weights:
     return Weights(
         found.network,
         found.classes,
@@ -202,17 +238,22 @@ def _read_foreign(path: Path, classes: tuple[str, ...], scales: Scales | None) -
     )
 
 
-def _read_own(path: Path) -> Weights:
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     checkpoints.check_weights(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, {
+                name: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+            }
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot be read as weights ({error})", file=path) from None
-    if header.get("format") != FORMAT:
+
+
+def _own(header: dict[str, str], tensors: dict[str, Tensor], path: Path) -> Weights:
+    if header["format"] != FORMAT:
         raise WeightsError(
-            f"has the format {header.get('format')!r}, not {FORMAT!r}",
+            f"has the format {header['format']!r}, not {FORMAT!r}",
             file=path,
             remedy="Use a file that this version of multibox, or an older one, wrote",
         )
@@ -231,7 +272,8 @@ def _read_own(path: Path) -> Weights:
         raise WeightsError(f"has the unknown network {network!r}", file=path)
     traits = _traits(header, TRUNKS.get(network, network), path)
     licence = header.get("licence", NO_LICENCE)
-    return Weights(network, tuple(classes), tensors, path, traits, licence=licence)
+    threshold = read_threshold(header, path)
+    return Weights(network, tuple(classes), tensors, path, traits, threshold, licence)
 
 
 def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
@@ -240,11 +282,12 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
     if "traits" not in header:
         return architecture.traits
     try:
-        value = json.loads(header["traits"])
+        value = _LATER_TRAITS | json.loads(header["traits"])
         numbers = [*value["mean_rgb"], value["pixel_scale"]]
-        fitted = read_fitted(value.pop("fitted", []), architecture)
+        thresholds = value["score_threshold"], value["iou_threshold"]
+        fitted = read_fitted(value["fitted"], architecture)
         sound = (
-            {*value, "fitted"} == set(Traits._fields)
+            value.keys() == set(Traits._fields)
             and len(numbers) == 4
             and all(type(n) in (int, float) and abs(n) <= sys.float_info.max for n in numbers)
             and value["pixel_scale"] > 0
@@ -252,6 +295,9 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
             and value["clip"] in typing.get_args(Clip)
             and type(value["whole_scales"]) is bool
             and type(value["clip_detections"]) is bool
+            and all(type(n) in (int, float) and 0 <= n < 1 for n in thresholds)
+            and all(type(value[name]) is int for name in _MOST)
+            and all(1 <= value[name] <= most for name, most in _MOST.items())
         )
     except (KeyError, TypeError, ValueError, RecursionError):
         sound = False
@@ -260,7 +306,9 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
             f"has invalid traits for {network} ({header['traits'][:200]})", file=path
         )
     red, green, blue, scale = map(float, numbers)
-    return Traits(**value | {"mean_rgb": (red, green, blue), "pixel_scale": scale}, fitted=fitted)
+    return Traits(
+        **value | {"mean_rgb": (red, green, blue), "pixel_scale": scale, "fitted": fitted}
+    )
 
 
 def read_fitted(value: object, architecture: Architecture) -> tuple[Level, ...]:
@@ -282,22 +330,28 @@ def read_fitted(value: object, architecture: Architecture) -> tuple[Level, ...]:
 
 
 def _fitted_level(value: Any, level: Level, side_px: int) -> Level:
-    ratios, sizes = value["ratios"], (value["min_size_px"], value["max_size_px"])
-    numbers = [*ratios, *sizes, value["doubled"]]
+    ratios, sizes = value["ratios"], [value["min_size_px"]]
+    if level.max_size_px is not None:
+        sizes.append(value["max_size_px"])
     sound = (
         value.keys() == _FITTED
         and type(ratios) is list
-        and all(type(number) in (int, float) for number in numbers)
-        and 1 <= sizes[0] <= sizes[1] <= 16 * side_px
-        and all(1 / 64 <= ratio <= 64 for ratio in ratios)
-        and len(ratios) == len(set(ratios)) == len(level.ratios)
-        and value["doubled"] in ratios
+        and all(type(number) in (int, float) for number in (*ratios, *sizes, value["doubled"]))
+        and len(ratios) == len(level.ratios)
     )
-    if not sound:
+    if not sound or (level.max_size_px is None and value["max_size_px"] is not None):
         raise ValueError
-    low, high, doubled = map(float, (*sizes, value["doubled"]))
-    return level._replace(
-        min_size_px=low, max_size_px=high, ratios=tuple(map(float, ratios)), doubled=doubled
+    low, high = sizes if len(sizes) > 1 else (*sizes, None)
+    made = level._replace(
+        min_size_px=low, max_size_px=high, ratios=tuple(ratios), doubled=value["doubled"]
+    )
+    if not made.is_plausible(side_px):
+        raise ValueError
+    return made._replace(
+        min_size_px=float(low),
+        max_size_px=None if high is None else float(high),
+        ratios=tuple(map(float, ratios)),
+        doubled=float(made.doubled),
     )
 
 
@@ -332,9 +386,9 @@ def _require_outputs(weights: Weights) -> None:
         WeightsError: A head is missing or has an unexpected shape.
     """
     outputs = len(weights.classes) + 1
-    for name, one in build_network(weights.network, 1, weights.traits).state_dict().items():
-        shape = (one.shape[0] // 2 * outputs, *one.shape[1:]) if one.ndim else ()
-        found = weights.tensors.get(name)
-        if name.startswith("logit_heads.") and (found is None or found.shape != shape):
+    for layer, one in build_network(weights.network, 1, weights.traits).class_layers().items():
+        shape = (one.out_channels // 2 * outputs, *one.weight.shape[1:])
+        found = weights.tensors.get(f"{layer}.weight")
+        if found is None or found.shape != shape:
             reason = f"has no outputs for the {len(weights.classes)} classes of its header"
-            raise WeightsError(reason, file=weights.path, position=name)
+            raise WeightsError(reason, file=weights.path, position=f"{layer}.weight")

@@ -9,7 +9,9 @@ from torch import Tensor
 from multibox.build import NETWORKS
 from multibox.errors import WeightsError
 from multibox.ssd.network import Scales, Traits
-from multibox.weights.class_names import name_classes
+from multibox.weights import qfgaohao
+from multibox.weights.caffe_detectors import read_caffe_detector
+from multibox.weights.class_names import count_classes, name_classes
 from multibox.weights.efficientnet_lite import (
     EFFICIENTNET_LITE0,
     NETWORK,
@@ -17,27 +19,38 @@ from multibox.weights.efficientnet_lite import (
 )
 from multibox.weights.keras import read_keras
 from multibox.weights.layer_names import SCALE, TRUNK, layers, ssd7_layers
+from multibox.weights.mmdetection import read_mmdetection
 from multibox.weights.publishers import (
     CAFFE,
     LUFFICC,
+    MMDETECTION,
+    QFGAOHAO,
     SSD_PYTORCH,
     TORCHVISION,
+    VGG,
     Foreign,
     Found,
     Origin,
 )
 from multibox.weights.pytorch import read_state
 from multibox.weights.renaming import rename
-from multibox.weights.state_dicts import count_levels, from_caffe, from_keras, from_pytorch
+from multibox.weights.ssdlite import read_ssdlite
+from multibox.weights.state_dicts import (
+    count_levels,
+    from_caffe,
+    from_keras,
+    from_pytorch,
+    read_caffe,
+)
 from multibox.weights.vgg_reduction import is_full, reduce_classifier
 
 TRUNK_ONLY = "vgg16-trunk"
-TRUNKS = {TRUNK_ONLY: "ssd300-vgg16", EFFICIENTNET_LITE0: NETWORK}
+TRUNKS = {TRUNK_ONLY: "ssd300-vgg16", EFFICIENTNET_LITE0: NETWORK, **qfgaohao.TRUNKS}
 """Network names of files that contain only a trunk, from which a training can start, each with a
 network that has this trunk."""
 
 # Each takes a state dict, the file and the class names, and returns None for other models.
-_STATE_DICTS = (read_efficientnet_lite0,)
+_STATE_DICTS = (read_efficientnet_lite0, qfgaohao.read_qfgaohao, read_ssdlite)
 
 _LEVELS_300 = 6
 _NETWORK_BY_LEVELS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
@@ -79,15 +92,43 @@ def read_foreign(
         found = from_keras(read_keras(path))
     # A zip archive, or pickles of PyTorch before 1.6.
     elif head.startswith((b"PK\x03\x04", b"\x80")):
-        state = read_state(path)
-        for read in _STATE_DICTS:
-            if (foreign := read(state, path, classes)) is not None:
-                _require_finite(foreign.tensors, path)
-                _refuse_options(foreign, classes, scales, path)
-                return foreign
-        found = from_pytorch(state, path)
+        return read_state_dict(read_state(path), path, classes=classes, scales=scales)
     else:
-        found = from_caffe(path)
+        content = read_caffe(path)
+        if (foreign := read_caffe_detector(content, path, classes)) is not None:
+            return _checked(foreign, classes, scales, path)
+        found = from_caffe(content, path)
+    return _converted(found, path, classes, scales)
+
+
+def read_state_dict(
+    state: dict[str, Tensor],
+    path: Path,
+    *,
+    classes: tuple[str, ...] = (),
+    scales: Scales | None = None,
+) -> Foreign:
+    """Returns the weights in a state dict of another implementation.
+
+    Args:
+        state: The tensors by name, float32.
+        path: The file that they are from, for messages.
+        classes: As in `read_foreign`.
+        scales: As in `read_foreign`.
+
+    Raises:
+        WeightsError: As in `read_foreign`.
+    """
+    for read in _STATE_DICTS:
+        if (foreign := read(state, path, classes)) is not None:
+            return _checked(foreign, classes, scales, path)
+    found = read_mmdetection(state, path) or from_pytorch(state, path)
+    return _converted(found, path, classes, scales)
+
+
+def _converted(
+    found: Found, path: Path, classes: tuple[str, ...], scales: Scales | None
+) -> Foreign:
     _require_finite(found.tensors, path)
     if count_levels(found.tensors):
         return _detector(found, path, classes, scales)
@@ -108,15 +149,17 @@ def _require_finite(tensors: dict[str, Tensor], path: Path) -> None:
             raise WeightsError("contains NaN or infinity", file=path, position=name)
 
 
-def _refuse_options(
+def _checked(
     foreign: Foreign, classes: tuple[str, ...], scales: Scales | None, path: Path
-) -> None:
+) -> Foreign:
+    """Refuses numbers that are not finite, and options that the file does not take."""
+    _require_finite(foreign.tensors, path)
     if scales is not None:
-        raise WeightsError(
-            "is neither SSD300 nor SSD512; only these take --default-boxes", file=path
-        )
+        reason, remedy = "has no default boxes to choose from", "Leave out --default-boxes"
+        raise WeightsError(reason, file=path, remedy=remedy)
     if classes and not foreign.classes:
         raise WeightsError("is not a detector, so it takes no --classes", file=path)
+    return foreign
 
 
 def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales | None) -> Foreign:
@@ -124,15 +167,15 @@ def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales 
     if levels not in _NETWORK_BY_LEVELS:
         raise WeightsError(f"has {levels} feature maps; SSD300 has 6 and SSD512 has 7", file=path)
     tensors = _ours(found, dict(layers(levels)), path)
-    num_classes = _outputs(tensors, path) - 1
+    num_classes = count_classes(tensors, _FIRST_BOXES, path)
     names, notes = name_classes(num_classes, classes, path)
     scales, guesses = (asked, ()) if asked else _scales(found, levels, num_classes)
     traits = Traits(
         mean_rgb=found.origin.mean_rgb,
         scales=scales,
         clip="corners" if found.clipped else found.origin.clip,
-        # Only Caffe truncates scales to whole pixels. It makes no difference for SSD300.
-        whole_scales=found.origin is CAFFE or levels == _LEVELS_300,
+        # The others do not truncate scales to whole pixels. It makes no difference for SSD300.
+        whole_scales=found.origin in (CAFFE, MMDETECTION) or levels == _LEVELS_300,
         clip_detections=found.origin.clip_detections,
     )
     notes = (*found.notes, *notes, *guesses)
@@ -145,29 +188,23 @@ def _ssd7(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:
         if name.endswith("running_mean"):
             # PyTorch's batch normalisation counts batches; the count has no effect here.
             tensors[name.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
-    names, notes = name_classes(_outputs(tensors, path) - 1, classes, path)
+    names, notes = name_classes(count_classes(tensors, _FIRST_BOXES, path), classes, path)
     traits = NETWORKS["ssd7"].traits
     return Foreign(found.origin, "ssd7", names, tensors, traits, (*found.notes, *notes))
-
-
-def _outputs(tensors: dict[str, Tensor], path: Path) -> int:
-    """Returns the number of classes of a detector, with the background."""
-    head = tensors["logit_heads.0.weight"]
-    outputs, rest = divmod(head.shape[0] if head.ndim else 0, _FIRST_BOXES)
-    if rest or outputs < 2:
-        raise WeightsError(
-            "does not have the number of outputs of an SSD", file=path, position="logit_heads.0"
-        )
-    return outputs
 
 
 def usual_scales(origin: Origin, num_classes: int) -> Scales:
     """Returns the default boxes that a publisher's code uses for a number of classes.
 
-    Torchvision always uses COCO's default boxes. So does ssd.pytorch, except for VOC's 20 classes
-    (`ssd.py:32`). In the other implementations, the user chooses; COCO's are usual for COCO.
+    Torchvision always uses COCO's default boxes. So do ssd.pytorch (`ssd.py:32`) and the base
+    configuration of mmdetection (`_base_/models/ssd300.py`), except for VOC's 20 classes.
+    qfgaohao/pytorch-ssd always uses VOC's. In the other implementations, the user chooses; COCO's
+    are usual for COCO.
     """
-    if origin is TORCHVISION or (origin is SSD_PYTORCH and num_classes != _NUM_VOC):
+    if origin is QFGAOHAO:
+        return "voc"
+    coco = origin in (SSD_PYTORCH, MMDETECTION) and num_classes != _NUM_VOC
+    if origin is TORCHVISION or coco:
         return "coco"
     return "coco" if num_classes in _NUM_COCO else "voc"
 
@@ -179,7 +216,7 @@ def _scales(found: Found, levels: int, num_classes: int) -> tuple[Scales, tuple[
     scales = usual_scales(found.origin, num_classes)
     # ssd_keras's weights for VOC that were pretrained on COCO have COCO's default boxes.
     known = found.origin in (TORCHVISION, SSD_PYTORCH) or num_classes in _NUM_COCO
-    if known or (found.origin is LUFFICC and num_classes == _NUM_VOC):
+    if known or (found.origin in (LUFFICC, MMDETECTION) and num_classes == _NUM_VOC):
         return scales, ()
     return scales, (
         f"the file does not record whether its default boxes are VOC's or COCO's; {scales} is "
@@ -196,7 +233,10 @@ def _trunk(found: Found, path: Path) -> Foreign:
     # The classifier's last layer is dropped. Other convolutions are kept and then refused.
     kept = ("conv", "features.", "fc6.", "fc7.")
     trunk = {name: x for name, x in found.tensors.items() if name.startswith(kept)}
+    origin = found.origin
     if is_full(trunk):
+        # Its authors published the full VGG-16 for Caffe, and stated a licence.
+        origin = VGG if origin is CAFFE else origin
         trunk = reduce_classifier(trunk, path)
         notes = (
             *notes,
@@ -205,8 +245,8 @@ def _trunk(found: Found, path: Path) -> Foreign:
     classifier = [name for name in TRUNK[-2:] if f"{name}.weight" in trunk]
     names = {name: f"backbone.trunk.{name}.conv" for name in (*_CONVOLUTIONS, *classifier)}
     tensors = _ours(found._replace(tensors=trunk), names, path)
-    traits = Traits(mean_rgb=found.origin.mean_rgb)
-    return Foreign(found.origin, TRUNK_ONLY, (), tensors, traits, notes)
+    traits = Traits(mean_rgb=origin.mean_rgb)
+    return Foreign(origin, TRUNK_ONLY, (), tensors, traits, notes)
 
 
 def _ours(found: Found, names: dict[str, str], path: Path) -> dict[str, Tensor]:

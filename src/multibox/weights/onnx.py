@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from multibox.errors import ConfigError
 from multibox.ssd.coding import decode
-from multibox.ssd.detect import DetectionSettings
 from multibox.ssd.network import SSD
 
 PACKAGES = ("onnx", "onnxscript")
@@ -98,7 +97,7 @@ def write_onnx(path: Path, network: SSD, header: Mapping[str, str]) -> None:
         ) from error
     assert program is not None  # with dynamo=True
     model = program.model_proto
-    settings = DetectionSettings(clip=network.traits.clip_detections)
+    settings = network.traits.detection
     for key, value in {**header, "suppression": json.dumps(settings._asdict())}.items():
         model.metadata_props.add(key=key, value=value)
     path.write_bytes(model.SerializeToString())

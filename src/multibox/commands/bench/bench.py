@@ -214,5 +214,5 @@ def _leave_candidates(network: SSD, logits: Tensor) -> None:
     """Shifts the background of an untrained network so that 160 scores exceed 0.01, as usual."""
     margins = (logits[..., 1:] - logits[..., :1]).float().flatten()
     shift = margins.topk(_CANDIDATES).values[-1].item() - math.log(0.01)
-    for head in network.logit_heads:
-        cast(Tensor, head.bias).data[:: network.num_classes + 1] += shift
+    for layer in network.class_layers().values():
+        cast(Tensor, layer.bias).data[:: network.num_classes + 1] += shift
