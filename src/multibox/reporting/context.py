@@ -262,5 +262,6 @@ def _threshold_sentence(split: EvaluatedSplit) -> str:
         f"The best F1 over all classes is {decimals(best.f1, places=3)}, at a score threshold of "
         f"{best.threshold:.2f}: {best.right:,} right and {best.wrong:,} wrong detections, and "
         f"{best.missed:,} missed objects. It was chosen on these images, so other images give a "
-        "slightly lower F1."
+        "slightly lower F1. The weights store the threshold of the last evaluation in training, "
+        "and `predict` uses it."
     )

@@ -60,7 +60,10 @@ def _kinds(split: EvaluatedSplit) -> Iterator[tuple[str, Gallery]]:
                 split,
                 int(rows.images[row]),
                 (int(rows.detection_classes[row]), int(rows.detections[row])),
-                (int(rows.object_classes[row]), int(rows.objects[row])),
+                # The nearest object has nothing to do with a detection of the background.
+                (int(rows.object_classes[row]), int(rows.objects[row]))
+                if kind != "background"
+                else (-1, -1),
                 float(rows.overlaps[row]),
             )
             for row in order[:LISTED].tolist()

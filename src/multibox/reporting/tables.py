@@ -247,6 +247,6 @@ def _weighted(pairs: list[tuple[float, float]]) -> float:
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value)) or ABSENT
     return ABSENT if value is None or value == "" else str(value)

@@ -16,6 +16,14 @@
   };
   const shortStep = (step) => (step >= 1000 ? `${+(step / 1000).toPrecision(4)}k` : `${step}`);
 
+  // The next number of 1, 2, 5, 10, 20, ... below or above.
+  const round = (value, way) => {
+    const power = 10 ** Math.floor(Math.log10(value));
+    const steps = [1, 2, 5, 10];
+    const near = way === Math.floor ? steps.findLast((step) => step * power <= value) : steps.find((step) => step * power >= value);
+    return (near ?? 1) * power;
+  };
+
   function marksPlugin(marks) {
     return { hooks: { draw: (plot) => {
       const { ctx, bbox } = plot;
@@ -66,7 +74,7 @@
         x: { time: false, range: (_, from, to) => (from === to ? [from - 1, to + 1] : [from, to]) },
         y: {
           distr: log ? 3 : 1,
-          range: chart.unitRange ? [0, 1] : log ? undefined : (_, from, to) => [Math.min(0, from ?? 0), (to ?? 1) * 1.05 || 1],
+          range: chart.unitRange ? [0, 1] : log ? (_, from, to) => [round(from, Math.floor), round(to, Math.ceil)] : (_, from, to) => [Math.min(0, from ?? 0), (to ?? 1) * 1.05 || 1],
         },
       },
       axes: [
