@@ -1,5 +1,7 @@
 """The summary page as a reader meets it: written from run folders that nothing trained."""
 
+import base64
+import hashlib
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -129,15 +131,32 @@ def test_headline_is_the_last_step_and_the_best_is_only_named(tmp_path: Path) ->
 def test_page_carries_everything_in_itself(tiny: Path) -> None:
     page = page_of(tiny)
     for element in page.iter():
-        assert element.tag not in {"script", "link", "iframe", "object"}
+        assert element.tag not in {"link", "iframe", "object", "base", "form"}
+        assert not any(name.startswith("on") for name in element.attrib)
         for name in ("src", "srcset", "href"):
             if name in element.attrib:
-                assert element.attrib[name].startswith(("data:image/png;", "data:image/jpeg;"))
+                assert element.attrib[name].startswith(("data:image/png;", "data:image/webp;", "#"))
     text = re.sub(r"data:[^\"]*", "", (tiny / "report" / "index.html").read_text(encoding="utf-8"))
-    assert "://" not in text
+    # The address of uPlot, in a comment.
+    assert text.count("://") == 1
     assert "url(" not in text
-    assert len(page.findall(".//picture")) == 3
+    assert len(page.findall(".//figure[@data-chart]")) == 4
     assert len(page.findall(".//div[@class='gallery']/figure")) == 2
+
+
+def test_only_the_scripts_of_the_package_may_run(tiny: Path) -> None:
+    page = page_of(tiny)
+    scripts = list(page.iter("script"))
+    assert [script.get("type") for script in scripts] == ["application/json", None]
+    policy = page.find(".//meta[@http-equiv='Content-Security-Policy']")
+    assert policy is not None
+    content = policy.attrib["content"]
+    assert content.startswith("default-src 'none'; img-src data:; ")
+    written = (tiny / "report" / "index.html").read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", written, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert content.endswith(f"script-src 'sha256-{digest}'")
+    assert "The MIT License" in script
 
 
 def test_markdown_has_its_pictures_beside_it(tiny: Path) -> None:
@@ -150,7 +169,12 @@ def test_markdown_has_its_pictures_beside_it(tiny: Path) -> None:
 
 def test_hostile_names_stay_text_in_html(hostile: Path) -> None:
     page = page_of(hostile)
-    assert not list(page.iter("script"))
+    assert len(list(page.iter("script"))) == 2
+    data = next(page.iter("script")).text or ""
+    assert not set(data) & set("<>&")
+    names = {series["name"] for series in json.loads(data)["charts"]["curves"]["series"]}
+    assert names == set(map(printable, HOSTILE))
+    assert [row[0] for row in table_of(page, "by-class")[1:-1]] == [*map(printable, HOSTILE)]
     assert [row[0] for row in table_of(page, "precision")[1:]][: len(HOSTILE)] == [
         printable(name) for name in HOSTILE
     ]
@@ -161,7 +185,7 @@ def test_hostile_names_stay_text_in_html(hostile: Path) -> None:
 def test_hostile_names_stay_text_in_markdown(hostile: Path) -> None:
     reader = MarkdownIt("gfm-like", {"linkify": False, "xhtmlOut": True})
     html = reader.render((hostile / "report" / "report.md").read_text(encoding="utf-8"))
-    allowed = "h1 h2 p img table thead tbody tr th td strong"
+    allowed = "h1 h2 p img table thead tbody tr th td strong ul li"
     assert set(re.findall(r"<([a-z0-9]+)", html)) == set(allowed.split())
     page = ElementTree.fromstring(f"<body>{html}</body>")
     names = ["".join(row[0].itertext()) for row in page.findall(".//table")[0].iter("tr")]

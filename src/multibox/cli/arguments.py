@@ -51,6 +51,14 @@ class RecipeArguments:
     """Keep up to this many GiB of decoded training images below --out until the run ends.
     Each takes width x height x 3 bytes. This is faster if they also fit in memory; the samples are
     the same."""
+    tensorboard: bool = False
+    """Copy the metrics to event files in <out>/tensorboard at every checkpoint."""
+    wandb: bool = False
+    """Copy the metrics to Weights & Biases at every checkpoint: offline, unless WANDB_MODE is set.
+    """
+    mlflow: bool = False
+    """Copy the metrics to MLflow at every checkpoint: to <out>, unless MLFLOW_TRACKING_URI is set.
+    """
 
 
 # Its values are defaults only: `choose` replaces those that are not typed.
@@ -137,12 +145,21 @@ class EvaluateArguments:
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Write a summary page of a finished or unfinished run."""
+    """Write a summary page of a finished or unfinished run, or a comparison of several runs."""
 
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
+    """Folder of the run. Several: the others are compared with the first."""
     beside: _OptionalText = None
     """Published results to show next to the run's: ssd-keras-voc0712."""
+    live: bool = False
+    """Write the page again every --every seconds until the run is finished. Browsers that show it
+    load it again."""
+    every: int = 30
+    """Seconds between two pages of --live."""
+    serve: bool = False
+    """Show the page at an address of this machine, which other machines cannot reach."""
+    port: int = 8008
+    """Port of --serve. 0: any free one."""
 
 
 @dataclass(frozen=True)

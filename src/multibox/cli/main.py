@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +38,13 @@ from multibox.commands.convert import convert
 from multibox.commands.convert_data import convert_data
 from multibox.commands.demo.demo import demo
 from multibox.commands.evaluate import evaluate_model, evaluate_results
-from multibox.commands.report import write_report
+from multibox.commands.report import (
+    is_finished,
+    keep_renewing,
+    wait_for_interrupt,
+    write_comparison,
+    write_report,
+)
 from multibox.commands.train import Request, train
 from multibox.data.check.fixed_copy import RECORD
 from multibox.download.catalogue import published_rows
@@ -53,6 +59,7 @@ from multibox.errors import (
 from multibox.processes.distributed import is_first
 from multibox.processes.signals import Interrupted, end_at_once
 from multibox.recipes import RECIPES
+from multibox.reporting.loggers import LoggerName
 
 INTERRUPTED = 130
 
@@ -94,7 +101,7 @@ def _run(verb: object, console: Console) -> int:
         case EvaluateArguments():
             return _evaluate(verb, console)
         case ReportArguments():
-            _print(write_report(verb.run, beside=verb.beside))
+            _report(verb, console)
         case PredictArguments():
             return run_predict(verb, console)
         case ConvertArguments():
@@ -143,6 +150,12 @@ def _train(verb: RecipeArguments, console: Console) -> None:
     request = Request(
         verb.recipe, verb.config, verb.data, out, verb.init, verb.licence, verb.decoded_cache_gib
     )
+    chosen: dict[LoggerName, bool] = {
+        "tensorboard": verb.tensorboard,
+        "wandb": verb.wandb,
+        "mlflow": verb.mlflow,
+    }
+    request = request._replace(loggers=tuple(name for name, used in chosen.items() if used))
     if verb.recipe == AUTOMATIC or verb.minutes is not None or verb.dry_run:
         request, lines = choose(request, verb.typed, minutes=verb.minutes, console=console)
         for subject, text in lines:
@@ -156,6 +169,40 @@ def _train(verb: RecipeArguments, console: Console) -> None:
     else:
         done = f"Done: {out}. Summary: multibox report {out}"
         console.print(done, highlight=False, markup=False)
+
+
+def _report(verb: ReportArguments, console: Console) -> None:
+    if not verb.runs:
+        raise ConfigError("report needs a run", remedy="Name the folder of a run")
+    several = len(verb.runs) > 1
+    if several:
+        _refuse_unused("several runs", {"--beside": verb.beside is not None})
+    if not 1 <= verb.every <= 3600:
+        raise ConfigError(f"every is {verb.every}, but it must lie in 1..3600")
+
+    def write(refresh: int) -> Path:
+        if several:
+            return write_comparison(verb.runs, refresh=refresh)
+        return write_report(verb.runs[0], beside=verb.beside, refresh=refresh)
+
+    def renew() -> bool:
+        unfinished = not all(map(is_finished, verb.runs))
+        write(verb.every if unfinished else 0)
+        return unfinished
+
+    page = write(verb.every if verb.live and not all(map(is_finished, verb.runs)) else 0)
+    _print(page)
+    with ExitStack() as stack:
+        if verb.serve:
+            # Imported here, so that no other verb loads code that opens connections.
+            from multibox.commands.report_server import serving
+
+            address = stack.enter_context(serving(page, verb.port))
+            console.print(f"The page is at {address}. Ctrl-C ends it.", highlight=False)
+        if verb.live:
+            keep_renewing(renew, verb.every)
+        if verb.serve:
+            wait_for_interrupt()
 
 
 def _check(verb: CheckArguments, console: Console) -> int:

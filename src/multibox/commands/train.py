@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from multibox.data.decoded import remove_decoded
 from multibox.errors import ConfigError, counted
 from multibox.precision import compute_dtype
 from multibox.processes.distributed import Processes, join, require_same, wait_for_all
+from multibox.reporting.loggers import JournalCopy, LoggerName
 from multibox.rng import STREAM_VERSION
 from multibox.ssd.network import SSD
 from multibox.storage.checkpoint import steps
@@ -57,6 +59,7 @@ class Request(NamedTuple):
         licence: Licence of the trained weights, in the owner's words.
         decoded_cache_gib: Disk space that decoded images may take, in GiB.
         datasets: The splits, if they were read before. None: `train` reads them.
+        loggers: Where to copy the metrics, besides `metrics.jsonl`.
     """
 
     recipe: str
@@ -67,6 +70,7 @@ class Request(NamedTuple):
     licence: str
     decoded_cache_gib: float = 0.0
     datasets: Datasets | None = None
+    loggers: tuple[LoggerName, ...] = ()
 
 
 def train(request: Request, console: Console) -> None:
@@ -119,6 +123,9 @@ def train(request: Request, console: Console) -> None:
             claim(request.out, config, facts, datasets.drawn)
             _describe_machine(request.out, processes, precision, console)
         wait_for_all(processes)
+        names = request.loggers if processes.is_first else ()
+        copy = JournalCopy(request.out, names, flatten(config), partial(_warn, console))
+        stack.callback(copy.close)
         context = RunContext(
             folder=request.out,
             train_set=train_set,
@@ -137,6 +144,7 @@ def train(request: Request, console: Console) -> None:
                 decoded_cache_gib=request.decoded_cache_gib,
             ),
             metadata=make_header(network, config.network, train_set.classes, request.licence),
+            after_save=copy.advance,
         )
         try:
             Loop(config, Learner(network, config, processes), context).run()
@@ -149,6 +157,10 @@ def train(request: Request, console: Console) -> None:
             ) from None
         if processes.is_first:
             remove_decoded(request.out)
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _require_size(decoded_cache_gib: float) -> None:

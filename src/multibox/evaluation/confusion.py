@@ -19,11 +19,32 @@ class ConfusionMatrix(NamedTuple):
             last row has the detections of nothing, the last column the objects that are not
             detected. The last number of both is 0.
         score_threshold: Lowest score of the detections.
+        entries: What is counted.
     """
 
     classes: tuple[str, ...]
     counts: Int64[np.ndarray, "C1 C1"]
     score_threshold: float
+    entries: "ConfusionEntries"
+
+
+class ConfusionEntries(NamedTuple):
+    """The E detections and undetected objects that a confusion matrix counts.
+
+    Attributes:
+        rows: int64 (E,), the row of the matrix.
+        columns: int64 (E,), the column.
+        images: int64 (E,), the index of the image in the image set.
+        detections: int64 (E,), the index in the `ClassDetections` of the column's class; -1 in the
+            last column.
+        objects: int64 (E,), the index in the `ClassObjects` of the row's class; -1 in the last row.
+    """
+
+    rows: Int64[np.ndarray, " E"]
+    columns: Int64[np.ndarray, " E"]
+    images: Int64[np.ndarray, " E"]
+    detections: Int64[np.ndarray, " E"]
+    objects: Int64[np.ndarray, " E"]
 
 
 def confusion_matrix(
@@ -67,9 +88,16 @@ def confusion_matrix(
     background = len(objects)
     # An object or a detection without a partner has the index -1.
     annotated = np.append(truth.classes, background)[taken]
-    counts = np.zeros((background + 1, background + 1), np.int64)
-    ignored = np.append(truth.difficult, False)[taken]
-    np.add.at(counts, (annotated[~ignored], found.classes[~ignored]), 1)
+    counted = ~np.append(truth.difficult, False)[taken]
     missed = (np.array(detected, np.int64) < 0) & ~truth.difficult
-    counts[:-1, -1] = np.bincount(truth.classes[missed], minlength=background)
-    return ConfusionMatrix(tuple(objects), counts, score_threshold)
+    num_missed = int(missed.sum())
+    entries = ConfusionEntries(
+        np.append(annotated[counted], truth.classes[missed]),
+        np.append(found.classes[counted], np.full(num_missed, background)),
+        np.append(found.images[counted], truth.images[missed]),
+        np.append(found.places[counted], np.full(num_missed, -1)),
+        np.append(np.append(truth.places, -1)[taken][counted], truth.places[missed]),
+    )
+    counts = np.zeros((background + 1, background + 1), np.int64)
+    np.add.at(counts, (entries.rows, entries.columns), 1)
+    return ConfusionMatrix(tuple(objects), counts, score_threshold, entries)

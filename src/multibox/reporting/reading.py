@@ -55,6 +55,7 @@ def read_record(folder: Path) -> Record:
     return Record(
         folder=folder,
         config=config,
+        facts=about["run"],
         about=_parse(_about, about, folder / "run.json"),
         environment=_parse(dict, _load(environment), environment) if environment.exists() else {},
         training=_of_kind("train", lines, _loss, journal),
@@ -153,7 +154,8 @@ def _number(value: float | None) -> float:
 
 
 def _loss(line: dict[str, Any]) -> Loss:
-    return Loss(int(line["step"]), _number(line["loss"]), _number(line.get("l2")))
+    numbers = [_number(line.get(name)) for name in ("l2", "confidence", "localization", "lr")]
+    return Loss(int(line["step"]), _number(line["loss"]), *numbers)
 
 
 def _drop(line: dict[str, Any]) -> Drop:
@@ -212,13 +214,16 @@ def _evaluation(value: dict[str, Any]) -> Evaluation:
             name: _number(numbers[name].get("AP" if name == "coco" else "mAP")) for name in METRICS
         },
         classes={
-            name: {label: _number(ap) for label, ap in numbers[name].get("AP", {}).items()}
-            for name in ("voc07", "voc12")
+            name: {
+                label: _number(ap)
+                for label, ap in (
+                    numbers[name].get("AP_by_class" if name == "coco" else "AP") or {}
+                ).items()
+            }
+            for name in METRICS
         },
         coco={
-            name: _number(ap)
-            for name, ap in numbers["coco"].items()
-            if not isinstance(ap, dict)  # by class, which the page has no room for
+            name: _number(ap) for name, ap in numbers["coco"].items() if not isinstance(ap, dict)
         },
         curves={
             label: Curve([*map(float, curve["recall"])], [*map(float, curve["precision"])])

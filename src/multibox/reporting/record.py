@@ -1,5 +1,6 @@
 """The content of a run folder as typed records. What a run has not written yet is empty."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,17 @@ class Loss(NamedTuple):
         step: The last of these steps.
         multibox: Confidence + localization.
         l2: 0.0005 times the sum of the squared convolution kernels, whatever the weight decay.
+        confidence: The first part of `multibox`; NaN if it was not recorded.
+        localization: The second part; NaN if it was not recorded.
+        lr: The learning rate of this step; NaN for a validation.
     """
 
     step: int
     multibox: float
     l2: float
+    confidence: float = math.nan
+    localization: float = math.nan
+    lr: float = math.nan
 
     @property
     def total(self) -> float:
@@ -122,7 +129,7 @@ class Evaluation:
     Attributes:
         metric: The declared one of METRICS.
         mean: The mean over the classes by metric.
-        classes: The AP per class by metric (voc07 and voc12).
+        classes: The AP per class by metric.
         coco: COCO's AP by IoU and by size.
     """
 
@@ -142,11 +149,13 @@ class Record:
     """The whole run folder. Lists are sorted by step.
 
     Attributes:
+        facts: The content of run.json.
         test: The evaluation on the test split, if the run has a validation split and is finished.
     """
 
     folder: Path
     config: dict[str, Any]
+    facts: dict[str, Any]
     about: About
     environment: dict[str, Any]
     training: list[Loss]

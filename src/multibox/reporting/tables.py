@@ -1,6 +1,7 @@
 """The tables of the report, as text for the HTML and the Markdown page."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -33,6 +34,20 @@ class PrecisionTable(NamedTuple):
     header: list[str]
     rows: list[Row]
     milestones: int
+
+
+class Cell(NamedTuple):
+    """A cell of a table.
+
+    Attributes:
+        text: What it shows.
+        gallery: Key of the gallery that it opens, or nothing.
+        shade: Share of the largest value of its row, 0..1, for its background.
+    """
+
+    text: str
+    gallery: str = ""
+    shade: float = 0.0
 
 
 def milestones(record: Record, metric: str) -> list[Evaluation]:
@@ -107,6 +122,11 @@ def _beside(
         rows.append(Row("(difference)", "mAP", [*cells, ABSENT, ABSENT]))
     header = [*table.header, f"ref. {step_label(reference.steps[-1])}", "difference"]
     return PrecisionTable(header, rows, table.milestones)
+
+
+def text_rows(rows: Sequence[tuple[str, Sequence[Cell]]]) -> list[list[str]]:
+    """Returns the names and the texts of the cells of a table."""
+    return [[name, *(cell.text for cell in cells)] for name, cells in rows]
 
 
 def aligned(table: PrecisionTable) -> Markup:
@@ -227,6 +247,6 @@ def _weighted(pairs: list[tuple[float, float]]) -> float:
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value)) or ABSENT
     return ABSENT if value is None or value == "" else str(value)

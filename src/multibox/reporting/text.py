@@ -56,6 +56,13 @@ def html_value(value: object) -> object:
     return value
 
 
+def with_code(sentence: str) -> Markup:
+    """Returns a sentence as HTML in which what stands between backticks is code."""
+    parts = [html.escape(printable(part)) for part in sentence.split("`")]
+    marked = [f"<code>{part}</code>" if n % 2 else part for n, part in enumerate(parts)]
+    return Markup("".join(marked))
+
+
 def markdown_value(value: object) -> object:
     """Returns a value for a Markdown template. It cannot become markup, HTML, a cell or a link."""
     if isinstance(value, str) and not isinstance(value, Markup):

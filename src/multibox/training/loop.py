@@ -7,7 +7,7 @@ its state between two steps in `TrainingState` and in the learner. Every checkpo
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ class RunContext(NamedTuple):
         console: Prints the messages of the first process.
         batch_loader: Yields the training batches.
         metadata: Stored in every weights file.
+        after_save: Called after each checkpoint. None: nothing is.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class RunContext(NamedTuple):
     console: Console
     batch_loader: BatchLoader
     metadata: dict[str, str]
+    after_save: Callable[[], None] | None = None
 
 
 class _Fault(NamedTuple):
@@ -335,6 +337,8 @@ class Loop:
             start = time.monotonic()
             self._state.journal = self._metrics_log.commit()
             self._checkpointer.save(self._step, self._state)
+            if self._context.after_save:
+                self._context.after_save()
             self._metrics_log.time("checkpoint", self._step, seconds=time.monotonic() - start)
         self._rollbacks.clear()
         wait_for_all(self._processes)

@@ -285,7 +285,7 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
         value = _LATER_TRAITS | json.loads(header["traits"])
         numbers = [*value["mean_rgb"], value["pixel_scale"]]
         thresholds = value["score_threshold"], value["iou_threshold"]
-        fitted = _fitted(value["fitted"], architecture)
+        fitted = read_fitted(value["fitted"], architecture)
         sound = (
             value.keys() == set(Traits._fields)
             and len(numbers) == 4
@@ -311,7 +311,7 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
     )
 
 
-def _fitted(value: object, architecture: Architecture) -> tuple[Level, ...]:
+def read_fitted(value: object, architecture: Architecture) -> tuple[Level, ...]:
     """Returns the fitted default boxes in a header. They may be empty.
 
     Raises:
