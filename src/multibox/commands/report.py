@@ -110,7 +110,7 @@ def wait_for_interrupt() -> None:
 
 
 def _replace_folder(run: Path, name: str, write: Callable[[Path], None]) -> Path:
-    """Writes a folder of a run anew, and returns the path of its page."""
+    """Replaces a folder of a run, and returns the path of its page."""
     try:
         with TemporaryDirectory(dir=run, prefix=".report-") as temporary:
             fresh = Path(temporary) / name

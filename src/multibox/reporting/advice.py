@@ -1,7 +1,7 @@
 """Says in sentences how good a result is, what is wrong with it, and what to do next.
 
-Each sentence follows from figures by a rule that is written here. A rule whose figures are missing
-says nothing.
+Each sentence follows from figures by a rule that is written here. A rule says nothing if its
+figures are missing.
 """
 
 import math
@@ -179,7 +179,7 @@ def _overfitting(facts: Facts) -> str:
         return ""
     return (
         f"Add training images: the validation loss is {ratio:.1f} times the training loss and "
-        f"{rise - 1:.0%} above its minimum, so the network learns the training images by heart. "
+        f"{rise - 1:.0%} above its minimum, so the network fits the training images too closely. "
         "Until then, stop earlier, with `--patience` or fewer `--steps`."
     )
 
