@@ -18,7 +18,8 @@ from multibox.config import Precision
 from multibox.data.geometry import whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import render
-from multibox.errors import DataError
+from multibox.errors import ConfigError, DataError
+from multibox.export.runtimes import ExportedDetector, is_exported, open_exported
 from multibox.precision import autocast, cast_convolutions, compute_dtype
 from multibox.processes.distributed import pick_device
 from multibox.ssd.network import SSD
@@ -56,7 +57,7 @@ class Detector:
     """A trained network that detects objects in images of any size.
 
     Args:
-        network: The network, in evaluation mode and on its device.
+        network: The network, in evaluation mode and on its device, or an exported detector.
         classes: Class names in the order of the network's labels.
         precision: The dtype in which the network computes.
         notes: What was changed or guessed when the weights were read, a clause each.
@@ -68,7 +69,7 @@ class Detector:
 
     def __init__(
         self,
-        network: SSD,
+        network: SSD | ExportedDetector,
         classes: Sequence[str],
         precision: torch.dtype,
         notes: Sequence[str] = (),
@@ -79,13 +80,14 @@ class Detector:
 
     @classmethod
     def open(cls, path: Path | str, *, which: str = "last", device: str = "auto") -> "Detector":
-        """Opens a run, a checkpoint or a weights file.
+        """Opens a run, a checkpoint, a weights file or an exported file.
 
         The network of a run computes in the run's `--precision`. Other networks compute in bfloat16
-        if the hardware supports it, else in float32.
+        if the hardware supports it, else in float32. ONNX Runtime runs .onnx files, and OpenVINO runs
+        .xml files, on the CPU.
 
         Args:
-            path: Folder of a run or of a checkpoint, or a weights file.
+            path: Folder of a run or of a checkpoint, a weights file, or a file that `export` wrote.
             which: Checkpoint of a run: `last`, `best` or a step.
             device: `auto`, `cpu` or `cuda`.
 
@@ -94,6 +96,10 @@ class Detector:
             ConfigError: `device` is `cuda` but there is no GPU, or the run's `config.json` is
                 damaged or of a newer format.
         """
+        if is_exported(Path(path)):
+            require_cpu(Path(path), which=which, device=device)
+            exported = open_exported(Path(path))
+            return cls(exported, exported.classes, torch.float32)
         file = find_weights(Path(path), which)
         weights = read_weights(file)
         place = pick_device(device)
@@ -144,14 +150,28 @@ class Detector:
             score_threshold: Detections with a lower score are left out, which also saves time.
         """
         network = self._network
-        device = network.default_boxes.device
         height, width = pixels.shape[:2]
         resized = render(pixels, whole_image(width, height), None, network.image_size_px)
+        if isinstance(network, ExportedDetector):
+            return network.detect(resized[None], score_threshold=score_threshold)[0]
+        device = network.default_boxes.device
         images = torch.from_numpy(resized).permute(2, 0, 1).unsqueeze(0).to(device)
         with autocast(self._precision, device):
             output = network(images)
         (found,) = network.detect(output, score_threshold=score_threshold)
         return Detections(*(field.cpu() for field in found))
+
+
+def require_cpu(path: Path, *, which: str, device: str) -> None:
+    """Refuses options that an exported file does not have.
+
+    Raises:
+        ConfigError: `which` is not `last`, or `device` is `cuda`.
+    """
+    if which != "last":
+        raise ConfigError("is not a run", file=path, remedy=f"Leave out --which {which}")
+    if device == "cuda":
+        raise ConfigError("is an exported file, which runs on the CPU", file=path)
 
 
 def rgb_pixels(image: object) -> UInt8[np.ndarray, "H W 3"]:

@@ -1,4 +1,4 @@
-"""The verb `convert`: converts weights of any known format to another format or to ONNX."""
+"""The verb `convert`: converts weights of any known format to another format."""
 
 import math
 from collections.abc import Sequence
@@ -15,10 +15,9 @@ from multibox.storage.run_folder import new_file
 from multibox.weights.export import LEVELS, write_keras, write_pytorch
 from multibox.weights.files import Weights, checked_header, find_weights, load_network, read_weights
 from multibox.weights.foreign import TRUNKS, usual_scales
-from multibox.weights.onnx import write_onnx
 from multibox.weights.publishers import LUFFICC, SSD_KERAS, SSD_PYTORCH, TORCHVISION, Origin
 
-Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "keras", "onnx"]
+Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "keras"]
 
 _ORIGINS: dict[Target, Origin] = {
     "torchvision": TORCHVISION,
@@ -53,7 +52,6 @@ def convert(
 
     Raises:
         WeightsError: The source cannot be used, or the target does not have its network.
-        ConfigError: A package that the target needs is not installed.
         StorageError: The new file exists, or cannot be written.
     """
     weights = read_weights(find_weights(source, which), classes=classes, scales=scales)
@@ -64,11 +62,6 @@ def convert(
         header = checked_header(weights)
         with new_file(out) as temporary:
             safetensors.torch.save_file(weights.tensors, temporary, metadata=header)
-        return lines
-    if target == "onnx":
-        network, header = load_network(weights, torch.device("cpu")), checked_header(weights)
-        with new_file(out) as temporary:
-            write_onnx(temporary, network, header)
         return lines
     known = (*LEVELS, "ssd7") if target == "keras" else tuple(LEVELS)
     if weights.network not in known:
