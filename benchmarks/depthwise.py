@@ -10,7 +10,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from multibox.ssd.backbones.efficientnet_lite import _Depthwise
+from multibox.ssd.backbones.depthwise import Depthwise
 
 # Channels, side of the map, kernel, stride: the kinds of layers in stages 4 and 5.
 LAYERS = (
@@ -38,7 +38,7 @@ def main() -> None:
         weight = torch.randn(channels, 1, kernel, kernel).bfloat16()
         x, weight, padding = x.requires_grad_(), weight.requires_grad_(), (kernel - 1) // 2
         plain = F.conv2d(x, weight, None, stride, padding, groups=channels)
-        ours = _Depthwise.apply(x, weight, stride, padding)
+        ours = Depthwise.apply(x, weight, stride, padding)
         given = torch.randn_like(plain)
         gradient = partial(torch.autograd.grad, inputs=(x, weight), retain_graph=True)
         times = [milliseconds(partial(gradient, y, grad_outputs=given)) for y in (plain, ours)]

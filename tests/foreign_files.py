@@ -1,6 +1,9 @@
 """Writes weights files of every publisher, with the parameters of parity/fill.py or tiny ones."""
 
 import importlib.util
+import json
+import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -72,6 +75,14 @@ def tiny(format: PyTorchFormat, *, levels: int = 6, classes: int = 20) -> dict[s
     return state
 
 
+def tiny_mobilenet() -> dict[str, Tensor]:
+    """Returns a state dict with the names of `mb2-ssd-lite`, of one class, and small tensors."""
+    path = Path(__file__).parent / "weights/qfgaohao/mb2-ssd-lite.json"
+    state = {name: torch.full((2,), 0.5) for name in json.loads(path.read_text())}
+    state["classification_headers.5.bias"] = torch.zeros(6 * 2)
+    return state
+
+
 def tiny_caffe(*, levels: int = 6, classes: int = 20) -> dict[str, list[np.ndarray]]:
     """Returns the right layers of a `.caffemodel` with small blobs."""
     found = {}
@@ -105,3 +116,51 @@ def tiny_trunk(*, full: bool) -> dict[str, Tensor]:
         state["fc7.weight"] = numbers[:, None] * 4096 + numbers
         state["fc6.bias"] = state["fc7.bias"] = numbers
     return state
+
+
+SSDLITE_KEYS: dict[str, list[int]] = json.loads(
+    (Path(__file__).parent / "weights/torchvision_ssdlite320_keys.json").read_text()
+)["shapes"]
+"""The shapes of torchvision's state dict of SSDlite320 for 20 classes, by name, in its order."""
+
+
+def hash_noise(name: str, shape: list[int]) -> Tensor:
+    """Returns float64 noise in -1..1, by the formula of `parity/fill.py`."""
+    phase = (zlib.crc32(name.encode()) % 100_003) / 7.0
+    steps = torch.arange(math.prod(shape), dtype=torch.float64)
+    return ((torch.sin(steps * 12.9898 + phase) * 43758.5453) % 1 * 2 - 1).reshape(shape)
+
+
+def ssdlite(problem: int) -> dict[str, Tensor]:
+    """Returns the parameters with which the outputs of SSDlite320 were recorded.
+
+    Problem 2 has the formula of `parity/fill.py`, with variances of 0.5 to 1.5 and factors near 1.
+    The other problems have larger outputs. In problem 1, most boxes are background, and most others
+    belong to class 1. So few scores are above the threshold, except for those of class 1, of which
+    only the best candidates are used.
+    """
+    state = {}
+    for name, shape in SSDLITE_KEYS.items():
+        value = hash_noise(name, shape)
+        if len(shape) == 4:
+            value *= (0.8 if problem == 2 else 1.0) * math.sqrt(6.0 / math.prod(shape[1:]))
+        elif name.endswith("running_var"):
+            value = 1.0 + (0.5 if problem == 2 else 0.3) * value
+        elif name.endswith(".weight"):
+            value = 1.0 + 0.1 * value
+        else:
+            value *= 0.1
+        if problem < 2 and name.startswith("head.") and name.split(".")[4] == "1":
+            logits = "classification" in name
+            value *= 0.5 if logits else 0.25
+            if logits and problem == 1 and name.endswith(".bias"):
+                value.view(-1, 21)[:, :2] += torch.tensor([15.0, 9.5])
+        counts = name.endswith("num_batches_tracked")
+        state[name] = torch.tensor(7) if counts else value.to(torch.float32)
+    return state
+
+
+def tiny_ssdlite() -> dict[str, Tensor]:
+    """Returns a state dict of SSDlite320 with the right names and small tensors."""
+    shapes = SSDLITE_KEYS.items()
+    return {name: torch.full([min(n, 126) for n in shape[:1]], 0.5) for name, shape in shapes}

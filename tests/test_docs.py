@@ -23,7 +23,7 @@ COMMANDS = [
 def test_there_are_commands() -> None:
     assert {command.split()[1] for command in COMMANDS} == {
         *("train", "check", "evaluate", "report", "predict", "convert", "convert-data"),
-        *("download", "bench"),
+        *("download", "bench", "ablate"),
     }
 
 

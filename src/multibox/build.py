@@ -24,15 +24,23 @@ from multibox.hardware import usable_cores
 from multibox.rng import torch_generator
 from multibox.ssd.backbones.efficientnet_lite import EfficientNetLite0
 from multibox.ssd.backbones.lite import Lite
+from multibox.ssd.backbones.mobilenet_v1 import MobileNetV1
+from multibox.ssd.backbones.mobilenet_v2 import MobileNetV2, separable_head
+from multibox.ssd.backbones.mobilenet_v3 import MobileNetV3, ssdlite_head
+from multibox.ssd.backbones.resnet10 import ResNet10
 from multibox.ssd.backbones.ssd7 import SSD7
 from multibox.ssd.backbones.vgg import VGG16, L2Norm
 from multibox.ssd.coding import CAFFE_VARIANCES, Variances
 from multibox.ssd.default_boxes import (
+    MOBILENET_CAFFE_LEVELS,
+    RESNET10_LEVELS,
     SSD7_LEVELS,
     SSD300_COCO,
+    SSD300_MOBILENET,
     SSD300_VOC,
     SSD512_COCO,
     SSD512_VOC,
+    SSDLITE320,
     Level,
     default_boxes,
 )
@@ -46,6 +54,7 @@ from multibox.ssd.network import (
     convolution,
     initialise,
     parameter_groups,
+    pointwise,
 )
 from multibox.structures import Matches, Output, Targets
 
@@ -72,6 +81,24 @@ class Architecture(NamedTuple):
 
 _SSD300: dict[Scales, tuple[Level, ...]] = {"voc": SSD300_VOC, "coco": SSD300_COCO}
 _SSD512: dict[Scales, tuple[Level, ...]] = {"voc": SSD512_VOC, "coco": SSD512_COCO}
+# qfgaohao/pytorch-ssd (`mobilenetv1_ssd_config.py:6-8`, `mobilenetv1_ssd.py:65`).
+_MOBILENET_SSD = Traits((127.0, 127.0, 127.0), 1 / 128, clip="centre", per_class=200)
+
+
+def _mobilenet_caffe(*, batch_norm: bool) -> MobileNetV1:
+    """Returns the backbone of chuanqi305/MobileNet-SSD."""
+    extra = ((256, 512), (128, 256), (128, 256), (64, 128))
+    return MobileNetV1(extra, batch_norm=batch_norm, trunk_norm=batch_norm)
+
+
+# Pixels as in its `MobileNetSSD_train.prototxt`.
+_MOBILENET_CAFFE = Architecture(
+    partial(_mobilenet_caffe, batch_norm=True),
+    (300, 300),
+    {"voc": MOBILENET_CAFFE_LEVELS},
+    Traits(mean_rgb=(127.5, 127.5, 127.5), pixel_scale=0.007843),
+    head=pointwise,
+)
 
 NETWORKS = {
     "ssd300-vgg16": Architecture(partial(VGG16, 300, batch_norm=False), (300, 300), _SSD300),
@@ -88,6 +115,50 @@ NETWORKS = {
         (300, 300),
         _SSD300,
         Traits(mean_rgb=(127.0, 127.0, 127.0), pixel_scale=1 / 128, scales="coco"),
+    ),
+    # As in qfgaohao/pytorch-ssd, which replaced the L2 normalisation (`vgg_ssd.py:15-18`).
+    "ssd300-vgg16-bn-conv4": Architecture(
+        partial(VGG16, 300, batch_norm=False, finest_norm=nn.BatchNorm2d), (300, 300), _SSD300
+    ),
+    # Also as there (`mobilenetv1_ssd.py`, `mobilenet_v2_ssd_lite.py`, `mobilenetv1_ssd_config.py`).
+    "ssd300-mobilenetv1": Architecture(
+        partial(MobileNetV1, ((256, 512), *((128, 256),) * 3), batch_norm=False),
+        (300, 300),
+        {"voc": SSD300_MOBILENET},
+        _MOBILENET_SSD,
+    ),
+    "ssd300-mobilenetv2-lite": Architecture(
+        MobileNetV2,
+        (300, 300),
+        {"voc": SSD300_MOBILENET},
+        _MOBILENET_SSD,
+        head=separable_head,
+    ),
+    # Pixels in -1..1 and thresholds of the detection (`ssdlite.py` of torchvision).
+    "ssdlite320-mobilenetv3": Architecture(
+        MobileNetV3,
+        (320, 320),
+        {"voc": SSDLITE320},
+        Traits(
+            mean_rgb=(127.5, 127.5, 127.5),
+            pixel_scale=1 / 127.5,
+            clip="sides",
+            clip_detections=True,
+            score_threshold=0.001,
+            per_class=300,
+            iou_threshold=0.55,
+            per_image=300,
+        ),
+        head=ssdlite_head,
+    ),
+    # Batch normalisation is merged into the convolutions, as in the published file for detection.
+    "ssd300-mobilenetv1-caffe": _MOBILENET_CAFFE._replace(
+        backbone=partial(_mobilenet_caffe, batch_norm=False)
+    ),
+    "ssd300-mobilenetv1-caffe-bn": _MOBILENET_CAFFE,
+    # OpenCV's face detector. The mean is that of its documentation (`samples/dnn/models.yml`).
+    "ssd300-resnet10": Architecture(
+        ResNet10, (300, 300), {"voc": RESNET10_LEVELS}, Traits(mean_rgb=(123.0, 177.0, 104.0))
     ),
     # Pixels in -1..1 and no variances (`ssd7_training.ipynb`).
     "ssd7": Architecture(

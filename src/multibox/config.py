@@ -152,7 +152,8 @@ class OptimizerConfig:
 
     frozen_stages: int = 0
     """Number of first stages that keep their initial weights and statistics of batch normalisation.
-    ssd300-efficientnet-lite0 has 5 stages, which end at strides 2, 4, 8, 16 and 32."""
+    The networks on EfficientNet-Lite0 and MobileNet have 5 stages, which end at strides 2, 4, 8, 16
+    and 32."""
 
     def __post_init__(self) -> None:
         _require(0 < self.lr < float("inf"), "lr", self.lr, "it must be finite and above 0")

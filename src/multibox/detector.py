@@ -27,6 +27,9 @@ from multibox.storage.run_folder import read_config
 from multibox.structures import Detections
 from multibox.weights.files import find_weights, load_network, read_weights
 
+DEFAULT_SCORE_THRESHOLD = 0.5
+"""Lowest score of detections if the weights do not store a threshold."""
+
 
 class Detection(NamedTuple):
     """One detected object.
@@ -61,10 +64,13 @@ class Detector:
         classes: Class names in the order of the network's labels.
         precision: The dtype in which the network computes.
         notes: What was changed or guessed when the weights were read, a clause each.
+        stored_threshold: The score threshold that the weights store: the one with the best F1 on
+            the validation split. None: they do not store one.
 
     Attributes:
         classes: Class names in the order of the network's labels.
         notes: What was changed or guessed when the weights were read, a clause each.
+        stored_threshold: The score threshold that the weights store, or None.
     """
 
     def __init__(
@@ -73,9 +79,11 @@ class Detector:
         classes: Sequence[str],
         precision: torch.dtype,
         notes: Sequence[str] = (),
+        stored_threshold: float | None = None,
     ) -> None:
         self.classes = tuple(classes)
         self.notes = tuple(notes)
+        self.stored_threshold = stored_threshold
         self._network, self._precision = network, precision
 
     @classmethod
@@ -83,8 +91,8 @@ class Detector:
         """Opens a run, a checkpoint, a weights file or an exported file.
 
         The network of a run computes in the run's `--precision`. Other networks compute in bfloat16
-        if the hardware supports it, else in float32. ONNX Runtime runs .onnx files, and OpenVINO runs
-        .xml files, on the CPU.
+        if the hardware supports it, else in float32. ONNX Runtime runs .onnx files, and OpenVINO
+        runs .xml files, on the CPU.
 
         Args:
             path: Folder of a run or of a checkpoint, a weights file, or a file that `export` wrote.
@@ -99,16 +107,26 @@ class Detector:
         if is_exported(Path(path)):
             require_cpu(Path(path), which=which, device=device)
             exported = open_exported(Path(path))
-            return cls(exported, exported.classes, torch.float32)
+            threshold = exported.score_threshold
+            return cls(exported, exported.classes, torch.float32, stored_threshold=threshold)
         file = find_weights(Path(path), which)
         weights = read_weights(file)
         place = pick_device(device)
         precision = compute_dtype(_precision_of(file), place)
         network = cast_convolutions(precision, load_network(weights, place))
-        return cls(network, weights.classes, precision, weights.notes)
+        return cls(network, weights.classes, precision, weights.notes, weights.score_threshold)
+
+    @property
+    def score_threshold(self) -> float:
+        """The threshold that is used by default: the stored one, or `DEFAULT_SCORE_THRESHOLD`."""
+        stored = self.stored_threshold
+        return DEFAULT_SCORE_THRESHOLD if stored is None else stored
 
     def __call__(
-        self, image: Path | str | np.ndarray | PillowImage, *, score_threshold: float = 0.5
+        self,
+        image: Path | str | np.ndarray | PillowImage,
+        *,
+        score_threshold: float | None = None,
     ) -> list[Detection]:
         """Returns the objects in an image, by descending score.
 
@@ -116,14 +134,16 @@ class Detector:
             image: An image file, a Pillow image, or pixels as a uint8 array of shape (H, W),
                 (H, W, 1), (H, W, 3) or (H, W, 4): grey, RGB or RGBA. Transparency is ignored, as
                 in files.
-            score_threshold: Detections with a lower score are left out, 0..1.
+            score_threshold: Detections with a lower score are left out, 0..1. None: the attribute
+                `score_threshold`.
 
         Raises:
             DataError: The file does not exist, is damaged or is not an image, or the object is
                 neither of these images.
         """
         pixels = read_image(Path(image)) if isinstance(image, Path | str) else rgb_pixels(image)
-        return self.name(self.detect(pixels, score_threshold=score_threshold), pixels)
+        threshold = self.score_threshold if score_threshold is None else score_threshold
+        return self.name(self.detect(pixels, score_threshold=threshold), pixels)
 
     def name(self, detections: Detections, pixels: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
         """Returns detections with class names and with boxes in the pixels of their image."""

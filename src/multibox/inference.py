@@ -13,8 +13,16 @@ from multibox.data.dataset import Annotation, Dataset
 from multibox.data.pipeline import PlainExamples, batches
 from multibox.data.workers import OnLoss, ignore_loss
 from multibox.evaluation.coco import evaluate_coco
+from multibox.evaluation.confidence import threshold_curve
 from multibox.evaluation.results import by_class_in_pixels
-from multibox.evaluation.voc import ClassDetections, ClassObjects, Curve, average, voc_curves
+from multibox.evaluation.voc import (
+    ClassDetections,
+    ClassObjects,
+    Curve,
+    average,
+    curve_of,
+    judge_classes,
+)
 from multibox.export.runtimes import ExportedDetector
 from multibox.precision import autocast
 from multibox.processes.distributed import Processes, gather, sum_over_processes
@@ -174,10 +182,14 @@ def score(
         objects: The objects of each class.
 
     Returns:
-        `voc07` and `voc12` with `mAP` and `AP` by class; `coco`; and `curves`, the precision-recall
-        curve of each class. A value is None if there are no objects to average over.
+        `voc07` and `voc12` with `mAP` and `AP` by class; `coco`; `best_f1`, the results at the
+        score threshold with the best F1 over all classes; and `curves`, the precision-recall curve
+        of each class. A value is None if there are no objects to average over. `best_f1` is None if
+        no detection is right.
     """
-    curves = voc_curves(detections, objects)
+    verdicts = judge_classes(detections, objects)
+    curves = {name: curve_of(each) for name, each in verdicts.items()}
+    best = threshold_curve([*verdicts.values()]).best()
     voc07, voc12 = average(curves, "voc07"), average(curves, "voc12")
     coco = evaluate_coco(detections, objects)
     return {
@@ -192,6 +204,7 @@ def score(
             "AP_large": _number(coco.large),
             "AP_by_class": _numbers(coco.by_class),
         },
+        "best_f1": best and best.as_json(),
         "curves": {name: _thinned(curve) for name, curve in curves.items()},
     }
 

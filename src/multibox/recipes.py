@@ -134,6 +134,88 @@ def ssd300_efficientnet_lite0() -> Config:
     )
 
 
+def ssd300_mobilenetv1() -> Config:
+    """`mb1-ssd` of qfgaohao/pytorch-ssd, as its README trains it for VOC.
+
+    Batches of 24 for 200 epochs of 16,551 images, and a rate of 0.01 that falls along a cosine
+    (`README.md:164`, `train_ssd.py:50-85`). It starts from an ImageNet MobileNetV1 (`--init`).
+    Objects marked difficult are not trained on (`voc_dataset.py:60`). Differences from pytorch-ssd:
+
+    - The rate falls with each step instead of each epoch, after a warm-up of 500 steps.
+    - Biases have twice the learning rate. Biases and batch normalisation have no weight decay.
+    - The augmentation is Caffe's. It does not swap colour channels.
+    - All layers have the same rate: there is no `--base_net_lr`. `--frozen-stages 5` freezes the
+      trunk, as `--freeze_base_net` does, and its statistics of batch normalisation too.
+    """
+    return Config(
+        network="ssd300-mobilenetv1",
+        data=dataclasses.replace(VOC_0712, train_difficult=False),
+        optimizer=OptimizerConfig(lr=0.01),
+        schedule=ScheduleConfig(steps=138_000, schedule="cosine"),
+        run=RunConfig(batch_size=24),
+    )
+
+
+def ssd300_mobilenetv2_lite() -> Config:
+    """`mb2-ssd-lite` of qfgaohao/pytorch-ssd, as its README trains it for VOC.
+
+    Like `ssd300-mobilenetv1`, with batches of 32 (`train_ssd.py:84`), also 200 epochs.
+    """
+    return dataclasses.replace(
+        ssd300_mobilenetv1(),
+        network="ssd300-mobilenetv2-lite",
+        schedule=ScheduleConfig(steps=103_600, schedule="cosine"),
+        run=RunConfig(batch_size=32),
+    )
+
+
+def ssdlite320_mobilenetv3() -> Config:
+    """Torchvision's SSDlite320 with MobileNetV3-Large, for training from its weights for COCO.
+
+    It starts from the weights for COCO (`--init`). The solver is that of torchvision's reference:
+    SGD with a cosine schedule, a weight decay of 0.00002, and random crops and mirroring without
+    changes to the colours. The reference trains for 660 epochs from random weights, with 8
+    processes of 24 images and a learning rate of 0.15. Here a batch has 16 images, so the learning
+    rate is 0.15 * 16 / 192, and the run is as short as suits a start from trained weights. To train
+    on COCO from random weights, use `--steps 400000 --batch-size 192 --lr 0.15`. With
+    `--frozen-stages 3`, a step takes half of the time. Differences from the reference:
+
+    - Biases have twice the learning rate. Biases and batch normalisation have no weight decay.
+    - Long gradients are clipped, because the heads of new classes start from random weights.
+    - Convolutions are initialised with Caffe's uniform distribution instead of a normal
+      distribution of standard deviation 0.03.
+    """
+    return Config(
+        network="ssdlite320-mobilenetv3",
+        augmentation=AugmentationConfig(distort=False, expand_probability=0.0),
+        optimizer=OptimizerConfig(lr=0.0125, weight_decay=0.00002, clip_norm=10.0),
+        schedule=ScheduleConfig(steps=2_000, schedule="cosine", warmup_steps=200),
+        run=RunConfig(
+            batch_size=16,
+            log_every=50,
+            validate_every=200,
+            evaluate_every=400,
+            checkpoint_every=200,
+        ),
+    )
+
+
+def ssd300_mobilenetv1_caffe_bn() -> Config:
+    """chuanqi305's MobileNet-SSD with the schedule of its `solver_train.prototxt`.
+
+    It starts from `mobilenet_iter_73000.caffemodel` (`--init`). The original uses RMSProp; Adam is
+    the nearest optimizer here. It reached an mAP of 72.7 on VOC2007 after a training on COCO, and
+    68 without one.
+    """
+    return Config(
+        network="ssd300-mobilenetv1-caffe-bn",
+        data=VOC_0712,
+        optimizer=OptimizerConfig(optimizer="adam", lr=0.0005, weight_decay=0.00005),
+        schedule=ScheduleConfig(drops=(20_000, 40_000), drop_factor=0.5),
+        run=RunConfig(batch_size=24),
+    )
+
+
 def ssd7() -> Config:
     """The small seven-layer network of ssd_keras, as its `ssd7_training.ipynb` trains it.
 
@@ -173,5 +255,9 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "ssd300-vgg16-bn": ssd300_vgg16_bn,
     "ssd300-lite": ssd300_lite,
     "ssd300-efficientnet-lite0": ssd300_efficientnet_lite0,
+    "ssd300-mobilenetv1": ssd300_mobilenetv1,
+    "ssd300-mobilenetv2-lite": ssd300_mobilenetv2_lite,
+    "ssdlite320-mobilenetv3": ssdlite320_mobilenetv3,
+    "ssd300-mobilenetv1-caffe-bn": ssd300_mobilenetv1_caffe_bn,
     "ssd7": ssd7,
 }

@@ -21,7 +21,14 @@ from multibox.config import AugmentationConfig, Config, DataConfig
 from multibox.data.check.statistics import BoxTable, split_statistics
 from multibox.data.dataset import Annotation, Dataset
 from multibox.rng import stream
-from multibox.ssd.default_boxes import SSD7_LEVELS, SSD300_COCO, SSD300_VOC, Level, default_boxes
+from multibox.ssd.default_boxes import (
+    MOBILENET_CAFFE_LEVELS,
+    SSD7_LEVELS,
+    SSD300_COCO,
+    SSD300_VOC,
+    Level,
+    default_boxes,
+)
 
 NONE = torch.zeros(0, 4)
 SIZE = (300, 300)
@@ -156,14 +163,20 @@ def test_the_search_also_starts_from_the_other_tables(
 
 
 def test_a_fit_keeps_the_shapes_of_the_heads() -> None:
-    for own, size in ((SSD300_COCO, SIZE), (SSD7_LEVELS, (300, 480))):
+    for own, size in (
+        (SSD300_COCO, SIZE),
+        (SSD7_LEVELS, (300, 480)),
+        (MOBILENET_CAFFE_LEVELS, SIZE),
+    ):
         found = fit_levels(drawn(50, size=0.1, ratio=0.5, spread=0.5), NONE, [own], size).levels
         for level, before in zip(found, own, strict=True):
             assert (level.cells, level.step_px) == (before.cells, before.step_px)
             assert level.boxes_per_cell == before.boxes_per_cell
             assert len(level.shapes_px(whole_scales=True)) == level.boxes_per_cell
             assert level.ratios.index(level.doubled) == before.ratios.index(before.doubled)
-            assert level.min_size_px == int(level.min_size_px) < level.max_size_px
+            assert level.min_size_px == int(level.min_size_px)
+            assert (level.max_size_px is None) == (before.max_size_px is None)
+            assert level.max_size_px is None or level.max_size_px > level.min_size_px
         assert len({level.doubled for level in found}) == 1
 
 

@@ -15,6 +15,8 @@ from torch import nn
 
 from multibox import Detector
 from multibox.build import build_network, new_network
+from multibox.cli.main import main
+from multibox.commands.convert import convert
 from multibox.commands.predict import predict
 from multibox.config import Config, Precision, RunConfig
 from multibox.data.images import read_image
@@ -22,6 +24,7 @@ from multibox.detector import rgb_pixels
 from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.errors import ConfigError, DataError, StorageError, WeightsError
 from multibox.precision import autocast, cast_convolutions
+from multibox.ssd.detect import DetectionSettings
 from multibox.ssd.network import Traits
 from multibox.storage.checkpoint import Checkpoint, save
 from multibox.structures import Detections
@@ -236,6 +239,60 @@ def test_a_threshold_that_no_score_has_and_no_image_are_refused(
         predict(detector, [], out=tmp_path / "out", score_threshold=0.5)
 
 
+def with_threshold(run: Path, path: Path, text: str | None) -> Path:
+    """A file of the run's weights that stores a score threshold."""
+    weights = read_weights(find_weights(run))
+    header = {} if text is None else {"score_threshold": text}
+    return rewritten(path, weights, classes=json.dumps(CLASSES), **header)
+
+
+def test_the_weights_threshold_is_used_unless_another_is_given(
+    run: Path, picture: Path, tmp_path: Path
+) -> None:
+    old = Detector.open(with_threshold(run, tmp_path / "old", None), device="cpu")
+    every = old(picture, score_threshold=0.0)
+    stored = every[len(every) // 2].score
+    new = Detector.open(with_threshold(run, tmp_path / "new", json.dumps(stored)), device="cpu")
+    assert (old.stored_threshold, old.score_threshold) == (None, 0.5)
+    assert new.score_threshold == new.stored_threshold == stored
+    assert old(picture) == [found for found in every if found.score >= 0.5]
+    assert new(picture) == [found for found in every if found.score >= stored]
+    assert new(picture, score_threshold=0.0) == every
+    # The detection with the stored score itself remains.
+    assert stored in {found.score for found in new(picture)}
+    for detector, given, sentence, count in (
+        (old, None, "score threshold 0.5, because the weights do not store one", len(old(picture))),
+        (new, None, f"score threshold {stored:.4g}, the best F1 on the validation split", None),
+        (new, 0.0, "score threshold 0, as given", len(every)),
+    ):
+        done = predict(detector, [picture], out=tmp_path / "out", score_threshold=given)
+        assert done.score_threshold == sentence
+        assert done.objects == (len(new(picture)) if count is None else count)
+
+
+def test_the_command_line_says_which_threshold_is_used(
+    run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = with_threshold(run, tmp_path / "model", "0.25")
+    line = ["predict", str(model), str(picture), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(line) == 0
+    assert "score threshold 0.25, the best F1 on the validation split" in capsys.readouterr().err
+    assert main([*line, "--score-threshold", "0.1"]) == 0
+    assert "score threshold 0.1, as given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "high", "-0.1", "1.5", "NaN", "null", "true", "[" * 9999])
+def test_a_threshold_that_no_score_has_is_refused(run: Path, tmp_path: Path, text: str) -> None:
+    with pytest.raises(WeightsError, match=r"score threshold '.*', but scores lie in 0\.\.1"):
+        read_weights(with_threshold(run, tmp_path / "weights", text))
+
+
+def test_a_threshold_stays_with_converted_weights(run: Path, tmp_path: Path) -> None:
+    source = with_threshold(run, tmp_path / "source", "0.25")
+    assert "score threshold: 0.25" in convert(source, tmp_path / "out", target="multibox")
+    assert read_weights(tmp_path / "out").score_threshold == 0.25
+
+
 def test_a_checkpoint_of_a_file_is_not_asked_for(run: Path) -> None:
     alone = find_weights(run)
     for path in (alone, alone.parent):
@@ -260,7 +317,7 @@ def rewritten(path: Path, weights: Weights, **header: str) -> Path:
 
 
 def test_traits_are_kept_with_the_weights(tmp_path: Path) -> None:
-    traits = Traits((1.5, 2.0, 3.0), 0.25, "voc", "sides", False, True)
+    traits = Traits((1.5, 2.0, 3.0), 0.25, "voc", "sides", False, True, (), 0.002, 7, 0.3, 5)
     network = build_network("ssd300-lite", 2, traits)
     path = tmp_path / "traits.safetensors"
     header = make_header(network, "ssd300-lite", CLASSES, "CC0")
@@ -272,6 +329,15 @@ def test_traits_are_kept_with_the_weights(tmp_path: Path) -> None:
     assert found.traits == traits
     assert torch.equal(found.default_boxes, network.default_boxes)
     assert found.mean.flatten().tolist() == [1.5, 2.0, 3.0]
+    assert found.traits.detection == DetectionSettings(0.002, 7, 0.3, 5, clip=True)
+
+
+def test_a_header_lists_only_traits_that_older_versions_know_or_that_differ() -> None:
+    first = {*("mean_rgb", "pixel_scale", "scales", "clip", "whole_scales", "clip_detections")}
+    for changed in ({}, {"per_image": 300}):
+        network = build_network("ssd300-lite", 2, Traits(**changed))
+        header = make_header(network, "ssd300-lite", CLASSES, "CC0")
+        assert json.loads(header["traits"]).keys() == first | changed.keys()
 
 
 def test_files_without_traits_have_the_architecture_s_own(run: Path, tmp_path: Path) -> None:
@@ -296,6 +362,14 @@ def test_files_without_traits_have_the_architecture_s_own(run: Path, tmp_path: P
         {"clip_detections": 1},
         {"whole_scales": 1},
         {"flip": True},
+        {"score_threshold": 1},
+        {"score_threshold": math.nan},
+        {"iou_threshold": -0.1},
+        {"iou_threshold": True},
+        {"per_class": 0},
+        {"per_class": 1_001},
+        {"per_image": 2.0},
+        {"per_image": None},
     ],
 )
 def test_damaged_traits_are_refused(run: Path, tmp_path: Path, edit: dict[str, object]) -> None:
@@ -385,7 +459,9 @@ def test_a_threshold_leaves_the_better_detections_as_they_are(run: Path, picture
             assert torch.equal(field, whole[kept])
 
 
-@pytest.mark.parametrize("name", ["ssd300-lite", "ssd300-vgg16", "ssd300-vgg16-bn", "ssd7"])
+@pytest.mark.parametrize(
+    "name", ["ssd300-lite", "ssd300-vgg16", "ssd300-vgg16-bn", "ssdlite320-mobilenetv3", "ssd7"]
+)
 def test_kernels_kept_in_bf16_give_the_same_bits(name: str) -> None:
     network = new_network(Config(network=name), 2).eval()
     height, width = network.image_size_px

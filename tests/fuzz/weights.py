@@ -10,11 +10,12 @@ from functools import cache
 from pathlib import Path
 from unittest import mock
 
+import caffe_detectors as detectors
 import h5py
 import numpy as np
 import safetensors.torch
 import torch
-from foreign_files import tiny, tiny_caffe, tiny_keras
+from foreign_files import tiny, tiny_caffe, tiny_keras, tiny_mobilenet, tiny_ssdlite
 from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
 from fuzz.records import mutated_safetensors
@@ -44,7 +45,7 @@ def _check(found: Foreign, *, most: int) -> None:
 @cache
 def _own_seed(fitted: bool) -> bytes:
     network = tiny_network(fitted=FITTED if fitted else ())
-    header = files.make_header(network, "tiny", ("cat", "dog"), "mine")
+    header = files.make_header(network, "tiny", ("cat", "dog"), "mine", 0.25)
     return safetensors.torch.save(
         {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, header
     )
@@ -75,25 +76,37 @@ def own(choices: Choices, folder: Path) -> None:
 
 
 @cache
-def _caffe_seeds() -> tuple[bytes, ...]:
+def _caffe_seeds() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """Returns files of a few layers in every style, and files of whole detectors."""
     rng = np.random.default_rng(0)
     layers = {
         "conv1_1": [rng.standard_normal((4, 3, 3, 3), np.float32), np.arange(4, dtype=np.float32)],
         "conv4_3_norm": [np.full(5, 20, np.float32)],
         "relu": [],
     }
-    whole = caffe.caffemodel(tiny_caffe())
-    return (*(caffe.caffemodel(layers, style) for style in caffe.STYLES), whole)
+    styles = (*caffe.STYLES, caffe.HALVES)
+    trained = detectors.mobilenet(classes=1)
+    wholes = (
+        caffe.caffemodel(tiny_caffe()),
+        caffe.caffemodel(detectors.tiny(detectors.face()))
+        + detectors.priors(detectors.FACE_MAPS, detectors.FACE_PRIORS),
+        *(
+            caffe.caffemodel(detectors.tiny(found), caffe.HALVES)
+            + detectors.priors(detectors.MOBILENET_MAPS, detectors.MOBILENET_PRIORS)
+            for found in (trained, detectors.merged(trained))
+        ),
+    )
+    return tuple(caffe.caffemodel(layers, style) for style in styles), wholes
 
 
 _VARINTS = (0, 1, 2, 127, 128, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 64) - 1)
-_FIELDS = (1, 2, 4, 5, 6, 7, 8, 9, 100, 203, 0, 15, 1 << 28)
+_FIELDS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 100, 139, 203, 0, 15, 1 << 28)
 
 
 def caffemodel(choices: Choices, folder: Path) -> None:
     """Reads a `.caffemodel` with changed fields, lengths and numbers."""
-    seeds = _caffe_seeds()
-    data = bytearray(seeds[-1] if choices.one_in(2) else choices.pick(seeds))
+    parts, wholes = _caffe_seeds()
+    data = bytearray(choices.pick(wholes) if choices.one_in(2) else choices.pick(parts))
     for _ in range(choices.below(4)):
         place = choices.below(len(data))
         match choices.below(5):
@@ -111,15 +124,19 @@ def caffemodel(choices: Choices, folder: Path) -> None:
                 data = bytearray(damaged(bytes(data), choices)) or bytearray(b"x")
     path = folder / "x.caffemodel"
     path.write_bytes(data)
-    _check(read_foreign(path), most=len(data))
+    found = read_foreign(path)
+    _check(found, most=len(data))
+    for level in found.traits.fitted:
+        assert level.is_plausible(300)
 
 
 @cache
 def _states() -> tuple[bytes, ...]:
     """Returns PyTorch files in the new and old format, with tensors of several kinds."""
     names = ("ssd-pytorch", "lufficc", "torchvision")
-    wholes: list[object] = [tiny(name) for name in names]
+    wholes: list[object] = [*(tiny(name) for name in names), tiny_ssdlite()]
     wholes[1] = {"model": wholes[1], "iteration": 3}
+    wholes.append(tiny_mobilenet())
     shared = torch.arange(12.0)
     few = {
         "0.weight": shared.view(3, 4).t(),

@@ -19,6 +19,7 @@ class Style(NamedTuple):
     legacy_shape: bool
     doubles: bool = False
     gradients: bool = False
+    halves: bool = False
 
 
 NEW = Style(v1=False, packed=True, legacy_shape=False)
@@ -32,6 +33,8 @@ STYLES = (
     Style(v1=True, packed=False, legacy_shape=True, doubles=True, gradients=True),
     Style(v1=False, packed=True, legacy_shape=False, gradients=True),
 )
+HALVES = Style(v1=False, packed=True, legacy_shape=False, halves=True)
+"""As OpenCV's `shrinkCaffeModel` writes convolutions."""
 
 
 def varint(value: int) -> bytes:
@@ -57,6 +60,8 @@ def blob(values: np.ndarray, style: Style) -> bytes:
         shape = b"".join(number(field, side) for field, side in enumerate(sides, start=1))
     else:
         shape = message(7, message(1, b"".join(map(varint, values.shape))))
+    if style.halves:
+        return shape + number(10, 2) + message(12, values.astype("<f2").tobytes())
     found = numbers(8 if style.doubles else 5, values, style)
     if style.gradients:
         found += numbers(9 if style.doubles else 6, values + 1, style)
@@ -82,8 +87,22 @@ def layer(name: str, blobs: Sequence[np.ndarray], style: Style) -> bytes:
     return message(100, body + b"".join(message(7, blob(values, style)) for values in blobs))
 
 
-def prior_box(name: str, min_size: float, *, clip: bool = False) -> bytes:
-    parameters = struct.pack("<Bf", 1 << 3 | 5, min_size) + number(4, 1) + number(5, int(clip))
+def prior_box(
+    name: str,
+    min_size: float,
+    *,
+    max_size: float | None = None,
+    ratios: Sequence[float] = (),
+    clip: bool = False,
+    variances: Sequence[float] = (),
+    step: float | None = None,
+) -> bytes:
+    fields = [(1, [min_size]), (2, [max_size]), (3, ratios), (6, variances), (10, [step])]
+    parameters = number(4, 1) + number(5, int(clip))
+    for field, values in fields:
+        for value in values:
+            if value is not None:
+                parameters += struct.pack("<Bf", field << 3 | 5, value)
     return message(100, message(1, name.encode()) + message(203, parameters))
 
 

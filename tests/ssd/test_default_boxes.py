@@ -7,8 +7,11 @@ import torch
 
 from multibox.boxes import to_cxcywh
 from multibox.ssd.default_boxes import (
+    MOBILENET_CAFFE_LEVELS,
+    RESNET10_LEVELS,
     SSD7_LEVELS,
     SSD300_COCO,
+    SSD300_MOBILENET,
     SSD300_VOC,
     SSD512_COCO,
     SSD512_VOC,
@@ -68,7 +71,10 @@ def test_boxes_of_ssd300_reach_beyond_the_image(ssd300: torch.Tensor) -> None:
         (SSD300_COCO, (300, 300), [5776, 2166, 600, 150, 36, 4]),
         (SSD512_VOC, (512, 512), [16384, 6144, 1536, 384, 96, 16, 4]),
         (SSD512_COCO, (512, 512), [16384, 6144, 1536, 384, 96, 16, 4]),
+        (SSD300_MOBILENET, (300, 300), [2166, 600, 150, 54, 24, 6]),
         (SSD7_LEVELS, (300, 480), [8880, 2160, 540, 112]),
+        (RESNET10_LEVELS, (300, 300), [5776, 2166, 600, 150, 100, 100]),
+        (MOBILENET_CAFFE_LEVELS, (300, 300), [1083, 600, 150, 54, 24, 6]),
     ],
 )
 def test_counts(levels: tuple[Level, ...], size: tuple[int, int], counts: list[int]) -> None:
@@ -107,6 +113,14 @@ def test_the_second_box_has_the_doubled_ratio_and_follows_the_first() -> None:
     shapes = level.shapes_px(whole_scales=True)
     assert [w / h for w, h in shapes] == pytest.approx([2, 1 / 4, 1 / 4, 1])
     assert [(w * h) ** 0.5 for w, h in shapes] == pytest.approx([16, 16, 24, 16])
+    assert len(shapes) == level.boxes_per_cell
+
+
+def test_a_level_without_a_second_size_has_one_box_for_each_ratio() -> None:
+    level = Level((1, 1), (300, 300), 60, None, (1, 2, 1 / 2))
+    shapes = level.shapes_px(whole_scales=True)
+    assert [w / h for w, h in shapes] == pytest.approx([1, 2, 1 / 2])
+    assert [(w * h) ** 0.5 for w, h in shapes] == pytest.approx([60, 60, 60])
     assert len(shapes) == level.boxes_per_cell
 
 

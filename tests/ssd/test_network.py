@@ -9,7 +9,14 @@ from multibox.build import build_network, network_shape
 from multibox.config import Config, OptimizerConfig
 from multibox.ssd.backbones.vgg import L2Norm
 from multibox.ssd.coding import CAFFE_VARIANCES, Variances, decode
-from multibox.ssd.default_boxes import SSD7_LEVELS, SSD300_VOC, SSD512_VOC, Level
+from multibox.ssd.default_boxes import (
+    SSD7_LEVELS,
+    SSD300_MOBILENET,
+    SSD300_VOC,
+    SSD512_VOC,
+    SSDLITE320,
+    Level,
+)
 from multibox.ssd.network import CAFFE, SSD, Traits, initialise, parameter_groups
 from multibox.structures import Output
 
@@ -23,6 +30,7 @@ from multibox.structures import Output
         ("ssd300-vgg16", 80, 34_305_206, 8_732),
         ("ssd512-vgg16", 20, 27_188_676, 24_564),
         ("ssd512-vgg16", 80, 36_038_196, 24_564),
+        ("ssdlite320-mobilenetv3", 90, 3_440_060, 3_234),
     ],
 )
 def test_parameters_and_outputs_are_as_many_as_the_original_s(
@@ -46,6 +54,10 @@ def test_parameters_and_outputs_are_as_many_as_the_original_s(
         ("ssd512-vgg16-bn", SSD512_VOC),
         ("ssd300-lite", SSD300_VOC),
         ("ssd300-efficientnet-lite0", SSD300_VOC),
+        ("ssd300-vgg16-bn-conv4", SSD300_VOC),
+        ("ssd300-mobilenetv1", SSD300_MOBILENET),
+        ("ssd300-mobilenetv2-lite", SSD300_MOBILENET),
+        ("ssdlite320-mobilenetv3", SSDLITE320),
         ("ssd7", SSD7_LEVELS),
     ],
 )

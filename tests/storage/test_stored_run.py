@@ -69,7 +69,9 @@ def test_its_report_is_written(stored: Path) -> None:
 
 def test_it_finds_things(stored: Path) -> None:
     picture = DATA / "JPEGImages" / "000004.jpg"
-    found = Detector.open(stored, device="cpu")(picture, score_threshold=0.0)
+    detector = Detector.open(stored, device="cpu")
+    assert (detector.stored_threshold, detector.score_threshold) == (None, 0.5)
+    found = detector(picture, score_threshold=0.0)
     assert {detection.name for detection in found} == {"disc", "square"}
 
 

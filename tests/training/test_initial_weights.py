@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from multibox.build import build_network
+from multibox import build
+from multibox.build import NETWORKS, build_network
 from multibox.errors import WeightsError
 from multibox.rng import torch_generator
 from multibox.ssd.default_boxes import SSD300_VOC
@@ -52,6 +54,31 @@ def test_outputs_go_by_name_and_the_rest_stays() -> None:
     for name, tensor in network.state_dict().items():
         if not name.startswith("logit_heads"):
             assert torch.equal(tensor, source.state_dict()[name])
+
+
+def test_only_the_last_layer_of_a_head_has_outputs_of_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first layer, of as many channels as outputs, is taken whole."""
+
+    def head(_: int, inputs: int, outputs: int) -> nn.Module:
+        first = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs)
+        return nn.Sequential(first, nn.ReLU(), nn.Conv2d(inputs, outputs, 1))
+
+    lite = NETWORKS["ssd300-lite"]
+    monkeypatch.setitem(build.NETWORKS, "ssd300-lite", lite._replace(head=head))
+    ours, theirs = ("a", "b"), ("b", "c", "d")
+    network, source, before = new(ours, 1), new(theirs, 2), new(ours, 1)
+    assert [*network.class_layers()] == [f"logit_heads.{level}.2" for level in range(6)]
+    transfer = initialise_from(network, ours, weights_of(source, theirs))
+    assert transfer.kept == {"b": "b"}
+    for level in range(6):
+        (found, _, last), (given, _, other), (_, _, old) = (
+            x.logit_heads[level] for x in (network, source, before)
+        )
+        assert torch.equal(found.weight, given.weight)
+        assert torch.equal(last.weight[2::3], other.weight[1::4])
+        assert torch.equal(last.weight[1::3], old.weight[1::3])
 
 
 def test_all_of_voc_is_known_to_coco() -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from tiny import TINY
 
-from multibox import build
+from multibox import Detector, build
 from multibox.commands.convert_data import convert_data
 from multibox.commands.demo.dataset import draw_dataset
 from multibox.commands.evaluate import evaluate_model
@@ -22,6 +22,7 @@ from multibox.errors import ConfigError, DataError
 from multibox.inference import detect_all
 from multibox.processes.signals import Interrupted
 from multibox.training import periodic_evaluation
+from multibox.weights.files import read_weights
 
 CONFIG = Config(
     network="tiny",
@@ -106,6 +107,7 @@ def test_best_weights_are_chosen_on_the_validation_split(
         "voc07": {"mAP": next(means), "AP": {}},
         "voc12": {"mAP": 0.0, "AP": {}},
         "coco": {"AP": 0.0},
+        "best_f1": None,
     }
     monkeypatch.setattr(periodic_evaluation, "score", faked)
     loaded: list[Any] = []
@@ -124,6 +126,53 @@ def test_best_weights_are_chosen_on_the_validation_split(
     assert any((loaded[6][name] != loaded[5][name]).any() for name in loaded[5])
 
 
+def thresholds(out: Path) -> dict[str, float | None]:
+    """The score threshold in the weights of each checkpoint."""
+    steps = sorted((out / "checkpoints").iterdir())
+    return {path.name: read_weights(path / "model.safetensors").score_threshold for path in steps}
+
+
+def test_the_weights_store_the_threshold_of_the_last_evaluation_on_the_validation_split(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.2, 0.3, None, 0.9])
+    faked = lambda *_: {  # noqa: E731
+        "voc07": {"mAP": 0.1, "AP": {}},
+        "voc12": {"mAP": 0.0, "AP": {}},
+        "coco": {"AP": 0.0},
+        "best_f1": (value := next(values)) and {"threshold": value},
+    }
+    monkeypatch.setattr(periodic_evaluation, "score", faked)
+    config = configured(evaluate_every=4, checkpoint_every=3, keep_checkpoints=9)
+    run(data, tmp_path / "a", config)
+    # The value of the test split, 0.9, is not stored.
+    assert thresholds(tmp_path / "a") == {
+        "step-00000000": None,
+        "step-00000003": None,
+        "step-00000004": 0.2,
+        "step-00000006": 0.2,
+        "step-00000008": 0.3,
+        "step-00000009": 0.3,
+        "step-00000012": None,
+    }
+
+
+def test_the_threshold_is_the_best_of_the_evaluation_also_after_a_resume(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(lr=0.02, evaluate_every=6, checkpoint_every=4, keep_checkpoints=9)
+    run(data, tmp_path / "whole", config)
+    found = thresholds(tmp_path / "whole")
+    for step in (6, 12):
+        file = tmp_path / "whole" / "evaluations" / f"step-{step:08d}.json"
+        assert found[f"step-{step:08d}"] == json.loads(file.read_text())["best_f1"]["threshold"]
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00000012")
+    run(data, tmp_path / "resumed", config)
+    assert thresholds(tmp_path / "resumed") == found
+    assert Detector.open(tmp_path / "whole").score_threshold == found["step-00000012"]
+
+
 def test_patience_stops_early_and_stays_stopped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +181,7 @@ def test_patience_stops_early_and_stays_stopped(
         "voc07": {"mAP": next(means), "AP": {}},
         "voc12": {"mAP": 0.0, "AP": {}},
         "coco": {"AP": 0.0},
+        "best_f1": None,
     }
     monkeypatch.setattr(periodic_evaluation, "score", faked)
     said = run(data, tmp_path / "a", configured(patience=2))

@@ -11,7 +11,7 @@ from oracles.caffemodel import STYLES, Style, caffemodel
 
 from multibox.errors import WeightsError
 from multibox.rng import stream
-from multibox.weights.caffe import CaffeLayer, parse_caffemodel
+from multibox.weights.caffe import CaffeLayer, PriorBox, parse_caffemodel
 from multibox.weights.foreign import read_foreign
 
 FILE = Path("some.caffemodel")
@@ -47,7 +47,7 @@ def test_all_styles_are_read(style: Style) -> None:
 
 def test_default_boxes_of_a_layer_are_found() -> None:
     data = caffemodel(small_layers()) + oracle.prior_box("prior", 21.0, clip=True)
-    assert parse(data)["prior"] == CaffeLayer([], 21.0, True)
+    assert parse(data)["prior"] == CaffeLayer([], PriorBox((21.0,), clip=True))
 
 
 def test_every_cut_is_refused_or_ends_between_layers() -> None:

@@ -17,18 +17,21 @@ from multibox.ssd.network import initialise
 from multibox.storage.run_folder import new_file
 from multibox.weights.files import make_header, read_weights
 from multibox.weights.layer_names import pytorch_names
+from multibox.weights.publishers import SSD_KERAS
 
 PYTORCH = ("torchvision", "ssd-pytorch", "lufficc")
 
 
-def our_file(path: Path, name: str, classes: tuple[str, ...]) -> Path:
+def our_file(
+    path: Path, name: str, classes: tuple[str, ...], threshold: float | None = None
+) -> Path:
     network = build_network(name, len(classes))
     generator = torch_generator(0, "test")
     initialise(network, generator)
     for buffer in (*network.parameters(), *network.buffers()):
         if buffer.ndim == 1:
             buffer.data.uniform_(0.5, 1.5, generator=generator)
-    header = make_header(network, name, classes, "CC0")
+    header = make_header(network, name, classes, "CC0", threshold)
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     safetensors.torch.save_file(state, path, metadata=header)
     return path
@@ -41,6 +44,7 @@ def our_file(path: Path, name: str, classes: tuple[str, ...]) -> Path:
         ("ssd512-vgg16", "lufficc"),
         ("ssd512-vgg16", "keras"),
         ("ssd7", "keras"),
+        ("ssdlite320-mobilenetv3", "torchvision"),
     ],
 )
 def test_there_and_back_is_bit_equal(tmp_path: Path, network: str, target: str) -> None:
@@ -54,6 +58,13 @@ def test_there_and_back_is_bit_equal(tmp_path: Path, network: str, target: str) 
     assert before.tensors.keys() == after.tensors.keys()
     for name, tensor in before.tensors.items():
         assert torch.equal(tensor, after.tensors[name]), name
+
+
+def test_a_threshold_that_a_file_cannot_hold_is_printed(tmp_path: Path) -> None:
+    ours = our_file(tmp_path / "ours.safetensors", "ssd7", ("cat", "dog"), 0.25)
+    lines = convert(ours, tmp_path / "theirs", target="keras")
+    note = f"give {SSD_KERAS.title} the score threshold, which its file cannot hold: 0.25"
+    assert lines[-1] == f"note: {note}"
 
 
 @pytest.fixture(scope="module")

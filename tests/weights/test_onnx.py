@@ -26,7 +26,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(build.NETWORKS, "tiny", TINY)
         network = tiny_network(fitted=FITTED)
-        header = make_header(network, "tiny", ("cat", "dog"), "CC0")
+        header = make_header(network, "tiny", ("cat", "dog"), "CC0", 0.25)
         safetensors.torch.save_file(network.state_dict(), folder / "a.safetensors", header)
         # Shape checks compare sizes, and the exporter would then treat the sizes as constants.
         patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
@@ -48,6 +48,7 @@ def test_the_runtime_detects_the_same_as_the_network(exported: Path, size: int) 
     settings = json.loads(metadata["suppression"])
     assert json.loads(metadata["classes"]) == ["cat", "dog"]
     assert metadata["licence"] == "CC0"
+    assert metadata["score_threshold"] == "0.25"
     assert len(json.loads(metadata["traits"])["fitted"]) == len(FITTED)
     for boxes, scores, expected in zip(*found, detections, strict=True):
         assert scores.shape == (len(network.default_boxes), 2)

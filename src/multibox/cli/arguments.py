@@ -15,6 +15,8 @@ from multibox.commands.convert import Target
 from multibox.config import Config, flatten
 from multibox.data.writing.converted_copy import DataFormat
 from multibox.errors import ConfigError
+from multibox.export.files import Format
+from multibox.export.files import Precision as ExportPrecision
 from multibox.recipes import RECIPES, ssd300_lite
 from multibox.ssd.network import Scales
 from multibox.weights.files import NO_LICENCE
@@ -108,7 +110,7 @@ class EvaluateArguments:
     """Compute the average precision of a trained network, or of VOC results files."""
 
     model: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[MODEL]")] = None
-    """Folder of a run or of a checkpoint, or a weights file."""
+    """Folder of a run or of a checkpoint, a weights file, or a file of export."""
     results: _OptionalPath = None
     """Evaluate these detections instead: a folder with results files of the VOC devkit
     (<name>_det_<split>_<class>.txt), or a JSON file in COCO's results format."""
@@ -147,13 +149,14 @@ class PredictArguments:
     """Detect objects in images; write the boxes as JSON and draw them."""
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
-    """Folder of a run or of a checkpoint, or a weights file."""
+    """Folder of a run or of a checkpoint, a weights file, or a file of export."""
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
     """Image files, or folders with image files."""
     out: Path
     """Folder for <image>.json (boxes) and <image>.jpg (drawn)."""
-    score_threshold: float = 0.5
-    """Leave out detections with a lower score, 0..1."""
+    score_threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Leave out detections with a lower score, 0..1. By default the threshold with the best F1 on
+    the validation split, which the weights of a run store, or else 0.5."""
     which: str = "last"
     """Checkpoint of the run: last, best or a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -171,11 +174,45 @@ class ConvertArguments:
     to: Target = "multibox"
     """Format of the new file."""
     classes: tuple[str, ...] = ()
-    """Class names of a foreign file that was trained on classes of its own."""
+    """Class names of a foreign file that was trained on classes of its own, or a .txt file with one
+    name on each line."""
     default_boxes: Scales | None = None
     """Default boxes of a foreign file that does not record them."""
     which: str = "last"
     """Checkpoint of the run: last, best or a step."""
+    licence: _OptionalText = None
+    """Licence of the weights; by default that of the source, if known."""
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Write a detector for ONNX Runtime or OpenVINO, and compare the file with the network.
+
+    The file resizes, normalises, decodes and suppresses boxes itself. A model card lies beside it.
+    """
+
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
+    """Folder of a run or of a checkpoint, or a weights file."""
+    out: Path
+    """The new file: .onnx, or .xml for OpenVINO."""
+    format: Format = "onnx"
+    """The runtime to write for."""
+    precision: ExportPrecision = "fp32"
+    """Number format of the layers. int8 is calibrated on training images."""
+    which: str = "last"
+    """Checkpoint of the run: last, best or a step."""
+    data: _OptionalPath = None
+    """Folder of the dataset. For a run, the default is the one it was trained on."""
+    split: _OptionalText = None
+    """Split to compare on. For a run, the default is its test split."""
+    calibration_split: _OptionalText = None
+    """int8: split to calibrate on. For a run, the default is its training split."""
+    images: int = 200
+    """Number of images to compare on, at most; evenly spaced in the split."""
+    calibration_images: int = 100
+    """int8: number of images to calibrate on, at most; evenly spaced in the split."""
+    max_loss: float = 0.01
+    """fp16 and int8: refuse a file that loses more average precision than this."""
     licence: _OptionalText = None
     """Licence of the weights; by default that of the source, if known."""
 
@@ -213,7 +250,8 @@ class BenchArguments:
     part: tyro.conf.Positional[Part]
     """The part: input pipeline, training step, detection, evaluation or prediction."""
     recipe: tyro.conf.Positional[str] = "ssd300-lite"
-    """Recipe with the network, the augmentation and the batch size."""
+    """Recipe with the network, the augmentation and the batch size.
+    For predict also an exported file: .onnx or .xml."""
     data: _OptionalPath = None
     """Dataset with the images; by default drawn images."""
     batch_size: int | None = None
@@ -224,6 +262,23 @@ class BenchArguments:
     """Device of the network. auto: a GPU if there is one."""
     json: bool = False
     """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
+class AblateArguments:
+    """Train a recipe with several changes and seeds, and say which changes help."""
+
+    table: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TABLE")]
+    """TOML file with a recipe, [options] of all runs and [changes.NAME] with options of train."""
+    data: Path
+    """Folder or .zip archive of the dataset. Its test split is not used."""
+    out: Path
+    """Folder for the runs and their results. To resume, repeat the same command."""
+    seeds: int = 3
+    """Number of seeds."""
+    folds: int = 0
+    """Evaluate on this many folds of the training split, one after the other. 0: evaluate on the
+    validation split."""
 
 
 @dataclass(frozen=True)
@@ -241,9 +296,11 @@ _Verb = (
     | Annotated[ReportArguments, tyro.conf.subcommand("report")]
     | Annotated[PredictArguments, tyro.conf.subcommand("predict")]
     | Annotated[ConvertArguments, tyro.conf.subcommand("convert")]
+    | Annotated[ExportArguments, tyro.conf.subcommand("export")]
     | Annotated[ConvertDataArguments, tyro.conf.subcommand("convert-data")]
     | Annotated[DownloadArguments, tyro.conf.subcommand("download")]
     | Annotated[BenchArguments, tyro.conf.subcommand("bench")]
+    | Annotated[AblateArguments, tyro.conf.subcommand("ablate")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
 )
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from multibox.cli.arguments import (
+    AblateArguments,
     BenchArguments,
     CheckArguments,
     ConvertArguments,
@@ -20,20 +21,23 @@ from multibox.cli.arguments import (
     DemoArguments,
     DownloadArguments,
     EvaluateArguments,
+    ExportArguments,
     PredictArguments,
     RecipeArguments,
     ReportArguments,
     TrainArguments,
     parse,
 )
+from multibox.commands.ablate import ablate
 from multibox.commands.automatic import AUTOMATIC, choose
-from multibox.commands.bench.bench import bench
+from multibox.commands.bench.bench import bench, bench_exported
 from multibox.commands.check import check, fix_summary, print_check
 from multibox.commands.check_labels import FOLDER, check_labels, is_run
 from multibox.commands.convert import convert
 from multibox.commands.convert_data import convert_data
 from multibox.commands.demo.demo import demo
 from multibox.commands.evaluate import evaluate_model, evaluate_results
+from multibox.commands.export import Checks, export
 from multibox.commands.predict import predict
 from multibox.commands.report import write_report
 from multibox.commands.train import Request, train
@@ -48,6 +52,7 @@ from multibox.errors import (
     counted,
     one_line,
 )
+from multibox.export.runtimes import is_exported
 from multibox.processes.distributed import is_first
 from multibox.processes.signals import Interrupted, end_at_once
 from multibox.recipes import RECIPES
@@ -105,6 +110,7 @@ def _run(verb: object, console: Console) -> int:
             objects = counted(found.objects, "object")
             text = f"{counted(found.images, 'image')} with {objects}, written to {verb.out}"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
+            console.print(found.score_threshold, highlight=False, markup=False)
             return DataError.exit_code if found.refusals else 0
         case ConvertArguments():
             lines = convert(
@@ -115,6 +121,26 @@ def _run(verb: object, console: Console) -> int:
                 classes=verb.classes,
                 scales=verb.default_boxes,
                 licence=verb.licence,
+            )
+            for line in lines:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            _print(verb.out)
+        case ExportArguments():
+            lines = export(
+                verb.model,
+                verb.out,
+                target=verb.format,
+                precision=verb.precision,
+                which=verb.which,
+                licence=verb.licence,
+                checks=Checks(
+                    verb.data,
+                    verb.split,
+                    verb.calibration_split,
+                    verb.images,
+                    verb.calibration_images,
+                    verb.max_loss,
+                ),
             )
             for line in lines:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -134,6 +160,8 @@ def _run(verb: object, console: Console) -> int:
                 _print(folder)
         case BenchArguments():
             _bench(verb)
+        case AblateArguments():
+            _ablate(verb, console)
         case DemoArguments():
             page = demo(verb.out, console)
             console.print("Summary page:", end=" ")
@@ -260,7 +288,8 @@ def _evaluate(verb: EvaluateArguments, console: Console) -> int:
 
 
 def _bench(verb: BenchArguments) -> None:
-    if verb.recipe not in RECIPES:
+    exported = verb.part == "predict" and is_exported(Path(verb.recipe))
+    if verb.recipe not in RECIPES and not exported:
         raise ConfigError(
             f"no recipe is called {verb.recipe!r}", remedy=f"Use one of {', '.join(RECIPES)}"
         )
@@ -269,14 +298,17 @@ def _bench(verb: BenchArguments) -> None:
         "--data": verb.data is not None and part not in ("data", "predict"),
         "--batch-size": verb.batch_size is not None and part != "step",
         "--compile": verb.compile and part != "step",
-        "--device": verb.device != "auto" and part == "evaluate",
+        "--device": verb.device != "auto" and (part == "evaluate" or exported),
     }
     _refuse_unused(f"bench {part}", unused)
-    config = RECIPES[verb.recipe]()
-    size = config.run.batch_size if verb.batch_size is None else verb.batch_size
-    run = replace(config.run, batch_size=size, compile=verb.compile)
-    config = replace(config, run=run)
-    figures = bench(verb.part, config, data=verb.data, device=verb.device)
+    if exported:
+        figures = bench_exported(Path(verb.recipe), data=verb.data)
+    else:
+        config = RECIPES[verb.recipe]()
+        size = config.run.batch_size if verb.batch_size is None else verb.batch_size
+        run = replace(config.run, batch_size=size, compile=verb.compile)
+        config = replace(config, run=run)
+        figures = bench(verb.part, config, data=verb.data, device=verb.device)
     if verb.json:
         rows = [figure._asdict() | {"images_per_second": figure.per_second} for figure in figures]
         _print(json.dumps({"part": verb.part, "recipe": verb.recipe, "figures": rows}))
@@ -288,6 +320,20 @@ def _bench(verb: BenchArguments) -> None:
         table.add_row(figure.name, ms, rate, beside)
     with _printing():
         Console().print(table)
+
+
+def _ablate(verb: AblateArguments, console: Console) -> None:
+    results = ablate(
+        verb.table, verb.data, verb.out, seeds=verb.seeds, folds=verb.folds, console=console
+    )
+    for metric in ("voc07", "coco"):
+        table = Table("change", "runs", f"mean AP ({metric})", "difference", "verdict")
+        table.columns[0].overflow = "fold"
+        for change, runs, mean, difference, error, verdict in results.effects(metric):
+            beside = f"{difference:+.4f} ± {error:.4f}" if verdict else ""
+            table.add_row(Text(change), str(runs), f"{mean:.4f}", beside, verdict)
+        with _printing():
+            Console().print(table)
 
 
 def _refuse_unused(what: str, unused: dict[str, bool]) -> None:

@@ -163,7 +163,8 @@ class _Search:
     def run(self, start: Sequence[Level]) -> tuple[Level, ...]:
         """Returns the best levels that a search from `start` finds."""
         others = max(([r for r in level.ratios if r != level.doubled] for level in start), key=len)
-        sizes = [level.min_size_px for level in start] + [start[-1].max_size_px]
+        last = start[-1].max_size_px or start[-1].min_size_px + 1
+        sizes = [*(level.min_size_px for level in start), last]
         values = [*map(float, (*map(round, sizes), *others, start[0].doubled))]
         best = self.best_of(self._with(values))
         score = self.score(best)
@@ -214,9 +215,10 @@ class _Search:
         for level, low, high in zip(self._levels, sizes[:-1], sizes[1:], strict=True):
             others = iter(values[len(sizes) : -1])
             ratios = [doubled if r == level.doubled else next(others) for r in level.ratios]
+            maximum = None if level.max_size_px is None else high
             made.append(
                 level._replace(
-                    min_size_px=low, max_size_px=high, ratios=tuple(ratios), doubled=doubled
+                    min_size_px=low, max_size_px=maximum, ratios=tuple(ratios), doubled=doubled
                 )
             )
         return tuple(made)
@@ -318,9 +320,13 @@ def _objects(
 def _table(levels: Sequence[Level]) -> Table:
     table = Table("map", "sizes (px)", "ratios of width to height")
     for level in levels:
-        ratios = [f"{r:.3g}" + " (both sizes)" * (r == level.doubled) for r in level.ratios]
+        both = level.max_size_px is not None
+        ratios = [
+            f"{r:.3g}" + " (both sizes)" * (both and r == level.doubled) for r in level.ratios
+        ]
         rows, columns = level.cells
-        second = math.sqrt(level.min_size_px * level.max_size_px)
-        sizes = f"{level.min_size_px:.0f}, {second:.0f}"
+        sizes = f"{level.min_size_px:.0f}"
+        if level.max_size_px is not None:
+            sizes += f", {math.sqrt(level.min_size_px * level.max_size_px):.0f}"
         table.add_row(f"{rows} x {columns}", sizes, ", ".join(ratios))
     return table

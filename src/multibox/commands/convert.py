@@ -12,19 +12,32 @@ from multibox.errors import WeightsError, one_line
 from multibox.ssd.default_boxes import Level
 from multibox.ssd.network import Scales
 from multibox.storage.run_folder import new_file
+from multibox.weights.class_names import read_class_names
 from multibox.weights.export import LEVELS, write_keras, write_pytorch
 from multibox.weights.files import Weights, checked_header, find_weights, load_network, read_weights
 from multibox.weights.foreign import TRUNKS, usual_scales
-from multibox.weights.publishers import LUFFICC, SSD_KERAS, SSD_PYTORCH, TORCHVISION, Origin
+from multibox.weights.publishers import (
+    LUFFICC,
+    QFGAOHAO,
+    SSD_KERAS,
+    SSD_PYTORCH,
+    TORCHVISION,
+    Origin,
+)
+from multibox.weights.qfgaohao import VGG, WRITTEN, write_qfgaohao
+from multibox.weights.ssdlite import SSDLITE
 
-Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "keras"]
+Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "qfgaohao", "keras"]
 
 _ORIGINS: dict[Target, Origin] = {
     "torchvision": TORCHVISION,
     "ssd-pytorch": SSD_PYTORCH,
     "lufficc": LUFFICC,
+    "qfgaohao": QFGAOHAO,
     "keras": SSD_KERAS,
 }
+# What the targets have besides SSD300 and SSD512.
+_OTHERS: dict[Target, tuple[str, ...]] = {"torchvision": (SSDLITE,), "keras": ("ssd7",)}
 # Means that differ by less change no pixel by a hundredth of a level.
 _SAME_MEAN = 0.01
 
@@ -47,6 +60,7 @@ def convert(
         target: Its format.
         which: For a run: `last`, `best` or a step.
         classes: Class names, for a foreign file that was trained on other classes than VOC or COCO.
+            A single `.txt` file has one name on each line.
         scales: Default boxes of a foreign file that does not record them.
         licence: Licence of the weights; by default that of the source.
 
@@ -54,6 +68,7 @@ def convert(
         WeightsError: The source cannot be used, or the target does not have its network.
         StorageError: The new file exists, or cannot be written.
     """
+    classes = read_class_names(classes)
     weights = read_weights(find_weights(source, which), classes=classes, scales=scales)
     if licence is not None:
         weights = weights._replace(licence=licence)
@@ -63,7 +78,7 @@ def convert(
         with new_file(out) as temporary:
             safetensors.torch.save_file(weights.tensors, temporary, metadata=header)
         return lines
-    known = (*LEVELS, "ssd7") if target == "keras" else tuple(LEVELS)
+    known = WRITTEN if target == "qfgaohao" else (*LEVELS, *_OTHERS.get(target, ()))
     if weights.network not in known:
         raise WeightsError(
             f"is a {weights.network}, which {target} does not have",
@@ -74,6 +89,8 @@ def convert(
     with new_file(out) as temporary:
         if target == "keras":
             write_keras(temporary, weights.network, weights.tensors)
+        elif target == "qfgaohao":
+            write_qfgaohao(temporary, weights.network, weights.tensors)
         else:
             write_pytorch(temporary, weights.network, weights.tensors, target)
     return [*lines, *_differences(weights, target)]
@@ -94,26 +111,38 @@ def introduction(weights: Weights) -> list[str]:
         boxes = "fitted to the training data" if traits.fitted else traits.scales
         lines.append(f"default boxes: {boxes}{clipped}")
     lines.append(f"pixels: RGB minus ({mean}), times {traits.pixel_scale:g}")
+    if weights.score_threshold is not None:
+        lines.append(f"score threshold: {weights.score_threshold:.4g}")
     return [*lines, f"licence: {weights.licence}"]
 
 
 def describe(levels: Sequence[Level]) -> list[str]:
     """Returns a line for each level: its map, and the size and ratios of its default boxes."""
-    return [
-        f"{rows} x {columns} cells: {low:.0f} pixels at ratios {', '.join(map(str, ratios))}, "
-        f"and {math.sqrt(low * high):.1f} pixels at ratio {doubled}"
-        for (rows, columns), _, low, high, ratios, doubled in levels
-    ]
+    lines = []
+    for (rows, columns), _, low, high, ratios, doubled in levels:
+        line = f"{rows} x {columns} cells: {low:.0f} pixels at ratios {', '.join(map(str, ratios))}"
+        if high is not None:
+            line += f", and {math.sqrt(low * high):.1f} pixels at ratio {doubled}"
+        lines.append(line)
+    return lines
 
 
 def _differences(weights: Weights, target: Target) -> list[str]:
     """Returns lines on how the target's own code differs from the network that was trained."""
     own, origin = weights.traits, _ORIGINS[target]
     found = []
+    if weights.score_threshold is not None:
+        found.append(
+            f"note: give {origin.title} the score threshold, which its file cannot hold: "
+            f"{weights.score_threshold:.4g}"
+        )
     if own.fitted:
         found.append(f"note: give {origin.title} these default boxes, which its file cannot hold:")
         found += [f"  {line}" for line in describe(own.fitted)]
-    if weights.network == "ssd7":
+    if target == "qfgaohao" and weights.network == VGG:
+        found.append(f"note: only {origin.title} before its commit 780b58a can load this file")
+    if weights.network not in LEVELS:
+        # The original has the traits of our architecture.
         return found
     if not own.fitted and own.scales != usual_scales(origin, len(weights.classes)):
         found.append(f"note: give {origin.title} the default boxes for {own.scales}")

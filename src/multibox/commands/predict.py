@@ -21,15 +21,18 @@ class Predicted(NamedTuple):
         images: Number of images.
         objects: Number of objects that were detected in them.
         refusals: The errors of the images that cannot be read.
+        score_threshold: The threshold that was used, and where it is from, as a sentence without a
+            full stop.
     """
 
     images: int
     objects: int
     refusals: list[MultiboxError]
+    score_threshold: str
 
 
 def predict(
-    detector: Detector, images: Sequence[Path], *, out: Path, score_threshold: float
+    detector: Detector, images: Sequence[Path], *, out: Path, score_threshold: float | None = None
 ) -> Predicted:
     """Writes `<image>.json` (boxes) and `<image>.jpg` (drawn boxes) for each image.
 
@@ -39,7 +42,8 @@ def predict(
         detector: Detects the objects.
         images: The image files. A folder stands for all image files directly in it.
         out: Folder to write to; created if it does not exist.
-        score_threshold: Detections with a lower score are left out, 0..1.
+        score_threshold: Detections with a lower score are left out, 0..1. None: the one that the
+            weights store, or else `DEFAULT_SCORE_THRESHOLD`.
 
     Raises:
         ConfigError: `images` is empty, or `score_threshold` is out of range.
@@ -49,8 +53,9 @@ def predict(
     """
     if not images:
         raise ConfigError("no image is given", remedy="Name at least one image file or folder")
-    if not 0 <= score_threshold <= 1:
-        raise ConfigError(f"score_threshold is {score_threshold}, but scores lie in 0..1")
+    threshold = detector.score_threshold if score_threshold is None else score_threshold
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"score_threshold is {threshold}, but scores lie in 0..1")
     refusals: list[MultiboxError] = []
     objects = 0
     images = _files(images)
@@ -67,15 +72,21 @@ def predict(
         except MultiboxError as error:
             refusals.append(error)
             continue
-        found = detector.detect(pixels, score_threshold=score_threshold)
+        found = detector.detect(pixels, score_threshold=threshold)
         height, width = pixels.shape[:2]
         named = [detection._asdict() for detection in detector.name(found, pixels)]
         objects += len(named)
         record = {"image": str(path), "width": width, "height": height, "detections": named}
         write_json(out / f"{name}.json", record)
-        draw_detections(pixels, found, detector.classes, score_threshold=score_threshold)
+        draw_detections(pixels, found, detector.classes, score_threshold=threshold)
         write_picture(out / f"{name}.jpg", pixels)
-    return Predicted(len(images) - len(refusals), objects, refusals)
+    source = "the best F1 on the validation split"
+    if score_threshold is not None:
+        source = "as given"
+    elif detector.stored_threshold is None:
+        source = "because the weights do not store one"
+    used = f"score threshold {threshold:.4g}, {source}"
+    return Predicted(len(images) - len(refusals), objects, refusals, used)
 
 
 def _files(images: Sequence[Path]) -> list[Path]:

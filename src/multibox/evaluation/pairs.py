@@ -1,7 +1,7 @@
-"""Pairs the detections and objects of the same image."""
+"""Pairs the detections and objects of the same image, and measures how much they overlap."""
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 
 def of_the_same_image(
@@ -30,3 +30,33 @@ def place_among_equals(values: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N
     places = np.empty(len(values), np.int64)
     places[order] = np.arange(len(values)) - np.repeat(new, np.diff(new, append=len(values)))
     return places
+
+
+def overlaps(
+    a: Float64[np.ndarray, "P 4"], b: Float64[np.ndarray, "P 4"], *, last_pixels: bool
+) -> Float64[np.ndarray, " P"]:
+    """Returns the intersection over union of pairs of boxes.
+
+    Args:
+        a: xyxy in pixels.
+        b: xyxy in pixels.
+        last_pixels: Whether a box includes its last pixels, as in the VOC devkit.
+    """
+    width, height = _sides(np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:]))
+    intersection = (width + last_pixels).clip(min=0) * (height + last_pixels).clip(min=0)
+    areas = [
+        (width + last_pixels) * (height + last_pixels)
+        for width, height in (_sides(box[:, :2], box[:, 2:]) for box in (a, b))
+    ]
+    union = areas[0] + areas[1] - intersection
+    result: np.ndarray = np.divide(
+        intersection, union, out=np.zeros(len(a)), where=intersection > 0
+    )
+    return result
+
+
+def _sides(
+    low: Float64[np.ndarray, "P 2"], high: Float64[np.ndarray, "P 2"]
+) -> tuple[Float64[np.ndarray, " P"], Float64[np.ndarray, " P"]]:
+    width, height = (high - low).T
+    return width, height

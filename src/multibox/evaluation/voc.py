@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from multibox.errors import DataError
-from multibox.evaluation.pairs import of_the_same_image
+from multibox.evaluation.pairs import of_the_same_image, overlaps
 
 VocMetric = Literal["voc07", "voc12"]
 
@@ -59,6 +59,28 @@ class ClassObjects(NamedTuple):
     boxes_px: Float64[np.ndarray, "G 4"]
     difficult: Bool[np.ndarray, " G"]
     areas_px2: Float64[np.ndarray, " G"] | None = None
+
+
+class Verdicts(NamedTuple):
+    """How the detections of one class are judged, by descending score.
+
+    Attributes:
+        order: int64 (N,), the index of the detection in its `ClassDetections`.
+        images: int64 (N,), the index of the image in the image set.
+        scores: float64 (N,), descending.
+        hit: int64 (N,), the index of the object that it hits; -1 if it hits none.
+        right: bool (N,), whether it is the first that hits its object.
+        counts: bool (N,), False if it hits a difficult object.
+        num_objects: Number of objects that are not difficult.
+    """
+
+    order: Int64[np.ndarray, " N"]
+    images: Int64[np.ndarray, " N"]
+    scores: Float64[np.ndarray, " N"]
+    hit: Int64[np.ndarray, " N"]
+    right: Bool[np.ndarray, " N"]
+    counts: Bool[np.ndarray, " N"]
+    num_objects: int
 
 
 class Curve(NamedTuple):
@@ -125,11 +147,19 @@ def voc_curves(
     Raises:
         DataError: There are detections of a class that is not among the objects'.
     """
+    return {name: curve_of(each) for name, each in judge_classes(detections, objects).items()}
+
+
+def judge_classes(
+    detections: Mapping[str, ClassDetections], objects: Mapping[str, ClassObjects]
+) -> dict[str, Verdicts]:
+    """Returns the verdicts on the detections of every class in `objects`.
+
+    Raises:
+        DataError: There are detections of a class that is not among the objects'.
+    """
     require_ground_truth(detections, objects)
-    return {
-        name: precision_recall(detections.get(name, NO_DETECTIONS), objects[name])
-        for name in objects
-    }
+    return {name: judge(detections.get(name, NO_DETECTIONS), objects[name]) for name in objects}
 
 
 def average(curves: dict[str, Curve], metric: VocMetric) -> VocResult:
@@ -153,10 +183,10 @@ def require_ground_truth(
         )
 
 
-def precision_recall(
+def judge(
     detections: ClassDetections, objects: ClassObjects, *, iou_threshold: float = 0.5
-) -> Curve:
-    """Returns the curve of one class (`VOCevaldet.m`).
+) -> Verdicts:
+    """Returns which detections of one class are right (`VOCevaldet.m`).
 
     Each detection is compared only with the object that it overlaps most, or the first of several.
     It is right if no detection with a higher score has hit that object.
@@ -168,20 +198,40 @@ def precision_recall(
     """
     # MATLAB's sort is stable: equal scores keep the order of the file.
     order = np.argsort(-detections.scores, kind="stable")
-    overlaps, nearest = _nearest_objects(detections, objects)
-    nearest = nearest[order]
-    hits = np.flatnonzero(overlaps[order] >= iou_threshold)
+    largest, nearest = _nearest_objects(detections, objects)
+    hit = np.where(largest >= iou_threshold, nearest, -1)[order]
+    hits = np.flatnonzero(hit >= 0)
     counts = np.ones(len(order), dtype=bool)
-    counts[hits[objects.difficult[nearest[hits]]]] = False
-    _, first = np.unique(nearest[hits], return_index=True)
+    counts[hits[objects.difficult[hit[hits]]]] = False
+    _, first = np.unique(hit[hits], return_index=True)
     right = np.zeros(len(order), dtype=bool)
     right[hits[first]] = True
-    num_right = np.cumsum(right[counts])
-    num_objects = int(np.count_nonzero(~objects.difficult))
+    return Verdicts(
+        order,
+        detections.images[order],
+        detections.scores[order],
+        hit,
+        right & counts,
+        counts,
+        int((~objects.difficult).sum()),
+    )
+
+
+def precision_recall(
+    detections: ClassDetections, objects: ClassObjects, *, iou_threshold: float = 0.5
+) -> Curve:
+    """Returns the curve of one class. The arguments are as in `judge`."""
+    return curve_of(judge(detections, objects, iou_threshold=iou_threshold))
+
+
+def curve_of(verdicts: Verdicts) -> Curve:
+    """Returns the curve of the judged detections of one class."""
+    counts, num_objects = verdicts.counts, verdicts.num_objects
+    num_right = np.cumsum(verdicts.right[counts])
     return Curve(
         recall=num_right / num_objects if num_objects else np.full(len(num_right), np.nan),
         precision=num_right / np.arange(1, len(num_right) + 1),
-        scores=detections.scores[order][counts],
+        scores=verdicts.scores[counts],
         num_objects=num_objects,
     )
 
@@ -239,34 +289,15 @@ def _nearest_objects(
     If the image has no object, the overlap is 0 and the index -1.
     """
     detection, index = of_the_same_image(detections.images, objects.images)
-    overlaps, nearest = np.zeros(len(detections.images)), np.full(len(detections.images), -1)
+    largest, nearest = np.zeros(len(detections.images)), np.full(len(detections.images), -1)
     if not len(detection):
-        return overlaps, nearest
+        return largest, nearest
     first_pair = np.flatnonzero(np.diff(detection, prepend=-1))
     paired = detection[first_pair]
     place = np.repeat(np.arange(len(paired)), np.diff(first_pair, append=len(detection)))
-    overlap = _overlaps(detections.boxes_px[detection], objects.boxes_px[index])
+    overlap = overlaps(detections.boxes_px[detection], objects.boxes_px[index], last_pixels=True)
     best = np.maximum.reduceat(overlap, first_pair)
     ties = np.flatnonzero(overlap == best[place])
     _, first = np.unique(place[ties], return_index=True)
-    overlaps[paired], nearest[paired] = best, index[ties[first]]
-    return overlaps, nearest
-
-
-def _overlaps(
-    a: Float64[np.ndarray, "P 4"], b: Float64[np.ndarray, "P 4"]
-) -> Float64[np.ndarray, " P"]:
-    """Returns the devkit's intersection over union of pairs. A box includes its last pixels."""
-    width, height = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + 1).T
-    intersection = width.clip(min=0) * height.clip(min=0)
-    union = _area(a) + _area(b) - intersection
-    overlaps: np.ndarray = np.divide(
-        intersection, union, out=np.zeros(len(a)), where=intersection > 0
-    )
-    return overlaps
-
-
-def _area(boxes_px: Float64[np.ndarray, "P 4"]) -> Float64[np.ndarray, " P"]:
-    width, height = (boxes_px[:, 2:] - boxes_px[:, :2] + 1).T
-    area: np.ndarray = width * height
-    return area
+    largest[paired], nearest[paired] = best, index[ties[first]]
+    return largest, nearest

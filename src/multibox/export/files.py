@@ -1,18 +1,16 @@
 """Writes exported files: ONNX, and OpenVINO's pair of .xml and .bin."""
 
 import importlib.util
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
 from multibox.errors import ConfigError
-from multibox.ssd.detect import DetectionSettings
 from multibox.ssd.network import SSD
 
 if TYPE_CHECKING:
@@ -95,7 +93,7 @@ def build(
         inner,
         network.image_size_px,
         (len(network.default_boxes), network.num_classes),
-        DetectionSettings(clip=network.traits.clip_detections),
+        network.traits.detection,
         skip_resizing=format_ == "onnx",
     )
 
@@ -127,9 +125,3 @@ def write(
     for key, value in header.items():
         converted.set_rt_info(value, [SECTION, key])
     package.save_model(converted, path, compress_to_fp16=precision == "fp16")
-
-
-def suppression_json(clip: bool) -> str:
-    """Returns the thresholds in the graph, for the metadata."""
-    settings: dict[str, Any] = DetectionSettings(clip=clip)._asdict()
-    return json.dumps(settings)

@@ -3,9 +3,9 @@
     images (B, H, W, 3) uint8 RGB  ->  boxes (B, N, 4), scores (B, N), labels (B, N)
 
 The images of a batch may have any size, but all of them the same. The graph resizes them to the
-input of the network with the same bits as OpenCV's INTER_LINEAR, and suppresses boxes by the rule of
-`ssd/detect.py`. Boxes are xyxy in pixels of the given images, clipped to them. Rows are sorted by
-descending score. Rows without a detection come last, with the score 0, the label -1 and zeros.
+input of the network with the same bits as OpenCV's INTER_LINEAR, and suppresses boxes by the rule
+of `ssd/detect.py`. Boxes are xyxy in pixels of the given images, clipped to them. Rows are sorted
+by descending score. Rows without a detection come last, with the score 0, the label -1 and zeros.
 
 OpenCV resizes with whole numbers (`HResizeLinear` and `VResizeLinear` of its `resize.cpp`): weights
 are in 2048ths, and two shifts drop digits. Products of up to 24 bits are exact in float32, and the
@@ -46,13 +46,18 @@ def detector_graph(
     )
     per_class = min(settings.per_class, shape[0])
     per_image = min(settings.per_image, shape[1] * per_class)
-    before = _parse(inner, f"(uint8[B, H, W, 3] {IMAGES}) => (pixels)", _resizing(*size, skip=skip_resizing))
+    before = _parse(
+        inner, f"(uint8[B, H, W, 3] {IMAGES}) => (pixels)", _resizing(*size, skip=skip_resizing)
+    )
     lines = _suppression(per_class, per_image, shape[1], settings)
     after = _parse(inner, "(images, unit_boxes, class_scores) => (boxes, scores, labels)", lines)
     outputs = [
         onnx.helper.make_tensor_value_info(name, kind, ["B", per_image, *rest])
         for name, kind, rest in zip(
-            OUTPUTS, (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64), ([4], [], []), strict=True
+            OUTPUTS,
+            (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64),
+            ([4], [], []),
+            strict=True,
         )
     ]
     graph = onnx.helper.make_graph(
@@ -214,8 +219,8 @@ def _suppression(
 ) -> str:
     """Returns the suppression. A group is a class of an image.
 
-    TopK takes the lower index first if values are equal, so ties are broken as in `detect`: by class,
-    then by default box.
+    TopK takes the lower index first if values are equal, so ties are broken as in `detect`: by
+    class, then by default box.
     """
     return f"""
     by_class = Transpose<perm = [0, 2, 1]>(class_scores)
@@ -230,7 +235,9 @@ def _suppression(
     grouped_scores = Reshape(best_scores, score_groups)
     iou_threshold = Constant<value_float = {settings.iou_threshold!r}>()
     score_threshold = Constant<value_float = {settings.score_threshold!r}>()
-    kept = NonMaxSuppression(grouped_boxes, grouped_scores, per_class, iou_threshold, score_threshold)
+    kept = NonMaxSuppression(
+      grouped_boxes, grouped_scores, per_class, iou_threshold, score_threshold
+    )
     zero_index = Constant<value_int = 0>()
     two_index = Constant<value_int = 2>()
     kept_groups = Gather<axis = 1>(kept, zero_index)

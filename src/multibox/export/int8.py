@@ -10,7 +10,7 @@ import onnx
 from jaxtyping import UInt8
 from onnx import ModelProto, NodeProto
 
-# Layers of the backbone and the heads. Normalisation of the pixels, decoding and softmax stay float.
+# Layers of the backbone and the heads. Normalisation, decoding and softmax stay float32.
 _LAYERS = ["Conv", "Relu", "Clip", "Add", "MaxPool", "Resize"]
 
 
@@ -26,7 +26,7 @@ def quantised(network: ModelProto, images: Iterable[UInt8[np.ndarray, "H W 3"]])
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # it has no types
         def __init__(self) -> None:
             self._images = iter(images)
 

@@ -20,6 +20,7 @@ from multibox.errors import WeightsError
 from multibox.export.files import SECTION, SUFFIXES, openvino, require
 from multibox.structures import Detections
 from multibox.weights.files import FORMAT, NO_LICENCE
+from multibox.weights.score_threshold import read_threshold
 
 _MAX_BYTES = 1 << 30
 _MAX_XML_BYTES = 1 << 26
@@ -39,12 +40,14 @@ class ExportedDetector:
         image_size_px: (height, width) of the network's input. Images of this size need no resizing.
         header: The metadata of the file.
         licence: Terms of use.
+        score_threshold: The score threshold that the file stores, or None.
     """
 
     def __init__(self, run: Run, header: Mapping[str, str], file: Path) -> None:
         self.header, self._run, self._file = dict(header), run, file
         self.classes, self.image_size_px = _checked(self.header, file)
         self.licence = self.header.get("licence", NO_LICENCE)
+        self.score_threshold = read_threshold(self.header, file)
 
     def detect(
         self, images: UInt8[np.ndarray, "B H W 3"], *, score_threshold: float = 0.0
@@ -77,7 +80,9 @@ class ExportedDetector:
         for box, score, label in zip(unit, scores.astype(np.float32), labels, strict=True):
             kept = (label >= 0) & (score >= np.float32(score_threshold))
             found.append(
-                Detections(*(torch.from_numpy(x[kept]) for x in (box, score, label.astype(np.int64))))
+                Detections(
+                    *(torch.from_numpy(x[kept]) for x in (box, score, label.astype(np.int64)))
+                )
             )
         return found
 
@@ -122,7 +127,7 @@ def _first_line(error: Exception) -> str:
 def _open_onnx(path: Path) -> ExportedDetector:
     import onnx
     import onnxruntime
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     data = _read(path, _MAX_BYTES)
     try:
@@ -195,7 +200,10 @@ def _open_openvino(path: Path) -> ExportedDetector:
             raise WeightsError("has a loop or a branch", file=path, position=position)
         for constant in layer.findall("data[@offset]"):
             ends = [constant.get(key, "") for key in ("offset", "size")]
-            if not all(re.fullmatch(r"\d{1,12}", end) for end in ends) or sum(map(int, ends)) > size:
+            if (
+                not all(re.fullmatch(r"\d{1,12}", end) for end in ends)
+                or sum(map(int, ends)) > size
+            ):
                 raise WeightsError("refers beyond the .bin file", file=path, position=position)
     package = openvino()
     options = {

@@ -19,6 +19,8 @@ from multibox.structures import MEAN_RGB, Detections, Output
 
 Scales = Literal["voc", "coco"]
 
+_CAFFE_DETECTION = DetectionSettings()
+
 
 class Traits(NamedTuple):
     """Differences between published implementations of an architecture. Defaults: Caffe, VOC.
@@ -31,6 +33,10 @@ class Traits(NamedTuple):
         whole_scales: Whether their scales are truncated to whole pixels.
         clip_detections: Whether detected boxes are clipped to the image before suppression.
         fitted: Default boxes that were fitted to a dataset and replace the table; may be empty.
+        score_threshold: Only higher scores become detections.
+        per_class: Maximum number of candidates of a class before suppression.
+        iou_threshold: A box is suppressed if its IoU with a better one is larger.
+        per_image: Maximum number of detections of an image.
     """
 
     mean_rgb: tuple[float, float, float] = MEAN_RGB
@@ -40,6 +46,21 @@ class Traits(NamedTuple):
     whole_scales: bool = True
     clip_detections: bool = False
     fitted: tuple[Level, ...] = ()
+    score_threshold: float = _CAFFE_DETECTION.score_threshold
+    per_class: int = _CAFFE_DETECTION.per_class
+    iou_threshold: float = _CAFFE_DETECTION.iou_threshold
+    per_image: int = _CAFFE_DETECTION.per_image
+
+    @property
+    def detection(self) -> DetectionSettings:
+        """The settings that turn outputs into detections."""
+        return DetectionSettings(
+            self.score_threshold,
+            self.per_class,
+            self.iou_threshold,
+            self.per_image,
+            self.clip_detections,
+        )
 
 
 CAFFE = Traits()
@@ -60,12 +81,19 @@ class Backbone(Protocol):
 
 
 Head = Callable[[int, int, int], nn.Module]
-"""Returns a new head for a level, a number of input channels and a number of output channels."""
+"""Returns a new head for a level, a number of input channels and a number of output channels.
+
+The last layer of a head is a convolution with a bias."""
 
 
 def convolution(_level: int, inputs: int, outputs: int) -> nn.Module:
     """Returns SSD's own head, the same for every level: a 3x3 convolution."""
     return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def pointwise(_level: int, inputs: int, outputs: int) -> nn.Module:
+    """Returns the head of MobileNet-SSD, the same for every level: a 1x1 convolution."""
+    return nn.Conv2d(inputs, outputs, 1)
 
 
 class SSD(nn.Module):
@@ -76,7 +104,7 @@ class SSD(nn.Module):
         levels: The default boxes of each feature map: `traits.fitted`, or else `traits.scales`.
         image_size_px: (height, width) of the input.
         num_classes: C, without the background.
-        traits: Normalisation of pixels, clipping of default boxes and detections.
+        traits: Normalisation of pixels, clipping of default boxes, settings of the detection.
         variances: The variances of the offsets.
         head: Makes the heads.
 
@@ -148,6 +176,17 @@ class SSD(nn.Module):
         logits = [head(x) for head, x in zip(self.logit_heads, maps, strict=True)]
         return Output(_by_box(offsets, 4), _by_box(logits, self.num_classes + 1))
 
+    def class_layers(self) -> dict[str, nn.Conv2d]:
+        """Returns the last layer of each head for the logits by its name in the state dict.
+
+        Their outputs belong to classes: (default box of the cell, class), class 0 first.
+        """
+        last = [
+            [*head.named_modules(prefix=f"logit_heads.{level}")][-1]
+            for level, head in enumerate(self.logit_heads)
+        ]
+        return {name: cast(nn.Conv2d, layer) for name, layer in last}
+
     def detect(self, output: Output, *, score_threshold: float = 0.0) -> list[Detections]:
         """Returns the detections of each image from an output of this network (see `detect`).
 
@@ -156,7 +195,7 @@ class SSD(nn.Module):
             score_threshold: Removes detections with a lower score. It does not change the others,
                 because only better detections can suppress a detection.
         """
-        settings = DetectionSettings(clip=self.traits.clip_detections)
+        settings = self.traits.detection
         below = torch.nextafter(torch.tensor(score_threshold), torch.tensor(-1.0)).item()
         settings = settings._replace(score_threshold=max(settings.score_threshold, below))
         return detect(output, self.default_boxes, settings, self.variances)

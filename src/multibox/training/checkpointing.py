@@ -13,6 +13,7 @@ from multibox.processes.distributed import Processes, agree, from_first
 from multibox.storage import checkpoint as checkpoints
 from multibox.storage.checkpoint import Checkpoint
 from multibox.training.train_step import Learner
+from multibox.weights.score_threshold import threshold_header
 
 
 @dataclass
@@ -28,6 +29,8 @@ class TrainingState:
         evaluations_since_best: Number of evaluations after the best one.
         lr_scale: Factor of the learning rate; each rollback halves it.
         journal: Length of `metrics.jsonl` when the checkpoint was saved, in bytes.
+        score_threshold: The score with the best F1 in the last evaluation on the validation split;
+            None before the first, or if no detection was right.
     """
 
     lr: float
@@ -37,6 +40,7 @@ class TrainingState:
     evaluations_since_best: int = 0
     lr_scale: float = 1.0
     journal: int = 0
+    score_threshold: float | None = None
 
 
 class Checkpointer:
@@ -75,7 +79,8 @@ class Checkpointer:
         """
         learner, numbers = self._learner, dataclasses.asdict(state)
         checkpoint = Checkpoint(step, learner.model(), learner.optimizer(), numbers)
-        checkpoints.save(self._folder, checkpoint, metadata=self._metadata)
+        metadata = {**self._metadata, **threshold_header(state.score_threshold)}
+        checkpoints.save(self._folder, checkpoint, metadata=metadata)
         self._prune(state)
 
     def resume(self) -> tuple[int, TrainingState] | None:

@@ -12,6 +12,7 @@ from multibox.weights.class_names import COCO_OF_VOC
 from multibox.weights.files import Weights
 
 _LOGITS = "logit_heads."
+_KINDS = ("weight", "bias")
 
 
 class Transfer(NamedTuple):
@@ -45,6 +46,7 @@ def initialise_from(network: SSD, classes: tuple[str, ...], weights: Weights) ->
     """
     state = network.state_dict()
     kept = _common(classes, weights.classes)
+    by_class = {f"{layer}.{kind}" for layer in network.class_layers() for kind in _KINDS}
     random = []
     taken = []
     for name, own in state.items():
@@ -52,7 +54,7 @@ def initialise_from(network: SSD, classes: tuple[str, ...], weights: Weights) ->
         if given is None or given.ndim != own.ndim:
             random.append(name)
             continue
-        if name.startswith(_LOGITS) and classes != weights.classes:
+        if name in by_class and classes != weights.classes:
             given = _by_class(own, given, classes, weights.classes, kept)
             if len(kept) < len(classes):
                 random.append(name)
@@ -67,7 +69,7 @@ def initialise_from(network: SSD, classes: tuple[str, ...], weights: Weights) ->
             file=weights.path,
         )
     network.load_state_dict(state)
-    if not any(name.startswith(_LOGITS) for name in taken):
+    if by_class.isdisjoint(taken):
         kept = {}
     return Transfer(kept, tuple(dict.fromkeys(random)), _notes(network, weights))
 

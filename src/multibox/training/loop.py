@@ -258,7 +258,7 @@ class Loop:
     def _evaluate(self) -> None:
         context, step = self._context, self._step
         with self._display.busy("average precision") as clock:
-            means = evaluate_periodically(
+            means, self._state.score_threshold = evaluate_periodically(
                 self._evaluated_network(),
                 context.validation_set,
                 self._evaluation_settings(),
@@ -292,7 +292,8 @@ class Loop:
             step = best["step"]
             network.load_state_dict(self._checkpointer.model(step))
         with self._display.busy("average precision on the test split") as clock:
-            means = evaluate_periodically(
+            # The score threshold comes from the validation split only.
+            means, _ = evaluate_periodically(
                 network,
                 context.test_set,
                 self._evaluation_settings(),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,19 @@ SHOWN_SCORE = 0.5
 """Detections with a lower score are not drawn."""
 
 
+class Figures(NamedTuple):
+    """The figures of an evaluation that the run needs.
+
+    Attributes:
+        means: The mean average precision by metric: `voc07`, `voc12` and `coco`. It is None if
+            there are no objects.
+        score_threshold: The score with the best F1 over all classes; None if no detection is right.
+    """
+
+    means: dict[str, float | None]
+    score_threshold: float | None
+
+
 def evaluate_periodically(
     network: SSD,
     dataset: Dataset,
@@ -36,8 +50,8 @@ def evaluate_periodically(
     folder: Path,
     name: str,
     step: int,
-) -> dict[str, float | None]:
-    """Evaluates the network of a run on a split.
+) -> Figures:
+    """Evaluates the network of a run on a split, and returns the figures.
 
     The first process writes `evaluations/<name>.json`, results files in the VOC devkit's format in
     `evaluations/<name>/`, and pictures of some images in `samples/`.
@@ -49,10 +63,6 @@ def evaluate_periodically(
         folder: The run's folder.
         name: Name of the files.
         step: The number of completed steps.
-
-    Returns:
-        The mean average precision by metric: `voc07`, `voc12` and `coco`. It is None if there are
-        no objects.
     """
     found = detect_all(network, dataset, settings)
     objects, by_class = objects_by_class(dataset), detections_by_class(dataset, found)
@@ -74,11 +84,9 @@ def evaluate_periodically(
         files += _draw_samples(folder, name, dataset, found)
         # The next checkpoint records this evaluation as done, so its files must be on the disk.
         sync_files(folder, files)
-    return {
-        "voc07": metrics["voc07"]["mAP"],
-        "voc12": metrics["voc12"]["mAP"],
-        "coco": metrics["coco"]["AP"],
-    }
+    means = {name: metrics[name]["mAP"] for name in ("voc07", "voc12")}
+    best = metrics["best_f1"]
+    return Figures(means | {"coco": metrics["coco"]["AP"]}, best and best["threshold"])
 
 
 def _draw_samples(

@@ -4,7 +4,8 @@ A `.caffemodel` is a `NetParameter` message of `caffe.proto` in the encoding of 
 sequence of records. A record has a key (field number and wire type) and a value. This module reads
 only the fields that it names, and skips all others by their wire type. It reads both layer messages
 (`layer`, and `layers` of old files) and both encodings of repeated numbers (packed, and one record
-for each number). Packed blobs are views of the file, so a damaged file cannot claim memory.
+for each number). Packed blobs are views of the file, so a damaged file cannot claim memory. OpenCV
+(`shrinkCaffeModel`) writes some blobs as half-precision numbers.
 """
 
 import math
@@ -21,14 +22,17 @@ from multibox.errors import WeightsError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-# Numbers of the fields in `caffe.proto` (weiliu89/caffe, branch ssd).
+# Numbers of the fields in `caffe.proto` (weiliu89/caffe, branch ssd). `raw_data` and its type are
+# fields of NVIDIA's and OpenCV's Caffe only.
 _NET_LAYERS_V1, _NET_LAYERS = 2, 100
 _V1_NAME, _V1_BLOBS = 4, 6
-_NAME, _BLOBS, _PRIOR_BOX = 1, 7, 203
-_DATA, _DIFF, _SHAPE, _DOUBLES, _DOUBLE_DIFF = 5, 6, 7, 8, 9
+_NAME, _BLOBS, _BATCH_NORM, _PRIOR_BOX = 1, 7, 139, 203
+_DATA, _DIFF, _SHAPE, _DOUBLES, _DOUBLE_DIFF, _RAW_TYPE, _RAW = 5, 6, 7, 8, 9, 10, 12
+_HALF = 2
 _LEGACY_SHAPE = (1, 2, 3, 4)
 _DIM = 1
-_MIN_SIZE, _CLIP = 1, 5
+_EPSILON = 3
+_MIN_SIZE, _MAX_SIZE, _RATIO, _FLIP, _CLIP, _VARIANCE, _STEP, _OFFSET = 1, 2, 3, 4, 5, 6, 10, 13
 
 # The detectors have some 120 layers with 2 blobs of 4 dimensions at the most.
 _MAX_LAYERS = 10_000
@@ -36,6 +40,7 @@ _MAX_BLOBS = 64
 _MAX_DIMS = 8
 _MAX_SIDE = 1 << 31
 _MAX_PARTS = 10_000
+_MAX_FLOATS = 100
 
 # Keys of numbers that are not packed: the field, and the size of a number in bytes.
 _SINGLE_NUMBERS = {
@@ -44,18 +49,42 @@ _SINGLE_NUMBERS = {
 }
 
 
+class PriorBox(NamedTuple):
+    """The default boxes of a layer (`PriorBoxParameter`). Lists are empty where it has no entry.
+
+    Attributes:
+        min_sizes_px: Scales of the default boxes, at least one.
+        max_sizes_px: For each scale, the next one.
+        ratios: Ratios of width to height besides 1.
+        flip: Whether the inverse ratios are added.
+        clip: Whether the default boxes are clipped.
+        variances: Variances of the offsets.
+        steps_px: Distance of neighbouring centres.
+        offsets: Position of the first centre, in steps.
+    """
+
+    min_sizes_px: tuple[float, ...]
+    max_sizes_px: tuple[float, ...] = ()
+    ratios: tuple[float, ...] = ()
+    flip: bool = True
+    clip: bool = False
+    variances: tuple[float, ...] = ()
+    steps_px: tuple[float, ...] = ()
+    offsets: tuple[float, ...] = ()
+
+
 class CaffeLayer(NamedTuple):
     """Parameters and default boxes of one layer.
 
     Attributes:
         blobs: Parameters, as views of the file where possible.
-        min_size_px: Scale of the default boxes in pixels; None if the layer makes no boxes.
-        clip: Whether the default boxes are clipped.
+        prior: Default boxes; None if the layer makes no boxes.
+        epsilon: Added to the variances, if the layer is a batch normalisation.
     """
 
     blobs: list[Float32[np.ndarray, "..."]]
-    min_size_px: float | None
-    clip: bool
+    prior: PriorBox | None = None
+    epsilon: float = 1e-5
 
 
 class _DamageError(ValueError):
@@ -79,7 +108,7 @@ def parse_caffemodel(data: memoryview, *, file: Path) -> dict[str, CaffeLayer]:
             if number not in (_NET_LAYERS, _NET_LAYERS_V1):
                 continue
             name, layer = _layer(_message(value), v1=number == _NET_LAYERS_V1)
-            if not layer.blobs and layer.min_size_px is None:
+            if not layer.blobs and layer.prior is None:
                 continue
             # Caffe's training and test phases may both have a layer with this name. They share
             # the blobs.
@@ -105,7 +134,7 @@ def parse_caffemodel(data: memoryview, *, file: Path) -> dict[str, CaffeLayer]:
 def _layer(message: memoryview, *, v1: bool) -> tuple[str, CaffeLayer]:
     name = ""
     blobs: list[np.ndarray] = []
-    min_size_px, clip = None, False
+    prior, epsilon = None, 1e-5
     name_number, blobs_number = (_V1_NAME, _V1_BLOBS) if v1 else (_NAME, _BLOBS)
     for number, value in _records(message):
         if number == name_number:
@@ -115,27 +144,64 @@ def _layer(message: memoryview, *, v1: bool) -> tuple[str, CaffeLayer]:
                 raise _DamageError(f"a layer has more than {_MAX_BLOBS} blobs")
             blobs.append(_blob(_message(value)))
         elif number == _PRIOR_BOX and not v1:
-            min_size_px, clip = _prior_box(_message(value))
-    return name, CaffeLayer(blobs, min_size_px, clip)
+            prior = _prior_box(_message(value))
+        elif number == _BATCH_NORM and not v1:
+            epsilon = (_fields(_message(value), {_EPSILON})[_EPSILON] or [epsilon])[-1]
+    return name, CaffeLayer(blobs, prior, epsilon)
 
 
-def _prior_box(message: memoryview) -> tuple[float | None, bool]:
-    """Returns the first scale of a layer's default boxes, and whether they are clipped."""
-    min_size_px, clip = None, False
+def _prior_box(message: memoryview) -> PriorBox | None:
+    """Returns the default boxes of a layer; None if they have no size."""
+    lists = {_MIN_SIZE, _MAX_SIZE, _RATIO, _VARIANCE, _STEP, _OFFSET}
+    floats = {number: tuple(values) for number, values in _fields(message, lists).items()}
+    flags = {_FLIP: True, _CLIP: False}
+    flags |= {number: bool(value) for number, value in _records(message) if number in flags}
+    if not floats[_MIN_SIZE]:
+        return None
+    return PriorBox(
+        floats[_MIN_SIZE],
+        floats[_MAX_SIZE],
+        floats[_RATIO],
+        flags[_FLIP],
+        flags[_CLIP],
+        floats[_VARIANCE],
+        floats[_STEP],
+        floats[_OFFSET],
+    )
+
+
+def _fields(message: memoryview, numbers: set[int]) -> dict[int, list[float]]:
+    """Returns the float32 numbers of some fields, single or packed.
+
+    Raises:
+        _DamageError: There are more numbers than any layer has, or one is NaN or infinite.
+    """
+    found: dict[int, list[float]] = {number: [] for number in numbers}
     for number, value in _records(message):
-        if number == _MIN_SIZE and min_size_px is None:
-            # Packed numbers are bytes; a single number is an integer of its bits.
-            data = value.to_bytes(8, "little")[:4] if isinstance(value, int) else value[:4]
-            min_size_px = struct.unpack("<f", data)[0] if len(data) == 4 else None
-        elif number == _CLIP:
-            clip = bool(value)
-    return min_size_px, clip
+        if number not in numbers:
+            continue
+        # Packed numbers are bytes; a single number is an integer of its bits.
+        data = (
+            value.to_bytes(8, "little")[:4]
+            if isinstance(value, int)
+            else bytes(value[: 4 * _MAX_FLOATS + 4])
+        )
+        if len(data) % 4:
+            raise _DamageError("a list of numbers is truncated")
+        found[number] += struct.unpack(f"<{len(data) // 4}f", data)
+        if len(found[number]) > _MAX_FLOATS:
+            raise _DamageError(f"a layer has more than {_MAX_FLOATS} numbers in a list")
+        if not all(map(math.isfinite, found[number])):
+            raise _DamageError("the parameters of a layer contain NaN or infinity")
+    return found
 
 
 def _blob(message: memoryview) -> Float32[np.ndarray, "..."]:
     """Returns the values of a blob (`BlobProto`) in its shape."""
     # A snapshot may contain gradients too. Collecting them skips them as fast as the values.
-    parts: dict[int, list[memoryview]] = {_DATA: [], _DIFF: [], _DOUBLES: [], _DOUBLE_DIFF: []}
+    kinds = (_DATA, _DIFF, _DOUBLES, _DOUBLE_DIFF, _RAW)
+    parts: dict[int, list[memoryview]] = {kind: [] for kind in kinds}
+    raw_type = None
     legacy = dict.fromkeys(_LEGACY_SHAPE, 0)
     shape: list[int] | None = None
     position = 0
@@ -150,12 +216,18 @@ def _blob(message: memoryview) -> Float32[np.ndarray, "..."]:
                 parts[number].append(_message(value))
             elif number == _SHAPE:
                 shape = _dims(_message(value))
+            elif number == _RAW_TYPE:
+                raw_type = value
             elif number in legacy and isinstance(value, int):
                 legacy[number] = value
         if sum(map(len, parts.values())) > _MAX_PARTS:
             raise _DamageError(f"a blob has more than {_MAX_PARTS} parts")
     values = _numbers(parts[_DATA], "<f4")
-    if not len(values):
+    if parts[_RAW]:
+        if raw_type != _HALF:
+            raise _DamageError("a blob has raw numbers of another kind than half precision")
+        values = _numbers(parts[_RAW], "<f2").astype(np.float32)
+    elif not len(values):
         with np.errstate(
             all="ignore"
         ):  # NaN and infinity are refused later, with the tensor's name

@@ -1,6 +1,9 @@
 """Class names of the datasets that published weights were trained on, in output order."""
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from multibox.errors import WeightsError
 
@@ -42,6 +45,8 @@ COCO_BY_ID = _by_id()
 
 BY_COUNT = {len(names): names for names in (VOC, COCO, COCO_BY_ID)}
 
+_LARGEST_FILE = 1 << 20
+
 COCO_OF_VOC = {
     "aeroplane": "airplane",
     "diningtable": "dining table",
@@ -51,6 +56,55 @@ COCO_OF_VOC = {
     "tvmonitor": "tv",
 }
 """COCO's names of the VOC classes that it calls differently (`coco_voc_map.txt`)."""
+
+
+def count_classes(tensors: Mapping[str, Tensor], boxes: int, path: Path) -> int:
+    """Returns the number of classes of a detector, without the background.
+
+    Args:
+        tensors: The tensors by our names.
+        boxes: Number of default boxes of a cell of the first feature map.
+        path: The file, for messages.
+
+    Raises:
+        WeightsError: The head does not have the number of outputs of an SSD.
+    """
+    head = tensors["logit_heads.0.weight"]
+    outputs, rest = divmod(head.shape[0] if head.ndim else 0, boxes)
+    if rest or outputs < 2:
+        raise WeightsError(
+            "does not have the number of outputs of an SSD", file=path, position="logit_heads.0"
+        )
+    return outputs - 1
+
+
+def read_class_names(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns class names as they are given, or from the only one if it is a `.txt` file.
+
+    Such a file has one name a line. A first name BACKGROUND is left out, which pytorch-ssd writes
+    (`store_labels` in `vision/utils/misc.py`).
+
+    Raises:
+        WeightsError: The file cannot be read, is not a text, or has no names.
+    """
+    if len(given) != 1 or not given[0].lower().endswith(".txt"):
+        return given
+    path = Path(given[0])
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_FILE).decode("utf-8-sig")
+    except OSError as error:
+        raise WeightsError(f"cannot be read ({error.strerror})", file=path) from None
+    except UnicodeDecodeError as error:
+        raise WeightsError(
+            "is not a text in UTF-8", file=path, position=f"byte {error.start}"
+        ) from None
+    names = [name for line in text.splitlines() if (name := line.strip())]
+    if names[:1] == ["BACKGROUND"]:
+        del names[0]
+    if not names:
+        raise WeightsError("has no class names", file=path, remedy="Write one name on each line")
+    return tuple(names)
 
 
 def name_classes(

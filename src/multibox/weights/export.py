@@ -1,6 +1,6 @@
 """Writes a detector in the formats of Keras and of PyTorch implementations."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import h5py
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multibox.weights.layer_names import SCALE, PyTorchFormat, layers, pytorch_names, ssd7_layers
+from multibox.weights.ssdlite import SSDLITE, ssdlite_names
 
 LEVELS = {"ssd300-vgg16": 6, "ssd512-vgg16": 7}
 """Number of feature maps of the architectures that other implementations also have."""
@@ -29,20 +30,26 @@ def write_pytorch(
 
     Args:
         path: The new file.
-        network: Name of the architecture, a key of `LEVELS`.
+        network: Name of the architecture: a key of `LEVELS`, or for torchvision `SSDLITE`.
         tensors: The state dict of our network.
         target: The implementation that the file is for.
     """
+    names = ssdlite_names() if network == SSDLITE else _names(network, tensors, target)
+    state = {theirs: tensors[ours].detach().cpu().contiguous() for theirs, ours in names.items()}
+    torch.save({"model": state} if target == "lufficc" else state, path)
+
+
+def _names(network: str, tensors: Iterable[str], target: PyTorchFormat) -> dict[str, str]:
+    """Returns our names of the tensors, by those of the target."""
     levels = LEVELS[network]
     theirs = pytorch_names(target, levels)
     names = {layer.ours: name for layer, name in zip(layers(levels), theirs, strict=True)}
-    state = {}
-    for name, tensor in tensors.items():
+    found = {}
+    for name in tensors:
         layer, _, kind = name.rpartition(".")
         # In torchvision, the scale is a parameter of the backbone.
-        renamed = f"{names[layer]}.{kind}".replace("scale.weight", "scale_weight")
-        state[renamed] = tensor.detach().cpu().contiguous()
-    torch.save({"model": state} if target == "lufficc" else state, path)
+        found[f"{names[layer]}.{kind}".replace("scale.weight", "scale_weight")] = name
+    return found
 
 
 def write_keras(path: Path, network: str, tensors: Mapping[str, Tensor]) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor
 from multibox.build import NETWORKS, Architecture, build_network
 from multibox.errors import ConfigError, WeightsError
 from multibox.ssd.default_boxes import Clip, Level
-from multibox.ssd.network import SSD, Scales, Traits
+from multibox.ssd.network import CAFFE, SSD, Scales, Traits
 from multibox.storage import checkpoint as checkpoints
 from multibox.weights.foreign import TRUNKS, is_safetensors, read_foreign
+from multibox.weights.score_threshold import read_threshold, threshold_header
 
 FORMAT = "multibox-1"
 
@@ -27,6 +28,17 @@ _MANY_CLASSES = 1_000
 
 # Cells and steps are the architecture's.
 _FITTED = {"min_size_px", "max_size_px", "ratios", "doubled"}
+
+# Traits that the first files do not have, with their values in a file without them.
+_LATER_TRAITS: dict[str, Any] = {
+    "fitted": [],
+    "score_threshold": CAFFE.score_threshold,
+    "per_class": CAFFE.per_class,
+    "iou_threshold": CAFFE.iou_threshold,
+    "per_image": CAFFE.per_image,
+}
+# Suppression compares all pairs of the candidates of a class.
+_MOST = {"per_class": 1_000, "per_image": 100_000}
 
 NO_LICENCE = "not stated by whoever trained them"
 
@@ -40,6 +52,8 @@ class Weights(NamedTuple):
         tensors: Parameters and running statistics by name.
         path: The weights file.
         traits: Normalisation of the pixels, and properties of the default boxes.
+        score_threshold: The score with the best F1 on the validation split, 0..1; None if the file
+            does not store one.
         licence: Terms of use.
         origin: Name of the implementation that wrote the file.
         notes: Changes and guesses made while reading, one clause each.
@@ -50,12 +64,19 @@ class Weights(NamedTuple):
     tensors: dict[str, Tensor]
     path: Path
     traits: Traits
+    score_threshold: float | None = None
     licence: str = NO_LICENCE
     origin: str = "multibox"
     notes: tuple[str, ...] = ()
 
 
-def make_header(network: SSD, name: str, classes: tuple[str, ...], licence: str) -> dict[str, str]:
+def make_header(
+    network: SSD,
+    name: str,
+    classes: tuple[str, ...],
+    licence: str,
+    score_threshold: float | None = None,
+) -> dict[str, str]:
     """Returns the header for a weights file, with which the file can be used without its run."""
     return {
         "format": FORMAT,
@@ -64,6 +85,7 @@ def make_header(network: SSD, name: str, classes: tuple[str, ...], licence: str)
         "image_size": json.dumps(network.image_size_px),
         "traits": json.dumps(_traits_json(network.traits)),
         "licence": licence,
+        **threshold_header(score_threshold),
     }
 
 
@@ -82,10 +104,9 @@ def fitted_json(levels: Sequence[Level]) -> list[dict[str, Any]]:
 
 def _traits_json(traits: Traits) -> dict[str, Any]:
     value = traits._asdict() | {"fitted": fitted_json(traits.fitted)}
-    if not traits.fitted:
-        # An older version can read a file without this entry.
-        del value["fitted"]
-    return value
+    # An older version can read a file without these entries.
+    usual = [name for name in _LATER_TRAITS if getattr(traits, name) == getattr(CAFFE, name)]
+    return {name: entry for name, entry in value.items() if name not in usual}
 
 
 def checked_header(weights: Weights) -> dict[str, str]:
@@ -103,7 +124,9 @@ def checked_header(weights: Weights) -> dict[str, str]:
         header = {"format": FORMAT, "network": weights.network, "classes": "[]"}
         return {**header, "licence": weights.licence}
     network = load_network(weights, torch.device("cpu"))
-    return make_header(network, weights.network, weights.classes, weights.licence)
+    return make_header(
+        network, weights.network, weights.classes, weights.licence, weights.score_threshold
+    )
 
 
 def find_weights(path: Path, which: str = "last") -> Path:
@@ -231,7 +254,8 @@ def _read_own(path: Path) -> Weights:
         raise WeightsError(f"has the unknown network {network!r}", file=path)
     traits = _traits(header, TRUNKS.get(network, network), path)
     licence = header.get("licence", NO_LICENCE)
-    return Weights(network, tuple(classes), tensors, path, traits, licence=licence)
+    threshold = read_threshold(header, path)
+    return Weights(network, tuple(classes), tensors, path, traits, threshold, licence)
 
 
 def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
@@ -240,11 +264,12 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
     if "traits" not in header:
         return architecture.traits
     try:
-        value = json.loads(header["traits"])
+        value = _LATER_TRAITS | json.loads(header["traits"])
         numbers = [*value["mean_rgb"], value["pixel_scale"]]
-        fitted = _fitted(value.pop("fitted", []), architecture)
+        thresholds = value["score_threshold"], value["iou_threshold"]
+        fitted = _fitted(value["fitted"], architecture)
         sound = (
-            {*value, "fitted"} == set(Traits._fields)
+            value.keys() == set(Traits._fields)
             and len(numbers) == 4
             and all(type(n) in (int, float) and abs(n) <= sys.float_info.max for n in numbers)
             and value["pixel_scale"] > 0
@@ -252,6 +277,9 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
             and value["clip"] in typing.get_args(Clip)
             and type(value["whole_scales"]) is bool
             and type(value["clip_detections"]) is bool
+            and all(type(n) in (int, float) and 0 <= n < 1 for n in thresholds)
+            and all(type(value[name]) is int for name in _MOST)
+            and all(1 <= value[name] <= most for name, most in _MOST.items())
         )
     except (KeyError, TypeError, ValueError, RecursionError):
         sound = False
@@ -260,7 +288,9 @@ def _traits(header: dict[str, str], network: str, path: Path) -> Traits:
             f"has invalid traits for {network} ({header['traits'][:200]})", file=path
         )
     red, green, blue, scale = map(float, numbers)
-    return Traits(**value | {"mean_rgb": (red, green, blue), "pixel_scale": scale}, fitted=fitted)
+    return Traits(
+        **value | {"mean_rgb": (red, green, blue), "pixel_scale": scale, "fitted": fitted}
+    )
 
 
 def _fitted(value: object, architecture: Architecture) -> tuple[Level, ...]:
@@ -282,22 +312,28 @@ def _fitted(value: object, architecture: Architecture) -> tuple[Level, ...]:
 
 
 def _fitted_level(value: Any, level: Level, side_px: int) -> Level:
-    ratios, sizes = value["ratios"], (value["min_size_px"], value["max_size_px"])
-    numbers = [*ratios, *sizes, value["doubled"]]
+    ratios, sizes = value["ratios"], [value["min_size_px"]]
+    if level.max_size_px is not None:
+        sizes.append(value["max_size_px"])
     sound = (
         value.keys() == _FITTED
         and type(ratios) is list
-        and all(type(number) in (int, float) for number in numbers)
-        and 1 <= sizes[0] <= sizes[1] <= 16 * side_px
-        and all(1 / 64 <= ratio <= 64 for ratio in ratios)
-        and len(ratios) == len(set(ratios)) == len(level.ratios)
-        and value["doubled"] in ratios
+        and all(type(number) in (int, float) for number in (*ratios, *sizes, value["doubled"]))
+        and len(ratios) == len(level.ratios)
     )
-    if not sound:
+    if not sound or (level.max_size_px is None and value["max_size_px"] is not None):
         raise ValueError
-    low, high, doubled = map(float, (*sizes, value["doubled"]))
-    return level._replace(
-        min_size_px=low, max_size_px=high, ratios=tuple(map(float, ratios)), doubled=doubled
+    low, high = sizes if len(sizes) > 1 else (*sizes, None)
+    made = level._replace(
+        min_size_px=low, max_size_px=high, ratios=tuple(ratios), doubled=value["doubled"]
+    )
+    if not made.is_plausible(side_px):
+        raise ValueError
+    return made._replace(
+        min_size_px=float(low),
+        max_size_px=None if high is None else float(high),
+        ratios=tuple(map(float, ratios)),
+        doubled=float(made.doubled),
     )
 
 
@@ -332,9 +368,9 @@ def _require_outputs(weights: Weights) -> None:
         WeightsError: A head is missing or has an unexpected shape.
     """
     outputs = len(weights.classes) + 1
-    for name, one in build_network(weights.network, 1, weights.traits).state_dict().items():
-        shape = (one.shape[0] // 2 * outputs, *one.shape[1:]) if one.ndim else ()
-        found = weights.tensors.get(name)
-        if name.startswith("logit_heads.") and (found is None or found.shape != shape):
+    for layer, one in build_network(weights.network, 1, weights.traits).class_layers().items():
+        shape = (one.out_channels // 2 * outputs, *one.weight.shape[1:])
+        found = weights.tensors.get(f"{layer}.weight")
+        if found is None or found.shape != shape:
             reason = f"has no outputs for the {len(weights.classes)} classes of its header"
-            raise WeightsError(reason, file=weights.path, position=name)
+            raise WeightsError(reason, file=weights.path, position=f"{layer}.weight")

@@ -9,7 +9,9 @@ from torch import Tensor
 from multibox.build import NETWORKS
 from multibox.errors import WeightsError
 from multibox.ssd.network import Scales, Traits
-from multibox.weights.class_names import name_classes
+from multibox.weights import qfgaohao
+from multibox.weights.caffe_detectors import read_caffe_detector
+from multibox.weights.class_names import count_classes, name_classes
 from multibox.weights.efficientnet_lite import (
     EFFICIENTNET_LITE0,
     NETWORK,
@@ -20,6 +22,7 @@ from multibox.weights.layer_names import SCALE, TRUNK, layers, ssd7_layers
 from multibox.weights.publishers import (
     CAFFE,
     LUFFICC,
+    QFGAOHAO,
     SSD_PYTORCH,
     TORCHVISION,
     Foreign,
@@ -28,16 +31,23 @@ from multibox.weights.publishers import (
 )
 from multibox.weights.pytorch import read_state
 from multibox.weights.renaming import rename
-from multibox.weights.state_dicts import count_levels, from_caffe, from_keras, from_pytorch
+from multibox.weights.ssdlite import read_ssdlite
+from multibox.weights.state_dicts import (
+    count_levels,
+    from_caffe,
+    from_keras,
+    from_pytorch,
+    read_caffe,
+)
 from multibox.weights.vgg_reduction import is_full, reduce_classifier
 
 TRUNK_ONLY = "vgg16-trunk"
-TRUNKS = {TRUNK_ONLY: "ssd300-vgg16", EFFICIENTNET_LITE0: NETWORK}
+TRUNKS = {TRUNK_ONLY: "ssd300-vgg16", EFFICIENTNET_LITE0: NETWORK, **qfgaohao.TRUNKS}
 """Network names of files that contain only a trunk, from which a training can start, each with a
 network that has this trunk."""
 
 # Each takes a state dict, the file and the class names, and returns None for other models.
-_STATE_DICTS = (read_efficientnet_lite0,)
+_STATE_DICTS = (read_efficientnet_lite0, qfgaohao.read_qfgaohao, read_ssdlite)
 
 _LEVELS_300 = 6
 _NETWORK_BY_LEVELS = {_LEVELS_300: "ssd300-vgg16", 7: "ssd512-vgg16"}
@@ -82,12 +92,13 @@ def read_foreign(
         state = read_state(path)
         for read in _STATE_DICTS:
             if (foreign := read(state, path, classes)) is not None:
-                _require_finite(foreign.tensors, path)
-                _refuse_options(foreign, classes, scales, path)
-                return foreign
+                return _checked(foreign, classes, scales, path)
         found = from_pytorch(state, path)
     else:
-        found = from_caffe(path)
+        content = read_caffe(path)
+        if (foreign := read_caffe_detector(content, path, classes)) is not None:
+            return _checked(foreign, classes, scales, path)
+        found = from_caffe(content, path)
     _require_finite(found.tensors, path)
     if count_levels(found.tensors):
         return _detector(found, path, classes, scales)
@@ -108,15 +119,17 @@ def _require_finite(tensors: dict[str, Tensor], path: Path) -> None:
             raise WeightsError("contains NaN or infinity", file=path, position=name)
 
 
-def _refuse_options(
+def _checked(
     foreign: Foreign, classes: tuple[str, ...], scales: Scales | None, path: Path
-) -> None:
+) -> Foreign:
+    """Refuses numbers that are not finite, and options that the file does not take."""
+    _require_finite(foreign.tensors, path)
     if scales is not None:
-        raise WeightsError(
-            "is neither SSD300 nor SSD512; only these take --default-boxes", file=path
-        )
+        reason, remedy = "has no default boxes to choose from", "Leave out --default-boxes"
+        raise WeightsError(reason, file=path, remedy=remedy)
     if classes and not foreign.classes:
         raise WeightsError("is not a detector, so it takes no --classes", file=path)
+    return foreign
 
 
 def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales | None) -> Foreign:
@@ -124,7 +137,7 @@ def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales 
     if levels not in _NETWORK_BY_LEVELS:
         raise WeightsError(f"has {levels} feature maps; SSD300 has 6 and SSD512 has 7", file=path)
     tensors = _ours(found, dict(layers(levels)), path)
-    num_classes = _outputs(tensors, path) - 1
+    num_classes = count_classes(tensors, _FIRST_BOXES, path)
     names, notes = name_classes(num_classes, classes, path)
     scales, guesses = (asked, ()) if asked else _scales(found, levels, num_classes)
     traits = Traits(
@@ -145,28 +158,20 @@ def _ssd7(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:
         if name.endswith("running_mean"):
             # PyTorch's batch normalisation counts batches; the count has no effect here.
             tensors[name.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
-    names, notes = name_classes(_outputs(tensors, path) - 1, classes, path)
+    names, notes = name_classes(count_classes(tensors, _FIRST_BOXES, path), classes, path)
     traits = NETWORKS["ssd7"].traits
     return Foreign(found.origin, "ssd7", names, tensors, traits, (*found.notes, *notes))
-
-
-def _outputs(tensors: dict[str, Tensor], path: Path) -> int:
-    """Returns the number of classes of a detector, with the background."""
-    head = tensors["logit_heads.0.weight"]
-    outputs, rest = divmod(head.shape[0] if head.ndim else 0, _FIRST_BOXES)
-    if rest or outputs < 2:
-        raise WeightsError(
-            "does not have the number of outputs of an SSD", file=path, position="logit_heads.0"
-        )
-    return outputs
 
 
 def usual_scales(origin: Origin, num_classes: int) -> Scales:
     """Returns the default boxes that a publisher's code uses for a number of classes.
 
     Torchvision always uses COCO's default boxes. So does ssd.pytorch, except for VOC's 20 classes
-    (`ssd.py:32`). In the other implementations, the user chooses; COCO's are usual for COCO.
+    (`ssd.py:32`). qfgaohao/pytorch-ssd always uses VOC's. In the other implementations, the user
+    chooses; COCO's are usual for COCO.
     """
+    if origin is QFGAOHAO:
+        return "voc"
     if origin is TORCHVISION or (origin is SSD_PYTORCH and num_classes != _NUM_VOC):
         return "coco"
     return "coco" if num_classes in _NUM_COCO else "voc"

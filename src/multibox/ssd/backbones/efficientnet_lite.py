@@ -6,13 +6,14 @@ TensorFlow's padding, so 300 pixels give maps of 38, 19 and 10 cells, which are 
 """
 
 import itertools
-from typing import Any, cast
+from collections.abc import Callable
+from functools import partial
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from multibox.ssd.backbones.depthwise import FastConvNorm
 from multibox.ssd.backbones.lite import ConvNorm
 
 STAGE_ENDS = (0, 2, 4, 10, 15)
@@ -32,117 +33,37 @@ _STEM = 32
 _WIDTH = 128
 
 
-class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution in bfloat16 on a CPU with a faster backward pass.
-
-    With a 5x5 kernel or a stride of 2, PyTorch's own takes 4 to 10 times as long
-    (`benchmarks/depthwise.py`).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        """Returns the convolved map. The kernel size is 3 or 5."""
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, None, stride, padding, groups=weight.shape[0])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        """Returns the gradients of the map and of the weights."""
-        x, weight = ctx.saved_tensors
-        stride, padding, (given,) = ctx.stride, ctx.padding, gradients
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            # With a stride of 2, the kernel for float32 is faster.
-            dtype = torch.float32 if stride == 2 else x.dtype
-            inputs = given.to(dtype), x.to(dtype), weight.to(dtype)
-            of_x = _gradient(*inputs, stride, padding, index=0).to(x.dtype)
-        # The kernel for 3x3 weights is faster, so larger weights get their gradient in parts.
-        of_weight = torch.empty_like(weight)
-        height, width = ((size - 1) * stride + 3 for size in given.shape[2:])
-        padded = F.pad(x, (padding,) * 4)
-        starts = range(0, weight.shape[2] - 2, 2)
-        for row, column in itertools.product(starts, starts):
-            part = padded[:, :, row : row + height, column : column + width]
-            part = part.contiguous(memory_format=torch.channels_last)
-            place = of_weight[:, :, row : row + 3, column : column + 3]
-            place.copy_(_gradient(given, part, place.contiguous(), stride, 0, index=1))
-        return of_x, of_weight, None, None
+# The momentum is PyTorch's: the original's 0.01 is for a million steps.
+_conv = partial(FastConvNorm, norm=partial(nn.BatchNorm2d, eps=1e-3), tensorflow_padding=True)
 
 
-def _gradient(
-    given: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, *, index: int
-) -> Tensor:
-    """Returns PyTorch's gradient of the map (index 0) or of the weights (index 1)."""
-    place, wanted = ([stride, stride], [padding, padding], [1, 1]), [index == 0, index == 1, False]
-    gradients = torch.ops.aten.convolution_backward(
-        given, x, weight, None, *place, False, [0, 0], weight.shape[0], wanted
-    )
-    return cast(Tensor, gradients[index])
+class InvertedBottleneck(nn.Module):
+    """A residual block: 1x1, depthwise and 1x1 convolutions.
 
-
-class SameConv(nn.Module):
-    """A convolution with TensorFlow's padding, batch normalisation and an optional ReLU6.
-
-    Where the stride is 2, a 3x3 convolution gets a map with even sides here, and a 5x5 convolution
-    one with odd sides. So only the former has an uneven padding: one row and column at the end.
+    Args:
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        kernel: The sides of the depthwise kernel, an odd number.
+        stride: The stride of the depthwise convolution.
+        inner: Number of channels in between. If it equals `inputs`, the first convolution is left
+            out.
+        conv: Makes a convolution.
     """
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        kernel: int = 1,
+        kernel: int,
         *,
-        stride: int = 1,
-        groups: int = 1,
-        relu: bool = True,
+        stride: int,
+        inner: int,
+        conv: Callable[..., FastConvNorm] = _conv,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False
-        )
-        # The momentum is PyTorch's: the original's 0.01 is for a million steps.
-        self.norm = nn.BatchNorm2d(outputs, eps=1e-3)
-        self.uneven = (kernel, stride) == (3, 2)
-        self.relu = relu
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor:
-        """Returns the map, (B, outputs, ceil(H / stride), ceil(W / stride))."""
-        conv, norm, weight, bias = self.conv, self.norm, self.conv.weight, None
-        stride, padding, groups = conv.stride[0], int(conv.padding[0]), conv.groups
-        if self.uneven:
-            # As a 5x5 convolution. Padding the weights is faster than padding the map.
-            weight, padding = F.pad(weight, (2, 0, 2, 0)), 2
-        frozen = torch.is_grad_enabled() and not conv.weight.requires_grad
-        if frozen:
-            # Batch normalisation in the convolution saves half of the time.
-            mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-            factor = norm.weight * (variance + norm.eps).rsqrt()
-            weight = weight * factor.view(-1, 1, 1, 1)
-            bias = norm.bias - mean * factor
-        if groups > 1 and torch.is_autocast_enabled("cpu") and weight.requires_grad:
-            dtype = torch.get_autocast_dtype("cpu")
-            x = _Depthwise.apply(  # type: ignore[no-untyped-call]
-                x.to(dtype), weight.to(dtype), stride, padding
-            )
-        else:
-            x = F.conv2d(x, weight, bias, stride, padding, groups=groups)
-        x = x if frozen else norm(x)
-        return F.relu6(x, inplace=True) if self.relu else x
-
-
-class InvertedBottleneck(nn.Module):
-    """A residual block: 1x1, depthwise and 1x1 convolutions, with more channels in between."""
-
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, *, stride: int, expansion: int
-    ) -> None:
-        super().__init__()
-        inner = inputs * expansion
-        self.expand = SameConv(inputs, inner) if expansion > 1 else nn.Identity()
-        self.depthwise = SameConv(inner, inner, kernel, stride=stride, groups=inner)
-        self.project = SameConv(inner, outputs, relu=False)
+        self.expand = conv(inputs, inner) if inner != inputs else nn.Identity()
+        self.depthwise = conv(inner, inner, kernel, stride=stride, groups=inner)
+        self.project = conv(inner, outputs, activation=None)
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor:
@@ -160,13 +81,12 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = [SameConv(3, _STEM, 3, stride=2)]
+        layers: list[nn.Module] = [_conv(3, _STEM, 3, stride=2)]
         inputs = _STEM
         for blocks, kernel, stride, expansion, outputs in _GROUPS:
             for step in (stride, *[1] * (blocks - 1)):
-                layers.append(
-                    InvertedBottleneck(inputs, outputs, kernel, stride=step, expansion=expansion)
-                )
+                inner = inputs * expansion
+                layers.append(InvertedBottleneck(inputs, outputs, kernel, stride=step, inner=inner))
                 inputs = outputs
         # The stem is the first layer.
         cuts = [0, *(end + 2 for end in STAGE_ENDS)]

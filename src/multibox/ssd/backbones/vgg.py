@@ -5,6 +5,7 @@ the size, and pool3 rounds up (75 to 38). The finest map is conv4_3 after its Re
 normalisation for the heads only.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -85,12 +86,13 @@ class ConvReLU(nn.Sequential):
         stride: int = 1,
         padding: int | None = None,
         dilation: int = 1,
+        groups: int = 1,
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
         padding = kernel // 2 * dilation if padding is None else padding
         self.conv = nn.Conv2d(
-            inputs, outputs, kernel, stride, padding, dilation, bias=not batch_norm
+            inputs, outputs, kernel, stride, padding, dilation, groups, bias=not batch_norm
         )
         if batch_norm:
             self.norm = nn.BatchNorm2d(outputs)
@@ -145,16 +147,23 @@ class VGG16(nn.Module):
         image_size_px: 300 or 512.
         batch_norm: Whether each convolution has batch normalisation, which allows training from
             random weights.
+        finest_norm: Returns the normalisation of the finest map for a number of channels.
     """
 
-    def __init__(self, image_size_px: int, *, batch_norm: bool) -> None:
+    def __init__(
+        self,
+        image_size_px: int,
+        *,
+        batch_norm: bool,
+        finest_norm: Callable[[int], nn.Module] = L2Norm,
+    ) -> None:
         super().__init__()
         self.trunk = nn.ModuleDict(
             {name: ConvReLU(*shape, batch_norm=batch_norm) for name, shape in _TRUNK.items()}
         )
         self.trunk["fc6"] = ConvReLU(512, 1024, dilation=6, batch_norm=batch_norm)
         self.trunk["fc7"] = ConvReLU(1024, 1024, 1, batch_norm=batch_norm)
-        self.conv4_3_norm = L2Norm(512)
+        self.conv4_3_norm = finest_norm(512)
         extra = _EXTRA_BY_SIZE[image_size_px]
         self.extra = nn.ModuleDict(
             {
