@@ -107,7 +107,7 @@ def export(
 ) -> list[str]:
     """Writes a detector in another format, and returns the lines to print.
 
-    Beside the file, it writes the figures (.json) and a model card (.md).
+    Beside the file, it writes the figures (`<out>.json`) and a model card (`<out>.md`).
 
     Args:
         source: Folder of a run or of a checkpoint, or a weights file.
@@ -157,16 +157,22 @@ def export(
             write(model, fresh, target, precision, header | stored)
             record["bytes"] = sum(file.stat().st_size for file in fresh.parent.iterdir())
             text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-            fresh.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+            figures, page = _beside(fresh)
+            figures.write_text(text + "\n", encoding="utf-8")
             card = _card(record, out.name, weights.score_threshold)
-            fresh.with_suffix(".md").write_text(card, encoding="utf-8")
+            page.write_text(card, encoding="utf-8")
     return [*(f"note: {note}" for note in weights.notes), *_lines(record)]
 
 
 def _names(out: Path, target: Format) -> list[Path]:
     """Returns the new files."""
-    others = [".json", ".md"] + [".bin"] * (target == "openvino")
-    return [out, *(out.with_suffix(suffix) for suffix in others)]
+    numbers = [out.with_suffix(".bin")] if target == "openvino" else []
+    return [out, *numbers, *_beside(out)]
+
+
+def _beside(out: Path) -> tuple[Path, Path]:
+    """Returns the paths of the figures and of the model card."""
+    return out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.md")
 
 
 def _require_new(out: Path, target: Format) -> None:

@@ -26,6 +26,9 @@ PACKAGES: dict[Format, tuple[str, ...]] = {
 }
 """Packages that a format needs: `pip install 'multibox[onnx]'` or `'multibox[openvino]'`."""
 
+PIXELS = "pixels"
+"""Name of the tensor with the resized images in the graph."""
+
 SECTION = "multibox"
 """Name of the metadata in an OpenVINO file (`rt_info`)."""
 
@@ -94,7 +97,6 @@ def build(
         network.image_size_px,
         (len(network.default_boxes), network.num_classes),
         network.traits.detection,
-        skip_resizing=format_ == "onnx",
     )
 
 
@@ -122,6 +124,10 @@ def write(
         return
     package = openvino()
     converted = package.Core().read_model(model.SerializeToString())
+    for node in converted.get_ops():
+        if node.get_type_name() == "TopK":
+            # ONNX's TopK takes the lower index first if values are equal.
+            node.set_attribute("stable", True)
     for key, value in header.items():
         converted.set_rt_info(value, [SECTION, key])
     package.save_model(converted, path, compress_to_fp16=precision == "fp16")

@@ -12,6 +12,7 @@ are in 2048ths, and two shifts drop digits. Products of up to 24 bits are exact 
 only larger one is computed in two parts.
 """
 
+import numpy as np
 import onnx
 import onnx.parser
 from onnx import ModelProto, TensorProto
@@ -27,8 +28,6 @@ def detector_graph(
     size: tuple[int, int],
     shape: tuple[int, int],
     settings: DetectionSettings,
-    *,
-    skip_resizing: bool,
 ) -> ModelProto:
     """Returns a graph from images of any size to detections.
 
@@ -38,17 +37,13 @@ def detector_graph(
         size: (height, width) of the network's input in pixels.
         shape: (K, C).
         settings: The thresholds of the suppression.
-        skip_resizing: Whether images of the network's size skip the resizing, in an `If`. OpenVINO
-            2026.4 computes wrong numbers after an `If`, in the first run with a new shape.
     """
     inner = onnx.compose.add_prefix(
         network, "network/", rename_inputs=False, rename_outputs=False, rename_functions=False
     )
     per_class = min(settings.per_class, shape[0])
     per_image = min(settings.per_image, shape[1] * per_class)
-    before = _parse(
-        inner, f"(uint8[B, H, W, 3] {IMAGES}) => (pixels)", _resizing(*size, skip=skip_resizing)
-    )
+    before = _parse(inner, f"(uint8[B, H, W, 3] {IMAGES}) => (pixels)", _resizing(*size))
     lines = _suppression(per_class, per_image, shape[1], settings)
     after = _parse(inner, "(images, unit_boxes, class_scores) => (boxes, scores, labels)", lines)
     outputs = [
@@ -65,7 +60,7 @@ def detector_graph(
         "detector",
         before.graph.input,
         outputs,
-        initializer=inner.graph.initializer,
+        initializer=[*before.graph.initializer, *inner.graph.initializer, *after.graph.initializer],
     )
     model = onnx.helper.make_model(
         graph,
@@ -82,27 +77,18 @@ def _parse(model: ModelProto, signature: str, lines: str) -> ModelProto:
     """Returns a part of the graph, written in ONNX's text syntax."""
     opset = next(each.version for each in model.opset_import if not each.domain)
     head = f'<ir_version: {model.ir_version}, opset_import: ["" : {opset}]>'
-    return onnx.parser.parse_model(f"{head}\npart {signature}\n{{\n{lines}\n}}")
+    part = onnx.parser.parse_model(f"{head}\npart {signature}\n{{\n{lines}\n}}")
+    # OpenCV reads constants as initializers only.
+    for node in [node for node in part.graph.node if node.op_type == "Constant"]:
+        (attribute,) = node.attribute
+        dtype = np.float32 if "float" in attribute.name else np.int64
+        value = np.array(onnx.helper.get_attribute_value(attribute), dtype)
+        part.graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
+        part.graph.node.remove(node)
+    return part
 
 
-def _resizing(height: int, width: int, *, skip: bool) -> str:
-    if not skip:
-        return _interpolation(height, width).replace("result =", "pixels =")
-    return f"""
-    size = Constant<value_ints = [{height}, {width}]>()
-    given_size = Shape<start = 1, end = 3>({IMAGES})
-    difference = Sub(given_size, size)
-    distance = ReduceL1<keepdims = 0>(difference)
-    none = Constant<value_int = 0>()
-    is_input = Equal(distance, none)
-    pixels = If(is_input) <
-      then_branch = whole () => (same) {{ same = Identity({IMAGES}) }},
-      else_branch = resized () => (result) {{ {_interpolation(height, width)} }}
-    >
-    """
-
-
-def _interpolation(height: int, width: int) -> str:
+def _resizing(height: int, width: int) -> str:
     """Returns the resizing. `rows` 0 and 1 are those above and below an output pixel's centre."""
     lines = f"""
     zero = Constant<value_float = 0.0>()
@@ -159,7 +145,7 @@ def _interpolation(height: int, width: int) -> str:
     rounding = Add(shares, two)
     quarters = Mul(rounding, quarter)
     bounded = Floor(quarters)
-    result = Cast<to = 2>(bounded)
+    pixels = Cast<to = 2>(bounded)
     """
 
 

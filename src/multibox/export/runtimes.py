@@ -6,7 +6,8 @@ of the standard without loops, before the runtime sees it.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 from jaxtyping import UInt8
 
 from multibox.errors import WeightsError
-from multibox.export.files import SECTION, SUFFIXES, openvino, require
+from multibox.export.files import PIXELS, SECTION, SUFFIXES, openvino, require
 from multibox.structures import Detections
 from multibox.weights.files import FORMAT, NO_LICENCE
 from multibox.weights.score_threshold import read_threshold
@@ -25,7 +26,7 @@ from multibox.weights.score_threshold import read_threshold
 _MAX_BYTES = 1 << 30
 _MAX_XML_BYTES = 1 << 26
 _MAX_SIDE_PX = 4096
-_LOOPS = {"Loop", "Scan", "SequenceMap", "TensorIterator"}
+_LOOPS = {"If", "Loop", "Scan", "SequenceMap", "TensorIterator"}
 _EXPORT = "Export the run again with multibox export"
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -138,52 +139,95 @@ def _open_onnx(path: Path) -> ExportedDetector:
     _checked(header, path)
     if model.functions:
         raise WeightsError("has functions, which export does not write", file=path, remedy=_EXPORT)
-    for position, node in _nodes(model.graph, path):
-        if node.domain not in ("", "ai.onnx") or node.op_type in _LOOPS:
-            reason = f"has the operator {node.domain}:{node.op_type}, which is not allowed"
-            raise WeightsError(reason, file=path, position=position, remedy=_EXPORT)
+    _check_nodes(model.graph, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def start(resizing: bool) -> Run:
+        content = data if resizing else _without_resizing(data)
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         (given,) = session.get_inputs()
+        return lambda images: session.run(None, {given.name: images})
+
+    return _opened(start, header, path)
+
+
+def _without_resizing(data: bytes) -> bytes:
+    """Returns a model for images of the network's input size. The runtime removes unused nodes."""
+    import onnx
+
+    model = onnx.ModelProto.FromString(data)
+    images = model.graph.input[0].name
+    for node in model.graph.node:
+        if PIXELS in node.output:
+            node.CopyFrom(onnx.helper.make_node("Identity", [images], [PIXELS]))
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _opened(
+    start: Callable[[bool], Run], header: Mapping[str, str], path: Path
+) -> ExportedDetector:
+    """Returns a detector. Images of the network's input size skip the resizing in the graph.
+
+    Args:
+        start: Returns the graph, with its resizing or without it.
+        header: The metadata.
+        path: The file.
+    """
+    size = _checked(header, path)[1]
+    start = cache(start)
+    try:
+        start(False)
     except Exception as error:
         raise WeightsError(f"cannot be opened ({_first_line(error)})", file=path) from error
-    return ExportedDetector(lambda images: session.run(None, {given.name: images}), header, path)
+    return ExportedDetector(lambda images: start(images.shape[1:3] != size)(images), header, path)
 
 
-def _nodes(graph: Any, file: Path, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Yields the nodes of a graph and of its branches, after checking their tensors."""
-    if depth > 1:
-        raise WeightsError("has branches inside branches", file=file, remedy=_EXPORT)
+def _check_nodes(graph: Any, file: Path) -> None:
+    """Checks the nodes and tensors of a graph.
+
+    Raises:
+        WeightsError: A tensor refers to another file, or a node has an operator that `export` does
+            not write.
+    """
     tensors = [*graph.initializer]
     for node in graph.node:
-        yield node.name or node.op_type, node
-        for attribute in node.attribute:
-            tensors += [attribute.t, *attribute.tensors]
-            for branch in ([attribute.g] if attribute.HasField("g") else []) + [*attribute.graphs]:
-                yield from _nodes(branch, file, depth + 1)
+        graphs = any(each.HasField("g") or each.graphs for each in node.attribute)
+        if node.domain not in ("", "ai.onnx") or node.op_type in _LOOPS or graphs:
+            raise WeightsError(
+                f"has the operator {node.domain}:{node.op_type}, which is not allowed",
+                file=file,
+                position=node.name or None,
+                remedy=_EXPORT,
+            )
+        tensors += [t for each in node.attribute for t in (each.t, *each.tensors)]
+        if any(each.HasField("sparse_tensor") for each in node.attribute):
+            raise WeightsError("has a sparse tensor", file=file, remedy=_EXPORT)
+    if graph.sparse_initializer:
+        raise WeightsError("has a sparse tensor", file=file, remedy=_EXPORT)
     for tensor in tensors:
         if tensor.external_data or tensor.data_location:
             raise WeightsError(
-                "refers to another file, which is not allowed", file=file, position=tensor.name
+                "refers to another file, which is not allowed",
+                file=file,
+                position=f"tensor {tensor.name}",
+                remedy=_EXPORT,
             )
-    if graph.sparse_initializer:
-        raise WeightsError("has sparse tensors", file=file, remedy=_EXPORT)
 
 
 def _open_openvino(path: Path) -> ExportedDetector:
     data, numbers = _read(path, _MAX_XML_BYTES), path.with_suffix(".bin")
     try:
-        size = numbers.stat().st_size
+        most = numbers.stat().st_size
     except OSError as error:
         raise WeightsError(
             f"cannot be read ({error.strerror})",
             file=numbers,
             remedy="Keep the .bin file beside the .xml file",
         ) from None
-    if size > _MAX_BYTES:
+    if most > _MAX_BYTES:
         raise WeightsError(f"has more than {_MAX_BYTES} bytes, which is the limit", file=numbers)
     try:
         root = fromstring(data, forbid_dtd=True)
@@ -193,16 +237,16 @@ def _open_openvino(path: Path) -> ExportedDetector:
         raise WeightsError(f"is not XML ({error})", file=path) from None
     section = root.find(f"rt_info/{SECTION}")
     header = {} if section is None else {each.tag: each.get("value", "") for each in section}
-    _checked(header, path)
+    size = _checked(header, path)[1]
     for layer in root.iter("layer"):
         position = f"layer {layer.get('name')}"
-        if layer.get("type") in {*_LOOPS, "If"}:
+        if layer.get("type") in _LOOPS:
             raise WeightsError("has a loop or a branch", file=path, position=position)
         for constant in layer.findall("data[@offset]"):
             ends = [constant.get(key, "") for key in ("offset", "size")]
             if (
                 not all(re.fullmatch(r"\d{1,12}", end) for end in ends)
-                or sum(map(int, ends)) > size
+                or sum(map(int, ends)) > most
             ):
                 raise WeightsError("refers beyond the .bin file", file=path, position=position)
     package = openvino()
@@ -211,29 +255,23 @@ def _open_openvino(path: Path) -> ExportedDetector:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    try:
+
+    def start(resizing: bool) -> Run:
         core = package.Core()
-        whole = core.compile_model(core.read_model(path), "CPU", options)
-        short = core.compile_model(
-            _without_resizing(core.read_model(path), _checked(header, path)[1]), "CPU", options
-        )
-    except Exception as error:
-        raise WeightsError(f"cannot be opened ({_first_line(error)})", file=path) from error
-    detector: ExportedDetector
+        model = core.read_model(path)
+        if not resizing:
+            model = _cut(model, size)
+        compiled = core.compile_model(model, "CPU", options)
+        return lambda images: [*compiled([images]).values()]
 
-    def run(images: np.ndarray) -> Sequence[np.ndarray]:
-        model = short if images.shape[1:3] == detector.image_size_px else whole
-        return [*model([images]).values()]
-
-    detector = ExportedDetector(run, header, path)
-    return detector
+    return _opened(start, header, path)
 
 
-def _without_resizing(model: Any, size: tuple[int, int]) -> Any:
+def _cut(model: Any, size: tuple[int, int]) -> Any:
     """Returns a model for images of the network's input size, which need no resizing."""
     package = openvino()
     (images,) = model.get_parameters()
-    pixels = next(node for node in model.get_ops() if node.get_friendly_name() == "pixels")
+    pixels = next(node for node in model.get_ops() if node.get_friendly_name() == PIXELS)
     shape = package.PartialShape([-1, *size, 3])
     given = package.opset13.parameter(shape, np.uint8)
     for node in (images, pixels):
