@@ -4,8 +4,7 @@
 
 The networks have random weights and 20 classes. The files are written without the comparison that
 `export` makes. Each figure is the median of the processor time of one thread (`time.process_time`),
-so that other programs on the machine disturb it less; the runs of all files are interleaved. "image"
-takes the pixels of an image of 500 x 375 pixels, "network" an image of the network's input size.
+so that other programs on the machine disturb it less. The runs of all files are interleaved.
 """
 
 import argparse
@@ -137,8 +136,8 @@ def main() -> None:
         f"{models[0] if models else platform.machine()}, one thread, load "
         f"{os.getloadavg()[0]:.1f} of {os.cpu_count()} cores at the start; Python "
         f"{platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in names)}.",
-        f"`python benchmarks/export.py --runs {arguments.runs}`. Milliseconds of processor time for",
-        "one image: the median of interleaved runs. Random weights, 20 classes, 160 candidates.",
+        f"`python benchmarks/export.py --runs {arguments.runs}`. Milliseconds of processor time",
+        "for one image: the median of interleaved runs. Random weights, 20 classes.",
         "",
         '- "network": an image of the input size, with decoding and suppression.',
         '- "predict": as `Detector` does it, from 500 x 375 pixels: OpenCV resizes before.',

@@ -10,11 +10,20 @@ from multibox.cli.arguments import parse
 from multibox.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+README, EXPORT = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/export.md")
+)
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """Returns the language and the content of each block of code."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = _blocks(README)
 COMMANDS = [
     re.sub(r"^torchrun .* -m multibox", "multibox", line.partition("  #")[0])
-    for language, block in BLOCKS
+    for language, block in [*BLOCKS, *_blocks(EXPORT)]
     for line in block.splitlines()
     if language == "" and re.match(r"(torchrun .* -m )?multibox ", line)
 ]
@@ -22,7 +31,7 @@ COMMANDS = [
 
 def test_there_are_commands() -> None:
     assert {command.split()[1] for command in COMMANDS} == {
-        *("train", "check", "evaluate", "report", "predict", "convert", "convert-data"),
+        *("train", "check", "evaluate", "report", "predict", "convert", "convert-data", "export"),
         *("download", "bench", "ablate"),
     }
 
@@ -51,7 +60,8 @@ def test_every_recipe_is_in_the_readme() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ARCHITECTURE.md", "SECURITY.md", "docs/weights.md", "docs/fidelity.md"]
+    "name",
+    ["ARCHITECTURE.md", "SECURITY.md", "docs/weights.md", "docs/export.md", "docs/fidelity.md"],
 )
 def test_every_file_that_a_document_names_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
