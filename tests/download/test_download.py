@@ -20,8 +20,8 @@ from multibox.cli.arguments import parse
 from multibox.cli.main import main
 from multibox.commands.demo.dataset import draw_dataset
 from multibox.data.formats.voc import read_voc
-from multibox.download.download import SOURCES, Source, download
-from multibox.download.fetch import Published
+from multibox.download.catalogue import SOURCES, Published, Source
+from multibox.download.download import download
 from multibox.errors import ConfigError, DownloadError, StorageError
 from multibox.storage.lock import RunLock
 
@@ -68,8 +68,8 @@ def _sources(published: Path, address: str) -> dict[str, Source]:
         for name in NAMES
     )
     return {
-        "voc": Source(".", "VOCdevkit", (trainval, test)),
-        "coco": Source("coco", "coco", (images,)),
+        "voc": Source("drawn images", "none", ".", "VOCdevkit", (trainval, test)),
+        "coco": Source("an archive", "none", "coco", "coco", (images,)),
     }
 
 

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.progress import Progress
 from unreliable_server import IMPATIENT, Request, make_identity, serve
 
-from multibox.download.fetch import Published, fetch
+from multibox.download.catalogue import Published
+from multibox.download.fetch import fetch
 from multibox.download.https import POLICY, Policy
 from multibox.errors import DownloadError, StorageError
 

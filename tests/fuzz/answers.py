@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import Progress
 from urllib3.exceptions import NewConnectionError
 
-from multibox.download.fetch import Published, fetch
+from multibox.download.catalogue import Published
+from multibox.download.fetch import fetch
 from multibox.download.https import Policy
 from multibox.errors import DownloadError
 

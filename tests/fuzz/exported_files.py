@@ -53,7 +53,9 @@ def _change(model: onnx.ModelProto, choices: Choices) -> None:
     match choices.below(8):
         case 0:
             entry = choices.pick(tuple(model.metadata_props))
-            entry.value = values.text_of(values.mutated(entry.value, choices))
+            is_json = entry.key in ("classes", "image_size", "traits", "score_threshold")
+            other = values.text_of(values.mutated(entry.value, choices)) if is_json else ""
+            entry.value = (other or choices.pick(TEXTS)).encode("ascii", "replace").decode()
         case 1:
             node.op_type = choices.pick(_OPERATORS)
         case 2 if node.input:

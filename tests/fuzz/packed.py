@@ -1,5 +1,6 @@
-"""Fuzz target: archives with random headers."""
+"""Fuzz targets: archives with random headers."""
 
+import gzip
 import io
 import re
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from fuzz.choices import TEXTS, Choices, damaged
 
-from multibox.download.archives import unpack
+from multibox.download.archives import unpack, unpack_member
 
 _NAMES = (
     *("VOC/a.xml", "VOC/b.xml", "VOC", "VOC/", "./VOC/c", "VOC//a.xml", "../out", "/tmp/out"),
@@ -147,3 +148,27 @@ def archive(choices: Choices, folder: Path) -> None:
         assert written <= 20 * len(data)
     assert written == sum(files.values()) == sum(pieces)
     assert {str(path.relative_to(inside)) for path in below if path.is_file()} == set(files)
+
+
+def archive_member(choices: Choices, folder: Path) -> None:
+    """Unpacks one file of a .tar.gz. No other file may be written, and only a limited size."""
+    outside = folder / "arena"
+    if outside.exists():
+        _clear(outside)
+    outside.mkdir()
+    level = choices.pick((0, 1, 9))
+    data = gzip.compress(_tar(choices), level)
+    data = damaged(data, choices) if choices.one_in(8) else data
+    file, target = outside / "a.tar.gz", outside / "a"
+    file.write_bytes(data)
+    pieces: list[int] = []
+    try:
+        unpack_member(
+            file, choices.pick(("a", "b", "a.xml", "empty.jpg")), target, advance=pieces.append
+        )
+    finally:
+        assert {path.name for path in outside.iterdir()} <= {file.name, target.name}
+        assert {path.name for path in folder.iterdir()} <= {"arena", "stderr.txt"}
+        assert not target.exists() or target.stat().st_size <= 20 * len(data)
+    assert not target.is_symlink()
+    assert target.stat().st_size == sum(pieces)

@@ -33,6 +33,7 @@ TARGETS = (
     Target("coco-results", records.coco_results, quick=1_000),
     Target("arguments", records.arguments, quick=15, many=20_000),
     Target("archive", packed.archive, quick=500),
+    Target("archive-member", packed.archive_member, quick=300),
     Target("download", answers.download, quick=200),
     Target("image-header", pictures.header, quick=1_500),
     Target("image", pictures.image, quick=600, extra_bytes=256 << 20),

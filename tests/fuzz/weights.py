@@ -1,5 +1,6 @@
 """Fuzz targets: weights files of every format."""
 
+import argparse
 import io
 import json
 import pickletools
@@ -15,7 +16,14 @@ import h5py
 import numpy as np
 import safetensors.torch
 import torch
-from foreign_files import tiny, tiny_caffe, tiny_keras, tiny_mobilenet, tiny_ssdlite
+from foreign_files import (
+    tiny,
+    tiny_caffe,
+    tiny_keras,
+    tiny_mmdetection,
+    tiny_mobilenet,
+    tiny_ssdlite,
+)
 from fuzz import values
 from fuzz.choices import TEXTS, Choices, damaged
 from fuzz.records import mutated_safetensors
@@ -137,6 +145,8 @@ def _states() -> tuple[bytes, ...]:
     wholes: list[object] = [*(tiny(name) for name in names), tiny_ssdlite()]
     wholes[1] = {"model": wholes[1], "iteration": 3}
     wholes.append(tiny_mobilenet())
+    side = {"args": argparse.Namespace(lr=0.1, out=Path("runs")), "best": np.float64(0.7)}
+    wholes.append({"state_dict": tiny_mmdetection(), "meta": {"CLASSES": ("cat",)}, **side})
     shared = torch.arange(12.0)
     few = {
         "0.weight": shared.view(3, 4).t(),
@@ -144,8 +154,10 @@ def _states() -> tuple[bytes, ...]:
         "2.weight": torch.nn.Parameter(torch.ones(2, dtype=torch.float16)),
         "n": torch.tensor(3),
     }
+    beside = {"model": few, **side, "more": np.arange(3.0)}
     found = []
-    for value, zipped in ((few, True), (few, False), *((whole, True) for whole in wholes)):
+    files = ((few, True), (few, False), (beside, True), (beside, False))
+    for value, zipped in (*files, *((whole, True) for whole in wholes)):
         stream = io.BytesIO()
         torch.save(value, stream, _use_new_zipfile_serialization=zipped)
         found.append(stream.getvalue())
@@ -160,6 +172,7 @@ _GLOBALS = (
     *("torch._utils _rebuild_nested_tensor", "torch._utils _rebuild_wrapper_subclass"),
     *("torch._tensor _rebuild_from_type_v2", "collections OrderedDict", "collections Counter"),
     *("os system", "builtins eval", "torch load", "_codecs encode", "torch device", "torch Tensor"),
+    *("argparse Namespace", "numpy.core.multiarray scalar", "numpy dtype", "theirs Settings"),
 )
 _INTS = (0, 1, 2, 3, 255, 65_535, 1 << 20, (1 << 31) - 1, -1, -(1 << 31))
 _ATTRIBUTES = ("get", "items", "numel", "to", "detach", "device", "layout", "_metadata")

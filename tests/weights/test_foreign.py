@@ -5,6 +5,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from foreign_files import (
@@ -28,7 +29,7 @@ from multibox.errors import WeightsError
 from multibox.weights.class_names import COCO, COCO_BY_ID, VOC
 from multibox.weights.files import Weights, load_network, read_weights
 from multibox.weights.foreign import TRUNK_ONLY, read_foreign
-from multibox.weights.layer_names import TRUNK, trunk_names
+from multibox.weights.layer_names import TRUNK, PyTorchFormat, trunk_names
 
 CPU = torch.device("cpu")
 
@@ -261,6 +262,7 @@ def test_a_full_vgg_is_subsampled(tmp_path: Path) -> None:
     path.write_bytes(caffemodel(layers, OLD))
     found = read_foreign(path)
     assert any("every fourth output" in note for note in found.notes)
+    assert found.origin.licence.startswith("CC BY 4.0")
     six = found.tensors["backbone.trunk.fc6.conv.weight"]
     seven = found.tensors["backbone.trunk.fc7.conv.weight"]
     assert (six.shape, seven.shape) == ((1024, 2, 3, 3), (1024, 1024, 1, 1))
@@ -335,6 +337,80 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: str, reason: str) -> Non
     path = state_file(tmp_path / "x.pth", broken(change))
     with pytest.raises(WeightsError, match=reason):
         read_foreign(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        # luuuyi/RefineDet.PyTorch.
+        (
+            [
+                *("vgg.0", "vgg.33", "conv4_3_L2Norm", "extras.0", "arm_loc.0", "arm_conf.0"),
+                *("odm_loc.0", "odm_conf.0", "tcb0.0", "tcb1.0", "tcb2.0"),
+            ],
+            "heads of 0 feature maps, and the unknown parts arm_conf, arm_loc, conv4_3_L2Norm, "
+            "odm_conf and 4 more",
+        ),
+        # torchvision's Faster R-CNN on a VGG-16.
+        (
+            ["backbone.features.0", "rpn.head.conv", "roi_heads.box_head.fc6"],
+            "parts roi_heads, rpn",
+        ),
+        (["backbone.vgg.0", "neck.0"], "heads of 0 feature maps, and the unknown parts neck"),
+        (["vgg.0"], "heads of 0 feature maps. Use the published"),
+        (["vgg.0", "loc.0", "conf.0"], "heads of 1 feature map. Use"),
+        (["vgg.0", *(f"loc.{level}" for level in range(9))], "heads of 8 feature maps. Use"),
+    ],
+)
+def test_other_detectors_with_a_vgg_are_refused(
+    tmp_path: Path, names: list[str], reason: str
+) -> None:
+    path = state_file(tmp_path / "x.pth", {f"{name}.weight": torch.zeros(2) for name in names})
+    with pytest.raises(WeightsError, match=f"is neither SSD300 nor SSD512: it has the .*{reason}"):
+        read_foreign(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"made by": "somebody"}])
+@pytest.mark.parametrize("format", ["ssd-pytorch", "lufficc", "torchvision"])
+def test_state_dicts_in_safetensors_are_read(
+    tmp_path: Path, format: PyTorchFormat, metadata: dict[str, str] | None
+) -> None:
+    state, path = tiny(format, classes=2), tmp_path / "model.safetensors"
+    safetensors.torch.save_file(state, path, metadata)
+    found = read_weights(path, classes=("cat", "dog"), scales="voc")
+    expected = read_foreign(state_file(tmp_path / "x.pth", state), classes=("cat", "dog"))
+    assert (found.origin, found.classes) == (expected.origin.title, ("cat", "dog"))
+    assert found.licence == expected.origin.licence
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(found.tensors[name], expected.tensors[name]) for name in found.tensors)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ({"layer1.0.conv1.weight": torch.zeros(2)}, "is a state dict of an unknown model"),
+        ({"0.weight": torch.zeros(2, dtype=torch.uint8)}, "0.weight: is not a dense tensor of num"),
+        ({**tiny("ssd-pytorch"), "loc.3.bias": torch.tensor([torch.nan, 0])}, "contains NaN"),
+        ({"backbone.trunk.conv1_1.conv.weight": torch.zeros(2)}, "unknown model"),
+        ({}, "unknown model"),
+    ],
+)
+def test_other_safetensors_are_refused(
+    tmp_path: Path, state: dict[str, Tensor], reason: str
+) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file(state, path, {"format": "pt"})
+    with pytest.raises(WeightsError, match=reason):
+        read_weights(path, classes=("cat",) * 20)
+
+
+def test_a_newer_file_of_ours_is_not_taken_for_a_foreign_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file(tiny("ssd-pytorch"), path, {"format": "multibox-2"})
+    with pytest.raises(WeightsError, match="has the format 'multibox-2', not 'multibox-1'"):
+        read_weights(path)
+    with pytest.raises(WeightsError, match="is a multibox file"):
+        read_weights(path, classes=("cat",))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"GIF89a", b"{}", b"\x0a\x03abc"])

@@ -14,6 +14,7 @@ from multibox.commands.bench.bench import Part
 from multibox.commands.convert import Target
 from multibox.config import Config, flatten
 from multibox.data.writing.converted_copy import DataFormat
+from multibox.download.catalogue import SOURCES, WEIGHTS
 from multibox.errors import ConfigError
 from multibox.export.files import Format
 from multibox.export.files import Precision as ExportPrecision
@@ -43,7 +44,8 @@ class RecipeArguments:
     dry_run: bool = False
     """Print what would be done, and stop."""
     init: _OptionalPath = None
-    """Start from the weights of this run or weights file instead of random weights."""
+    """Start from the weights of this run, weights file or downloaded weights, instead of random
+    weights."""
     licence: str = NO_LICENCE
     """Licence of the trained weights; it is stored in every weights file."""
     decoded_cache_gib: float = 0.0
@@ -110,7 +112,8 @@ class EvaluateArguments:
     """Compute the average precision of a trained network, or of VOC results files."""
 
     model: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[MODEL]")] = None
-    """Folder of a run or of a checkpoint, a weights file, or a file of export."""
+    """Folder of a run or of a checkpoint, a weights file, a file of export, or the name of
+    downloaded weights."""
     results: _OptionalPath = None
     """Evaluate these detections instead: a folder with results files of the VOC devkit
     (<name>_det_<split>_<class>.txt), or a JSON file in COCO's results format."""
@@ -149,7 +152,8 @@ class PredictArguments:
     """Detect objects in images; write the boxes as JSON and draw them."""
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
-    """Folder of a run or of a checkpoint, a weights file, or a file of export."""
+    """Folder of a run or of a checkpoint, a weights file, a file of export, or the name of
+    downloaded weights."""
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
     """Image files, or folders with image files."""
     out: Path
@@ -168,7 +172,7 @@ class ConvertArguments:
     """Convert weights between multibox's format and those of other programs."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
-    """Weights file, or folder of a run or of a checkpoint."""
+    """Weights file, folder of a run or of a checkpoint, or the name of downloaded weights."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The new file. It must not exist."""
     to: Target = "multibox"
@@ -235,12 +239,19 @@ class ConvertDataArguments:
 
 @dataclass(frozen=True)
 class DownloadArguments:
-    """Download published datasets, check their files, and unpack them."""
+    """Download published datasets and weights, check their SHA-256, and unpack them.
 
-    names: tyro.conf.Positional[tuple[Literal["voc2007", "voc2012", "coco2017"], ...]]
-    """Datasets to download; voc2007 contains trainval and test."""
-    out: Path
-    """Folder for the datasets. To resume a stopped download, repeat the same command."""
+    Without a name, print a table of everything that can be downloaded.
+    """
+
+    names: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="[NAME...]", help=f"Any of {', '.join((*SOURCES, *WEIGHTS))}"),
+    ] = ()
+    out: _OptionalPath = None
+    """Folder for the datasets and weights. Datasets need it. By default, weights are stored where
+    the other verbs find them by name: ~/.cache/multibox/weights. To resume a stopped download,
+    repeat the same command."""
 
 
 @dataclass(frozen=True)

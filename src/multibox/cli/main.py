@@ -43,6 +43,7 @@ from multibox.commands.report import write_report
 from multibox.commands.train import Request, train
 from multibox.data.check.fixed_copy import RECORD
 from multibox.detector import Detector
+from multibox.download.catalogue import published_rows
 from multibox.errors import (
     ConfigError,
     DataError,
@@ -156,6 +157,9 @@ def _run(verb: object, console: Console) -> int:
             # Imported here, so that no other verb loads code that opens connections.
             from multibox.download.download import download
 
+            if not verb.names:
+                _list_published()
+                return 0
             for folder in download(verb.names, verb.out, console):
                 _print(folder)
         case BenchArguments():
@@ -318,6 +322,16 @@ def _bench(verb: BenchArguments) -> None:
         beside = "" if figure.ratio is None else f"{figure.ratio:.2f} of {figure.beside}"
         ms, rate = f"{1000 * figure.seconds:.1f}", f"{figure.per_second:.1f}"
         table.add_row(figure.name, ms, rate, beside)
+    with _printing():
+        Console().print(table)
+
+
+def _list_published() -> None:
+    table = Table("name", "size", "licence", "content")
+    # A name that is broken into two lines cannot be copied.
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    for row in published_rows():
+        table.add_row(*map(Text, row))
     with _printing():
         Console().print(table)
 

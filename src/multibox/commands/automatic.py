@@ -37,7 +37,7 @@ SHARES = "80/10/10"
 _MANY_IMAGES = 2_000
 _PRETRAINED = "ssd300-efficientnet-lite0"
 # The least number of steps, and the factor of the square root of the number of images.
-_STEPS = {_PRETRAINED: (300, 25), "ssd300-lite": (1_600, 100), "ssd300-vgg16-bn": (4_000, 1_000)}
+_STEPS = {_PRETRAINED: (600, 60), "ssd300-lite": (1_600, 100), "ssd300-vgg16-bn": (4_000, 1_000)}
 
 
 class Chosen(NamedTuple):

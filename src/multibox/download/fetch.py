@@ -14,34 +14,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.filesize import decimal
 from rich.progress import Progress, TaskID
 from urllib3 import BaseHTTPResponse
 
+from multibox.download.catalogue import Published
 from multibox.download.https import POLICY, Policy, TransferFailed, chunks, open_address
 from multibox.errors import DownloadError, StorageError, one_line
 
 _HEADWAY = 1 << 16
 """Bytes of progress after which a failed attempt does not count as a failure."""
 _RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
-
-
-class Published(NamedTuple):
-    """A published file.
-
-    Attributes:
-        name: File name.
-        size: Size in bytes.
-        sha256: SHA-256 of the content, in hexadecimal.
-        addresses: URLs, in the order in which they are tried.
-    """
-
-    name: str
-    size: int
-    sha256: str
-    addresses: tuple[str, ...]
 
 
 class _Part:

@@ -124,10 +124,6 @@ def write(
         return
     package = openvino()
     converted = package.Core().read_model(model.SerializeToString())
-    for node in converted.get_ops():
-        if node.get_type_name() == "TopK":
-            # ONNX's TopK takes the lower index first if values are equal.
-            node.set_attribute("stable", True)
     for key, value in header.items():
         converted.set_rt_info(value, [SECTION, key])
     package.save_model(converted, path, compress_to_fp16=precision == "fp16")

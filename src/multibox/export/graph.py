@@ -205,8 +205,8 @@ def _suppression(
 ) -> str:
     """Returns the suppression. A group is a class of an image.
 
-    TopK takes the lower index first if values are equal, so ties are broken as in `detect`: by
-    class, then by default box.
+    ONNX's TopK takes the lower index first if values are equal, so ties are broken as in `detect`:
+    by class, then by default box. OpenVINO's takes any of them. Its `stable` TopK takes 0.3 s.
     """
     return f"""
     by_class = Transpose<perm = [0, 2, 1]>(class_scores)

@@ -1,6 +1,7 @@
 """Reads weights from a run, a checkpoint or a file, and builds the network that they belong to."""
 
 import json
+import os
 import re
 import sys
 import typing
@@ -15,14 +16,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from multibox.build import NETWORKS, Architecture, build_network
+from multibox.download.catalogue import WEIGHTS
+from multibox.download.stored_weights import find_stored
 from multibox.errors import ConfigError, WeightsError
 from multibox.ssd.default_boxes import Clip, Level
 from multibox.ssd.network import CAFFE, SSD, Scales, Traits
 from multibox.storage import checkpoint as checkpoints
-from multibox.weights.foreign import TRUNKS, is_safetensors, read_foreign
+from multibox.weights.foreign import TRUNKS, is_safetensors, read_foreign, read_state_dict
+from multibox.weights.publishers import Foreign
+from multibox.weights.pytorch import plain_tensors
 from multibox.weights.score_threshold import read_threshold, threshold_header
 
-FORMAT = "multibox-1"
+_OURS = "multibox"
+FORMAT = f"{_OURS}-1"
 
 _MANY_CLASSES = 1_000
 
@@ -133,26 +139,29 @@ def find_weights(path: Path, which: str = "last") -> Path:
     """Returns the weights file of a run or of a checkpoint, or the file itself.
 
     Args:
-        path: The folder of a run, the folder of a checkpoint, or a weights file.
+        path: The folder of a run, the folder of a checkpoint, a weights file, or the name of
+            downloaded weights. A file or a folder with this name is preferred.
         which: The checkpoint of a run: `last`, `best` (highest average precision in the periodic
             evaluations) or a step.
 
     Raises:
-        WeightsError: The checkpoint does not exist.
+        WeightsError: The checkpoint does not exist, or the weights were not downloaded.
         ConfigError: `which` is not `last`, but `path` is not a run.
     """
-    alone = path if path.is_file() else path / "model.safetensors"
-    if alone.is_file():
+    is_name = str(path) in WEIGHTS and not os.path.lexists(path)
+    alone = path if is_name or path.is_file() else path / "model.safetensors"
+    if is_name or alone.is_file():
         if which != "last":
             raise ConfigError("is not a run", file=path, remedy=f"Leave out --which {which}")
-        return alone
+        return find_stored(str(path)) if is_name else alone
     folder = path / "checkpoints"
     steps = checkpoints.steps(folder)
     if not steps:
         raise WeightsError(
             "contains no checkpoint" if path.is_dir() else "does not exist",
             file=path,
-            remedy="Use the folder of a run, the folder of a checkpoint, or a weights file",
+            remedy="Use the folder of a run, the folder of a checkpoint, a weights file, or a name "
+            "that multibox download lists",
         )
     step = steps[-1]
     if which == "best":
@@ -197,22 +206,26 @@ def read_weights(
     """
     try:
         with path.open("rb") as file:
-            ours = is_safetensors(file.read(16))
+            safe = is_safetensors(file.read(16))
     except OSError as error:
         raise WeightsError(f"cannot be read as weights ({error.strerror})", file=path) from None
-    if not ours:
-        return _read_foreign(path, classes, scales)
+    if not safe:
+        return _of(read_foreign(path, classes=classes, scales=scales), path)
+    header, tensors = _read_safetensors(path)
+    # Other programs write no header, or the format `pt`.
+    if not header.get("format", "").startswith(_OURS):
+        state = plain_tensors(tensors, path)
+        return _of(read_state_dict(state, path, classes=classes, scales=scales), path)
     if classes or scales:
         raise WeightsError(
             "is a multibox file, which records its classes and default boxes",
             file=path,
             remedy="Leave out --classes and --default-boxes",
         )
-    return _read_own(path)
+    return _own(header, tensors, path)
 
 
-def _read_foreign(path: Path, classes: tuple[str, ...], scales: Scales | None) -> Weights:
-    found = read_foreign(path, classes=classes, scales=scales)
+def _of(found: Foreign, path: Path) -> Weights:
     return Weights(
         found.network,
         found.classes,
@@ -225,17 +238,22 @@ def _read_foreign(path: Path, classes: tuple[str, ...], scales: Scales | None) -
     )
 
 
-def _read_own(path: Path) -> Weights:
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     checkpoints.check_weights(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, {
+                name: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+            }
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot be read as weights ({error})", file=path) from None
-    if header.get("format") != FORMAT:
+
+
+def _own(header: dict[str, str], tensors: dict[str, Tensor], path: Path) -> Weights:
+    if header["format"] != FORMAT:
         raise WeightsError(
-            f"has the format {header.get('format')!r}, not {FORMAT!r}",
+            f"has the format {header['format']!r}, not {FORMAT!r}",
             file=path,
             remedy="Use a file that this version of multibox, or an older one, wrote",
         )

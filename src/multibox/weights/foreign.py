@@ -19,12 +19,15 @@ from multibox.weights.efficientnet_lite import (
 )
 from multibox.weights.keras import read_keras
 from multibox.weights.layer_names import SCALE, TRUNK, layers, ssd7_layers
+from multibox.weights.mmdetection import read_mmdetection
 from multibox.weights.publishers import (
     CAFFE,
     LUFFICC,
+    MMDETECTION,
     QFGAOHAO,
     SSD_PYTORCH,
     TORCHVISION,
+    VGG,
     Foreign,
     Found,
     Origin,
@@ -89,16 +92,43 @@ def read_foreign(
         found = from_keras(read_keras(path))
     # A zip archive, or pickles of PyTorch before 1.6.
     elif head.startswith((b"PK\x03\x04", b"\x80")):
-        state = read_state(path)
-        for read in _STATE_DICTS:
-            if (foreign := read(state, path, classes)) is not None:
-                return _checked(foreign, classes, scales, path)
-        found = from_pytorch(state, path)
+        return read_state_dict(read_state(path), path, classes=classes, scales=scales)
     else:
         content = read_caffe(path)
         if (foreign := read_caffe_detector(content, path, classes)) is not None:
             return _checked(foreign, classes, scales, path)
         found = from_caffe(content, path)
+    return _converted(found, path, classes, scales)
+
+
+def read_state_dict(
+    state: dict[str, Tensor],
+    path: Path,
+    *,
+    classes: tuple[str, ...] = (),
+    scales: Scales | None = None,
+) -> Foreign:
+    """Returns the weights in a state dict of another implementation.
+
+    Args:
+        state: The tensors by name, float32.
+        path: The file that they are from, for messages.
+        classes: As in `read_foreign`.
+        scales: As in `read_foreign`.
+
+    Raises:
+        WeightsError: As in `read_foreign`.
+    """
+    for read in _STATE_DICTS:
+        if (foreign := read(state, path, classes)) is not None:
+            return _checked(foreign, classes, scales, path)
+    found = read_mmdetection(state, path) or from_pytorch(state, path)
+    return _converted(found, path, classes, scales)
+
+
+def _converted(
+    found: Found, path: Path, classes: tuple[str, ...], scales: Scales | None
+) -> Foreign:
     _require_finite(found.tensors, path)
     if count_levels(found.tensors):
         return _detector(found, path, classes, scales)
@@ -144,8 +174,8 @@ def _detector(found: Found, path: Path, classes: tuple[str, ...], asked: Scales 
         mean_rgb=found.origin.mean_rgb,
         scales=scales,
         clip="corners" if found.clipped else found.origin.clip,
-        # Only Caffe truncates scales to whole pixels. It makes no difference for SSD300.
-        whole_scales=found.origin is CAFFE or levels == _LEVELS_300,
+        # The others do not truncate scales to whole pixels. It makes no difference for SSD300.
+        whole_scales=found.origin in (CAFFE, MMDETECTION) or levels == _LEVELS_300,
         clip_detections=found.origin.clip_detections,
     )
     notes = (*found.notes, *notes, *guesses)
@@ -166,13 +196,15 @@ def _ssd7(found: Found, path: Path, classes: tuple[str, ...]) -> Foreign:
 def usual_scales(origin: Origin, num_classes: int) -> Scales:
     """Returns the default boxes that a publisher's code uses for a number of classes.
 
-    Torchvision always uses COCO's default boxes. So does ssd.pytorch, except for VOC's 20 classes
-    (`ssd.py:32`). qfgaohao/pytorch-ssd always uses VOC's. In the other implementations, the user
-    chooses; COCO's are usual for COCO.
+    Torchvision always uses COCO's default boxes. So do ssd.pytorch (`ssd.py:32`) and the base
+    configuration of mmdetection (`_base_/models/ssd300.py`), except for VOC's 20 classes.
+    qfgaohao/pytorch-ssd always uses VOC's. In the other implementations, the user chooses; COCO's
+    are usual for COCO.
     """
     if origin is QFGAOHAO:
         return "voc"
-    if origin is TORCHVISION or (origin is SSD_PYTORCH and num_classes != _NUM_VOC):
+    coco = origin in (SSD_PYTORCH, MMDETECTION) and num_classes != _NUM_VOC
+    if origin is TORCHVISION or coco:
         return "coco"
     return "coco" if num_classes in _NUM_COCO else "voc"
 
@@ -184,7 +216,7 @@ def _scales(found: Found, levels: int, num_classes: int) -> tuple[Scales, tuple[
     scales = usual_scales(found.origin, num_classes)
     # ssd_keras's weights for VOC that were pretrained on COCO have COCO's default boxes.
     known = found.origin in (TORCHVISION, SSD_PYTORCH) or num_classes in _NUM_COCO
-    if known or (found.origin is LUFFICC and num_classes == _NUM_VOC):
+    if known or (found.origin in (LUFFICC, MMDETECTION) and num_classes == _NUM_VOC):
         return scales, ()
     return scales, (
         f"the file does not record whether its default boxes are VOC's or COCO's; {scales} is "
@@ -201,7 +233,10 @@ def _trunk(found: Found, path: Path) -> Foreign:
     # The classifier's last layer is dropped. Other convolutions are kept and then refused.
     kept = ("conv", "features.", "fc6.", "fc7.")
     trunk = {name: x for name, x in found.tensors.items() if name.startswith(kept)}
+    origin = found.origin
     if is_full(trunk):
+        # Its authors published the full VGG-16 for Caffe, and stated a licence.
+        origin = VGG if origin is CAFFE else origin
         trunk = reduce_classifier(trunk, path)
         notes = (
             *notes,
@@ -210,8 +245,8 @@ def _trunk(found: Found, path: Path) -> Foreign:
     classifier = [name for name in TRUNK[-2:] if f"{name}.weight" in trunk]
     names = {name: f"backbone.trunk.{name}.conv" for name in (*_CONVOLUTIONS, *classifier)}
     tensors = _ours(found._replace(tensors=trunk), names, path)
-    traits = Traits(mean_rgb=found.origin.mean_rgb)
-    return Foreign(found.origin, TRUNK_ONLY, (), tensors, traits, notes)
+    traits = Traits(mean_rgb=origin.mean_rgb)
+    return Foreign(origin, TRUNK_ONLY, (), tensors, traits, notes)
 
 
 def _ours(found: Found, names: dict[str, str], path: Path) -> dict[str, Tensor]:

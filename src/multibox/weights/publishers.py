@@ -36,6 +36,7 @@ class Origin(NamedTuple):
 
 
 CAFFE = Origin("Caffe", _LICENCE.format("weiliu89/caffe", "BSD-2-Clause"))
+VGG = Origin("VGG", "CC BY 4.0 (Visual Geometry Group, University of Oxford), trained on ImageNet")
 SSD_KERAS = Origin("ssd_keras", _LICENCE.format("pierluigiferrari/ssd_keras", "Apache-2.0"))
 SSD_PYTORCH = Origin("ssd.pytorch", _LICENCE.format("amdegroot/ssd.pytorch", "MIT"), clip="centre")
 LUFFICC = Origin("lufficc/SSD", _LICENCE.format("lufficc/SSD", "MIT"), clip="centre")
@@ -47,6 +48,14 @@ TORCHVISION = Origin(
     _LICENCE.format("torchvision", "BSD-3-Clause"),
     TORCHVISION_MEAN,
     clip="sides",
+    clip_detections=True,
+)
+
+MMDETECTION = Origin(
+    "mmdetection",
+    _LICENCE.format("open-mmlab/mmdetection", "Apache-2.0"),
+    # `ssd300_coco.py`, `img_norm_cfg`.
+    (123.675, 116.28, 103.53),
     clip_detections=True,
 )
 

@@ -26,12 +26,22 @@ def rename(
     if missing or unknown:
         words = (("lacks", missing), ("has unknown", unknown))
         raise WeightsError(
-            "; ".join(f"{verb} {_first_names(these)}" for verb, these in words if these),
+            "; ".join(f"{verb} {first_names(these)}" for verb, these in words if these),
             file=path,
             remedy="Use the published architectures, which docs/weights.md lists",
         )
     return {ours: tensors[theirs].contiguous() for theirs, ours in names.items()}
 
 
-def _first_names(names: list[str]) -> str:
+def first_names(names: list[str]) -> str:
+    """Returns the first four names as text, and the number of others."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def rename_layers(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Returns a state dict with renamed layers. Layers that are not in `names` keep their names."""
+    renamed = {}
+    for name, tensor in state.items():
+        layer, _, kind = name.rpartition(".")
+        renamed[f"{names.get(layer, layer)}.{kind}"] = tensor
+    return renamed

@@ -2,14 +2,14 @@
 
 import itertools
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from multibox.errors import WeightsError
+from multibox.errors import WeightsError, counted
 from multibox.structures import MEAN_RGB
 from multibox.weights.caffe import CaffeLayer, parse_caffemodel
 from multibox.weights.keras import KerasFile
@@ -30,6 +30,7 @@ from multibox.weights.publishers import (
     Found,
     Origin,
 )
+from multibox.weights.renaming import first_names, rename_layers
 from multibox.weights.vgg_reduction import in_caffe_range
 
 _MOST_LEVELS = 7
@@ -131,21 +132,24 @@ def from_pytorch(state: dict[str, Tensor], path: Path) -> Found:
     for mark, (origin, format, head) in detectors.items():
         if mark in state:
             levels = sum(head.format(level) in state for level in range(_MOST_LEVELS + 1))
+            parts = {name.partition(".")[0] for name in pytorch_names(format, _MOST_LEVELS)}
+            require_heads(levels, state, parts, path)
             theirs = pytorch_names(format, levels)
             names = zip(theirs, (layer.caffe for layer in layers(levels)), strict=True)
             state = {name.replace("scale_weight", "scale.weight"): x for name, x in state.items()}
-            return Found(origin, _renamed(state, dict(names)))
+            return Found(origin, rename_layers(state, dict(names)))
     if "features.0.weight" in state:
         return _torchvision_classifier(state, path)
     if "0.weight" in state:
         names = zip(trunk_names(""), TRUNK, strict=True)
-        return Found(SSD_PYTORCH, _renamed(state, dict(names)))
+        return Found(SSD_PYTORCH, rename_layers(state, dict(names)))
     some = ", ".join(itertools.islice(state, 3))
     raise WeightsError(
         f"is a state dict of an unknown model ({some[:150]})",
         file=path,
-        remedy="Use weights of ssd.pytorch, lufficc/SSD, qfgaohao/pytorch-ssd, torchvision's "
-        "ssd300_vgg16, ssdlite320_mobilenet_v3_large or vgg16, or EfficientNet-Lite-PyTorch",
+        remedy="Use weights of ssd.pytorch, lufficc/SSD, mmdetection, qfgaohao/pytorch-ssd, "
+        "torchvision's ssd300_vgg16, ssdlite320_mobilenet_v3_large or vgg16, or "
+        "EfficientNet-Lite-PyTorch",
     )
 
 
@@ -159,23 +163,35 @@ def _torchvision_classifier(state: dict[str, Tensor], path: Path) -> Found:
     classifier = state.get("classifier.0.weight")
     if classifier is None or not torch.isfinite(classifier).all():
         features = {name: x for name, x in state.items() if name.startswith("features.")}
-        return Found(TORCHVISION, _renamed(features, names))
+        return Found(TORCHVISION, rename_layers(features, names))
     names |= {"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc8"}
     try:
-        trunk = in_caffe_range(_renamed(state, names), MEAN_RGB)
+        trunk = in_caffe_range(rename_layers(state, names), MEAN_RGB)
     except (KeyError, RuntimeError):
         raise WeightsError("lacks conv1_1 of a VGG-16", file=path) from None
     note = "conv1_1 was rescaled from torchvision's range of pixels to 0..255"
     return Found(TORCHVISION, trunk, notes=(note,))
 
 
-def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """Returns a state dict with renamed layers. Layers that are not in `names` keep their names."""
-    renamed = {}
-    for name, tensor in state.items():
-        layer, _, kind = name.rpartition(".")
-        renamed[f"{names.get(layer, layer)}.{kind}"] = tensor
-    return renamed
+def require_heads(levels: int, state: Iterable[str], parts: Collection[str], path: Path) -> None:
+    """Refuses a detector with a VGG-16 that is neither SSD300 nor SSD512.
+
+    Args:
+        levels: Number of feature maps that have SSD's heads.
+        state: Names of all tensors.
+        parts: First parts of the names that SSD has.
+        path: The file, for messages.
+    """
+    if levels in (_MOST_LEVELS - 1, _MOST_LEVELS):
+        return
+    unknown = sorted({name.partition(".")[0] for name in state}.difference(parts))
+    heads = f"the heads of {counted(levels, 'feature map')}"
+    others = f", and the unknown parts {first_names(unknown)}" if unknown else ""
+    raise WeightsError(
+        f"is neither SSD300 nor SSD512: it has {heads}{others}",
+        file=path,
+        remedy="Use the published architectures, which docs/weights.md lists",
+    )
 
 
 def count_levels(tensors: Iterable[str]) -> int:
