@@ -14,7 +14,7 @@ from oracles import detection
 from tiny import FITTED, tiny_network
 
 from multibox.errors import ConfigError
-from multibox.export import files, network
+from multibox.export import files, network, runtimes
 from multibox.export.files import Format
 from multibox.export.runtimes import ExportedDetector, open_exported
 from multibox.rng import stream
@@ -127,6 +127,14 @@ def constant_network(boxes: np.ndarray, scores: np.ndarray) -> onnx.ModelProto:
     for name, value in (("b", boxes), ("s", scores)):
         model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     return model
+
+
+def test_images_of_the_network_s_size_skip_the_resizing(tmp_path: Path) -> None:
+    data = write_exported(tmp_path, "onnx").read_bytes()
+    short = onnx.ModelProto.FromString(runtimes._without_resizing(data))
+    operators = {node.op_type for node in short.graph.node}
+    assert "Floor" not in operators
+    assert "Floor" in {node.op_type for node in onnx.ModelProto.FromString(data).graph.node}
 
 
 def test_the_metadata_are_those_of_the_weights(exported: ExportedDetector) -> None:

@@ -154,7 +154,7 @@ def _open_onnx(path: Path) -> ExportedDetector:
 
 
 def _without_resizing(data: bytes) -> bytes:
-    """Returns a model for images of the network's input size. The runtime removes unused nodes."""
+    """Returns a model for images of the network's input size."""
     import onnx
 
     model = onnx.ModelProto.FromString(data)
@@ -162,6 +162,13 @@ def _without_resizing(data: bytes) -> bytes:
     for node in model.graph.node:
         if PIXELS in node.output:
             node.CopyFrom(onnx.helper.make_node("Identity", [images], [PIXELS]))
+    # The runtime would compute the resizing although nothing uses it.
+    used = {output.name for output in model.graph.output}
+    for node in reversed([*model.graph.node]):
+        if used.isdisjoint(node.output):
+            model.graph.node.remove(node)
+        else:
+            used.update(node.input)
     content: bytes = model.SerializeToString()
     return content
 
