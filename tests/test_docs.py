@@ -10,8 +10,9 @@ from multibox.cli.arguments import parse
 from multibox.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
-README, EXPORT = (
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/export.md")
+README, EXPORT, PREDICT = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/export.md", "docs/predict.md")
 )
 
 
@@ -20,7 +21,7 @@ def _blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-BLOCKS = _blocks(README)
+BLOCKS = _blocks(README + PREDICT.replace("MODEL SOURCE...", "M S"))
 COMMANDS = [
     re.sub(r"^torchrun .* -m multibox", "multibox", line.partition("  #")[0])
     for language, block in [*BLOCKS, *_blocks(EXPORT)]
@@ -61,7 +62,10 @@ def test_every_recipe_is_in_the_readme() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["ARCHITECTURE.md", "SECURITY.md", "docs/weights.md", "docs/export.md", "docs/fidelity.md"],
+    [
+        *("ARCHITECTURE.md", "SECURITY.md"),
+        *("docs/weights.md", "docs/export.md", "docs/predict.md", "docs/fidelity.md"),
+    ],
 )
 def test_every_file_that_a_document_names_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")

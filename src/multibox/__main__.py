@@ -1,6 +1,7 @@
 """What `multibox` and `python -m multibox`, and with that torchrun, start."""
 
 import io
+import os
 import signal
 import sys
 
@@ -14,6 +15,10 @@ def main() -> int:
     if plain:
         # Loading PyTorch takes seconds, in which Ctrl-C would print what is being loaded.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.argv[1:2] == ["predict"]:
+        # While OpenMP's threads wait actively, those that decode and write have no core. It is read
+        # when PyTorch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from multibox.cli.main import main as run
 
     if plain:

@@ -6,22 +6,25 @@ detector = Detector.open("runs/bccd")
 detections = detector("photo.jpg")
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
 from multibox.config import Precision
+from multibox.data.array_images import PillowImage, rgb_pixels
 from multibox.data.geometry import whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import render
-from multibox.errors import ConfigError, DataError
+from multibox.errors import ConfigError
 from multibox.export.runtimes import ExportedDetector, is_exported, open_exported
 from multibox.precision import autocast, cast_convolutions, compute_dtype
 from multibox.processes.distributed import pick_device
+from multibox.ssd.detect import DetectionSettings, non_maximum_suppression
 from multibox.ssd.network import SSD
 from multibox.storage.run_folder import read_config
 from multibox.structures import Detections
@@ -45,15 +48,54 @@ class Detection(NamedTuple):
     box_px: tuple[float, float, float, float]
 
 
-@runtime_checkable
-class PillowImage(Protocol):
-    """The part of `PIL.Image.Image` that `Detector` uses."""
+class DetectionList(list[Detection]):
+    """The objects in one image, by descending score: a list of `Detection`.
 
-    mode: str
+    Args:
+        detections: The objects.
+        classes: Class names in the order of the network's labels.
+    """
 
-    def convert(self, mode: str) -> Any:
-        """Returns a copy in another mode."""
-        ...
+    def __init__(self, detections: Iterable[Detection], classes: Sequence[str]) -> None:
+        super().__init__(detections)
+        self.classes = tuple(classes)
+
+    def to_pandas(self) -> Any:
+        """Returns a `pandas.DataFrame` with the columns name, score, x0, y0, x1 and y1.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise _not_installed("pandas") from None
+        columns = ("name", "score", "x0", "y0", "x1", "y1")
+        return pandas.DataFrame([(d.name, d.score, *d.box_px) for d in self], columns=columns)
+
+    def to_supervision(self) -> Any:
+        """Returns `supervision.Detections`, which trackers and annotators take.
+
+        `class_id` is the network's label, and `data["class_name"]` the name of the class.
+
+        Raises:
+            ConfigError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise _not_installed("supervision") from None
+        labels = {name: label for label, name in enumerate(self.classes)}
+        return supervision.Detections(
+            xyxy=np.array([d.box_px for d in self], np.float32).reshape(-1, 4),
+            confidence=np.array([d.score for d in self], np.float32),
+            class_id=np.array([labels[d.name] for d in self], np.int64),
+            data={"class_name": np.array([d.name for d in self], dtype=np.str_)},
+        )
+
+
+_Image: TypeAlias = Path | str | np.ndarray | PillowImage
+_Several: TypeAlias = list[Any] | tuple[Any, ...]
 
 
 class Detector:
@@ -123,44 +165,81 @@ class Detector:
         stored = self.stored_threshold
         return DEFAULT_SCORE_THRESHOLD if stored is None else stored
 
+    @overload
+    def __call__(
+        self, images: _Image, *, score_threshold: float | None = None, batch_size: int = 8
+    ) -> DetectionList: ...
+
+    @overload
+    def __call__(
+        self, images: _Several, *, score_threshold: float | None = None, batch_size: int = 8
+    ) -> list[DetectionList]: ...
+
+    @overload
+    def __call__(
+        self, images: Iterator[_Image], *, score_threshold: float | None = None, batch_size: int = 8
+    ) -> Iterator[DetectionList]: ...
+
     def __call__(
         self,
-        image: Path | str | np.ndarray | PillowImage,
+        images: _Image | _Several | Iterator[_Image],
         *,
         score_threshold: float | None = None,
-    ) -> list[Detection]:
-        """Returns the objects in an image, by descending score.
+        batch_size: int = 8,
+    ) -> DetectionList | list[DetectionList] | Iterator[DetectionList]:
+        """Returns the objects in an image, by descending score, or those of several images.
 
         Args:
-            image: An image file, a Pillow image, or pixels as a uint8 array of shape (H, W),
+            images: An image file, a Pillow image, or pixels as a uint8 array of shape (H, W),
                 (H, W, 1), (H, W, 3) or (H, W, 4): grey, RGB or RGBA. Transparency is ignored, as
-                in files.
+                in files. A list or tuple of such images gives a list of results. An iterator gives
+                an iterator of results, and is read in batches.
             score_threshold: Detections with a lower score are left out, 0..1. None: the attribute
                 `score_threshold`.
+            batch_size: Number of images that the network computes at once.
 
         Raises:
-            DataError: The file does not exist, is damaged or is not an image, or the object is
-                neither of these images.
+            DataError: A file does not exist, is damaged or is not an image, or an object is
+                not such an image.
         """
-        pixels = read_image(Path(image)) if isinstance(image, Path | str) else rgb_pixels(image)
         threshold = self.score_threshold if score_threshold is None else score_threshold
-        return self.name(self.detect(pixels, score_threshold=threshold), pixels)
+        if isinstance(images, list | tuple):
+            return list(self._in_batches(iter(images), threshold, batch_size))
+        if isinstance(images, Iterator):
+            return self._in_batches(images, threshold, batch_size)
+        return next(self._in_batches(iter((images,)), threshold, 1))
 
-    def name(self, detections: Detections, pixels: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
+    def _in_batches(
+        self, images: Iterator[Any], threshold: float, batch_size: int
+    ) -> Iterator[DetectionList]:
+        while batch := [
+            read_image(Path(image)) if isinstance(image, Path | str) else rgb_pixels(image)
+            for image in islice(images, batch_size)
+        ]:
+            found = self.detect_batch(batch, score_threshold=threshold)
+            yield from map(self.name, found, batch)
+
+    def name(self, detections: Detections, pixels: UInt8[np.ndarray, "H W 3"]) -> DetectionList:
         """Returns detections with class names and with boxes in the pixels of their image."""
         height, width = pixels.shape[:2]
-        boxes_px = detections.boxes.clamp(0, 1) * torch.tensor([width, height, width, height])
-        return [
-            Detection(self.classes[label], score, (x0, y0, x1, y1))
-            for (x0, y0, x1, y1), score, label in zip(
-                boxes_px.tolist(),
-                detections.scores.tolist(),
-                detections.labels.tolist(),
-                strict=True,
-            )
-        ]
+        return self.name_in(detections, width, height)
 
-    @torch.inference_mode()
+    def name_in(self, detections: Detections, width: int, height: int) -> DetectionList:
+        """Returns detections with class names and with boxes in pixels.
+
+        Args:
+            detections: The detections of one image.
+            width: Width of the image in pixels.
+            height: Height of the image in pixels.
+        """
+        boxes_px = detections.boxes.clamp(0, 1) * torch.tensor([width, height, width, height])
+        columns = boxes_px.tolist(), detections.scores.tolist(), detections.labels.tolist()
+        named = (
+            Detection(self.classes[label], score, (x0, y0, x1, y1))
+            for (x0, y0, x1, y1), score, label in zip(*columns, strict=True)
+        )
+        return DetectionList(named, self.classes)
+
     def detect(
         self, pixels: UInt8[np.ndarray, "H W 3"], *, score_threshold: float = 0.0
     ) -> Detections:
@@ -170,17 +249,52 @@ class Detector:
             pixels: RGB pixels, uint8 (H, W, 3).
             score_threshold: Detections with a lower score are left out, which also saves time.
         """
+        return self.detect_batch([pixels], score_threshold=score_threshold)[0]
+
+    def detect_flipped(
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, score_threshold: float = 0.0
+    ) -> list[Detections]:
+        """Returns the detections in images and in their mirror images, joined by suppression.
+
+        Args:
+            images: RGB pixels, as for `detect_batch`.
+            score_threshold: Detections with a lower score are left out.
+        """
+        mirrored = [np.ascontiguousarray(pixels[:, ::-1]) for pixels in images]
+        found = self.detect_batch(images, score_threshold=score_threshold)
+        flipped = self.detect_batch(mirrored, score_threshold=score_threshold)
+        return list(map(_join_flipped, found, flipped))
+
+    def prepare(self, pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns an image in the size of the network's input.
+
+        `detect_batch` gives the same result for both. Other threads can resize with this method.
+        """
+        size = self._network.image_size_px
+        if pixels.shape[:2] == size:
+            return pixels
+        return render(pixels, whole_image(pixels.shape[1], pixels.shape[0]), None, size)
+
+    @torch.inference_mode()
+    def detect_batch(
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, score_threshold: float = 0.0
+    ) -> list[Detections]:
+        """Returns the detections in each image, on the CPU and with boxes in the unit frame.
+
+        Args:
+            images: RGB pixels, uint8 (H, W, 3). Their sizes may differ.
+            score_threshold: Detections with a lower score are left out, which also saves time.
+        """
         network = self._network
-        height, width = pixels.shape[:2]
-        resized = render(pixels, whole_image(width, height), None, network.image_size_px)
         if isinstance(network, ExportedDetector):
-            return network.detect(resized[None], score_threshold=score_threshold)[0]
+            resized = np.stack([self.prepare(pixels) for pixels in images])
+            return network.detect(resized, score_threshold=score_threshold)
         device = network.default_boxes.device
-        images = torch.from_numpy(resized).permute(2, 0, 1).unsqueeze(0).to(device)
+        inputs = torch.from_numpy(np.stack([self.prepare(pixels) for pixels in images]))
         with autocast(self._precision, device):
-            output = network(images)
-        (found,) = network.detect(output, score_threshold=score_threshold)
-        return Detections(*(field.cpu() for field in found))
+            output = network(inputs.permute(0, 3, 1, 2).to(device))
+        found = network.detect(output, score_threshold=score_threshold)
+        return [Detections(*(field.cpu() for field in each)) for each in found]
 
 
 def require_cpu(path: Path, *, which: str, device: str) -> None:
@@ -195,39 +309,24 @@ def require_cpu(path: Path, *, which: str, device: str) -> None:
         raise ConfigError("is an exported file, which runs on the CPU", file=path)
 
 
-def rgb_pixels(image: object) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the RGB pixels of an image in memory.
+def _join_flipped(found: Detections, flipped: Detections) -> Detections:
+    """Returns the detections of an image and of its mirror image, suppressed as in each of them."""
+    settings = DetectionSettings()
+    x0, y0, x1, y1 = flipped.boxes.unbind(dim=1)
+    boxes = torch.cat([found.boxes, torch.stack([1 - x1, y0, 1 - x0, y1], dim=1)])
+    scores = torch.cat([found.scores, flipped.scores])
+    labels = torch.cat([found.labels, flipped.labels])
+    order = scores.argsort(descending=True, stable=True)
+    order = order[labels[order].argsort(stable=True)]
+    kept = order[non_maximum_suppression(boxes[order], labels[order], settings.iou_threshold)]
+    best = kept[scores[kept].argsort(descending=True, stable=True)][: settings.per_image]
+    return Detections(boxes[best], scores[best], labels[best])
 
-    Args:
-        image: A Pillow image or an array, as `Detector` takes them.
 
-    Raises:
-        DataError: It is neither, or its type or shape is not that of an image with 8 bits.
-    """
-    if isinstance(image, PillowImage):
-        if image.mode.startswith(("I", "F")):
-            raise DataError(
-                f"the image has the mode {image.mode!r}, which does not have 8 bits",
-                kind="image-format",
-                remedy="Scale it to 0..255 and convert it to mode 'L' or 'RGB'",
-            )
-        image = np.asarray(image.convert("RGB"))
-    if not isinstance(image, np.ndarray):
-        raise DataError(
-            f"the image is of type {type(image).__name__}",
-            kind="image-format",
-            remedy="Give a path, a NumPy array or a Pillow image",
-        )
-    pixels = image[..., None] if image.ndim == 2 else image
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
-        raise DataError(
-            f"the image is a {image.dtype} array of shape {image.shape}",
-            kind="image-format",
-            remedy="Give uint8 pixels, 0..255, of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)",
-        )
-    if not pixels.size:
-        raise DataError("the image has no pixels", kind="image-empty", remedy="Give another image")
-    return pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels[..., :3]
+def _not_installed(package: str) -> ConfigError:
+    return ConfigError(
+        f"{package} is not installed", remedy=f"Install it with pip install {package}"
+    )
 
 
 def _precision_of(file: Path) -> Precision:

@@ -17,10 +17,10 @@ from multibox import Detector
 from multibox.build import build_network, new_network
 from multibox.cli.main import main
 from multibox.commands.convert import convert
-from multibox.commands.predict import predict
+from multibox.commands.predict import Options, predict
 from multibox.config import Config, Precision, RunConfig
+from multibox.data.array_images import rgb_pixels
 from multibox.data.images import read_image
-from multibox.detector import rgb_pixels
 from multibox.drawing import draw_detections, draw_truth, write_picture
 from multibox.errors import ConfigError, DataError, StorageError, WeightsError
 from multibox.precision import autocast, cast_convolutions
@@ -166,7 +166,7 @@ def test_results_of_equal_names_do_not_overwrite_each_other(
     out = tmp_path / "out"
     for _ in range(2):
         # Earlier results are replaced.
-        assert predict(Detector.open(run), images, out=out, score_threshold=0.5).refusals == []
+        assert predict(Detector.open(run), images, out=out, options=Options(0.5)).refusals == []
         found = {path.stem: json.loads(path.read_text())["image"] for path in out.glob("*.json")}
         stems = ("a", "a-3", "a-2", "A-4", "a-5")
         assert found == dict(zip(stems, map(str, images), strict=True))
@@ -189,7 +189,7 @@ def test_a_folder_stands_for_the_images_in_it(run: Path, picture: Path, tmp_path
         (folder / name).write_bytes(content if name == "c.tiff" else picture.read_bytes())
     out, other = tmp_path / "out", tmp_path / "b.jpeg"
     other.write_bytes(picture.read_bytes())
-    done = predict(Detector.open(run), [folder, other], out=out, score_threshold=0.5)
+    done = predict(Detector.open(run), [folder, other], out=out, options=Options(0.5))
     assert (done.images, done.refusals) == (4, [])
     found = {path.stem: json.loads(path.read_text())["image"] for path in out.glob("*.json")}
     names = {"a": "a.JPG", "b": "b.png", "c": "c.tiff"}
@@ -207,7 +207,7 @@ def test_a_folder_without_images_is_refused(run: Path, picture: Path, tmp_path: 
             Detector.open(run),
             [picture, tmp_path / "empty"],
             out=tmp_path / "out",
-            score_threshold=0.5,
+            options=Options(0.5),
         )
     assert not (tmp_path / "out").exists()
 
@@ -224,7 +224,7 @@ def test_what_is_no_earlier_result_is_not_replaced(
         (out / name).write_text('{"label": "cat"}')
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(StorageError, match=rf"{name}: already exists"):
-        predict(Detector.open(run), [picture, photo], out=out, score_threshold=0.5)
+        predict(Detector.open(run), [picture, photo], out=out, options=Options(0.5))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -234,9 +234,9 @@ def test_a_threshold_that_no_score_has_and_no_image_are_refused(
 ) -> None:
     detector = Detector.open(run)
     with pytest.raises(ConfigError, match=r"lie in 0\.\.1"):
-        predict(detector, [picture], out=tmp_path / "out", score_threshold=threshold)
+        predict(detector, [picture], out=tmp_path / "out", options=Options(threshold))
     with pytest.raises(ConfigError, match="no image is given"):
-        predict(detector, [], out=tmp_path / "out", score_threshold=0.5)
+        predict(detector, [], out=tmp_path / "out", options=Options(0.5))
 
 
 def with_threshold(run: Path, path: Path, text: str | None) -> Path:
@@ -265,7 +265,7 @@ def test_the_weights_threshold_is_used_unless_another_is_given(
         (new, None, f"score threshold {stored:.4g}, the best F1 on the validation split", None),
         (new, 0.0, "score threshold 0, as given", len(every)),
     ):
-        done = predict(detector, [picture], out=tmp_path / "out", score_threshold=given)
+        done = predict(detector, [picture], out=tmp_path / "out", options=Options(given))
         assert done.score_threshold == sentence
         assert done.objects == (len(new(picture)) if count is None else count)
 

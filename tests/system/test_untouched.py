@@ -19,6 +19,7 @@ from multibox.commands.demo.dataset import draw_dataset
 pytestmark = pytest.mark.system
 
 WATCHED = Path(__file__).with_name("watched.py")
+SAVED = ("images", "json", "csv", "coco", "yolo", "voc", "crops")
 SHORT = ("--steps", "2", "--batch-size", "2", "--warmup-steps", "1", "--device", "cpu")
 
 
@@ -89,6 +90,8 @@ def lines_for(root: Path, image: Path, mine: Path) -> list[list[object]]:
         ["evaluate", run, "--data", root, "--split", "test", "--json"],
         ["report", run],
         ["predict", run, image, "--out", mine / "found"],
+        ["predict", run, image.parent, "--out", mine / "all", "--save", *SAVED],
+        ["predict", run, image.parent, "--out", mine / "rows", "--save", "parquet"],
     ]
 
 

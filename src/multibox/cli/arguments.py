@@ -12,6 +12,7 @@ import tyro
 from multibox.commands.automatic import AUTOMATIC
 from multibox.commands.bench.bench import Part
 from multibox.commands.convert import Target
+from multibox.commands.predict import Save
 from multibox.config import Config, flatten
 from multibox.data.writing.converted_copy import DataFormat
 from multibox.download.catalogue import SOURCES, WEIGHTS
@@ -149,18 +150,41 @@ class ReportArguments:
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Detect objects in images; write the boxes as JSON and draw them."""
+    """Detect objects in images and videos; write them as JSON, pictures, CSV and others."""
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """Folder of a run or of a checkpoint, a weights file, a file of export, or the name of
     downloaded weights."""
-    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
-    """Image files, or folders with image files."""
-    out: Path
-    """Folder for <image>.json (boxes) and <image>.jpg (drawn)."""
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE...")]
+    """Images, videos, folders, patterns such as 'photos/*.jpg', .zip and .tar archives, addresses
+    (https, rtsp, s3 and others) or numbers of cameras. -: read a list from standard input."""
+    out: _OptionalPath = None
+    """Folder for the results. Not needed with --save none."""
+    save: tuple[Save, ...] = ()
+    """What to write; several may be given. images: drawn pictures or a drawn video. json, csv;
+    coco, yolo and voc: the formats of results. crops: each object. parquet: resumable, for very
+    many images. By default json and images, or parquet with --shard or --engine ray."""
     score_threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Leave out detections with a lower score, 0..1. By default the threshold with the best F1 on
     the validation split, which the weights of a run store, or else 0.5."""
+    class_thresholds: tuple[str, ...] = ()
+    """Other thresholds for single classes, such as cat=0.3 dog=0.6."""
+    classes: tuple[str, ...] = ()
+    """Keep only these classes; by default all."""
+    flip: bool = False
+    """Detect in the mirror image as well, and join the detections. It takes twice as long."""
+    recursive: bool = False
+    """Take the images in all folders below a folder, too."""
+    batch_size: int = 8
+    """Number of images that the network computes at once."""
+    max_frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Stop each video, camera or stream after this many frames."""
+    shard: _OptionalText = None
+    """Detect only a share of the images: I/N is the I-th of N shares. Parquet only."""
+    chunk_size: int = 512
+    """Number of images in each Parquet file."""
+    engine: Literal["local", "ray"] = "local"
+    """ray: Ray Data shares out the images, on this machine or the cluster of RAY_ADDRESS."""
     which: str = "last"
     """Checkpoint of the run: last, best or a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

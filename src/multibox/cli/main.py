@@ -28,6 +28,8 @@ from multibox.cli.arguments import (
     TrainArguments,
     parse,
 )
+from multibox.cli.predict import run_predict
+from multibox.cli.printing import refuse
 from multibox.commands.ablate import ablate
 from multibox.commands.automatic import AUTOMATIC, choose
 from multibox.commands.bench.bench import bench, bench_exported
@@ -38,11 +40,9 @@ from multibox.commands.convert_data import convert_data
 from multibox.commands.demo.demo import demo
 from multibox.commands.evaluate import evaluate_model, evaluate_results
 from multibox.commands.export import Checks, export
-from multibox.commands.predict import predict
 from multibox.commands.report import write_report
 from multibox.commands.train import Request, train
 from multibox.data.check.fixed_copy import RECORD
-from multibox.detector import Detector
 from multibox.download.catalogue import published_rows
 from multibox.errors import (
     ConfigError,
@@ -50,7 +50,6 @@ from multibox.errors import (
     MultiboxError,
     ProcessError,
     StorageError,
-    counted,
     one_line,
 )
 from multibox.export.runtimes import is_exported
@@ -74,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(verb, console)
     except MultiboxError as error:
         # If the processes cannot reach each other, each of them has to report it.
-        _refuse(error, Console(stderr=True) if isinstance(error, ProcessError) else console)
+        refuse(error, Console(stderr=True) if isinstance(error, ProcessError) else console)
         return error.exit_code
     except Interrupted as stop:
         end_at_once()
@@ -100,19 +99,7 @@ def _run(verb: object, console: Console) -> int:
         case ReportArguments():
             _print(write_report(verb.run, beside=verb.beside))
         case PredictArguments():
-            detector = Detector.open(verb.model, which=verb.which, device=verb.device)
-            for note in detector.notes:
-                console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-            found = predict(
-                detector, verb.images, out=verb.out, score_threshold=verb.score_threshold
-            )
-            for refusal in found.refusals:
-                _refuse(refusal, console)
-            objects = counted(found.objects, "object")
-            text = f"{counted(found.images, 'image')} with {objects}, written to {verb.out}"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-            console.print(found.score_threshold, highlight=False, markup=False)
-            return DataError.exit_code if found.refusals else 0
+            return run_predict(verb, console)
         case ConvertArguments():
             lines = convert(
                 verb.source,
@@ -377,8 +364,3 @@ def _printing() -> Iterator[None]:
         raise StorageError(
             f"the result cannot be written ({error.strerror})", file="standard output"
         ) from None
-
-
-def _refuse(error: MultiboxError, console: Console) -> None:
-    console.print("[bold red]error:[/]", end=" ")
-    console.print(error, markup=False, highlight=False, soft_wrap=True)

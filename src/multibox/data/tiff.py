@@ -19,7 +19,7 @@ _TIFF_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "I;16",
 
 
 def decode_tiff(
-    data: bytes, size: tuple[int, int], file: Path
+    data: bytes, size: tuple[int, int], file: Path | str
 ) -> UInt8[np.ndarray, "H W 3"] | None:
     """Returns the RGB pixels of the first page, or None if they are damaged.
 

@@ -108,7 +108,7 @@ def write_results(
         StorageError: The folder cannot be written.
     """
     paths = []
-    files = _file_names(split, list(detections))
+    files = results_file_names(split, list(detections))
     for found, file in zip(detections.values(), files, strict=True):
         path = folder / file
         columns = zip(
@@ -132,7 +132,7 @@ def write_results(
     return paths
 
 
-def _file_names(split: str, classes: Sequence[str]) -> list[str]:
+def results_file_names(split: str, classes: Sequence[str]) -> list[str]:
     """Returns the name of each class's file. Names that differ by case only get a hash.
 
     On some file systems, they would be the same file.

@@ -1,0 +1,1 @@
+"""What `predict` consists of: sources, videos, the pipeline, writers, chunks of Parquet files."""
