@@ -69,7 +69,7 @@ def set_metadata(key: str, value: str) -> Callable[[onnx.ModelProto], None]:
 
 
 def broken(model: onnx.ModelProto) -> None:
-    model.graph.node[5].op_type = "NoSuchOperator"
+    model.graph.node[-1].op_type = "NoSuchOperator"
 
 
 def other_outputs(model: onnx.ModelProto) -> None:
