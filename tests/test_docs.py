@@ -10,14 +10,21 @@ from multibox.cli.arguments import parse
 from multibox.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PREDICT = (
-    (ROOT / "docs" / "predict.md").read_text(encoding="utf-8").replace("MODEL SOURCE...", "M S")
+README, EXPORT, PREDICT = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/export.md", "docs/predict.md")
 )
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README + PREDICT, re.MULTILINE | re.DOTALL)
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """Returns the language and the content of each block of code."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = _blocks(README + PREDICT.replace("MODEL SOURCE...", "M S"))
 COMMANDS = [
     re.sub(r"^torchrun .* -m multibox", "multibox", line.partition("  #")[0])
-    for language, block in BLOCKS
+    for language, block in [*BLOCKS, *_blocks(EXPORT)]
     for line in block.splitlines()
     if language == "" and re.match(r"(torchrun .* -m )?multibox ", line)
 ]
@@ -25,7 +32,7 @@ COMMANDS = [
 
 def test_there_are_commands() -> None:
     assert {command.split()[1] for command in COMMANDS} == {
-        *("train", "check", "evaluate", "report", "predict", "convert", "convert-data"),
+        *("train", "check", "evaluate", "report", "predict", "convert", "convert-data", "export"),
         *("download", "bench", "ablate"),
     }
 
@@ -55,7 +62,10 @@ def test_every_recipe_is_in_the_readme() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["ARCHITECTURE.md", "SECURITY.md", "docs/weights.md", "docs/predict.md", "docs/fidelity.md"],
+    [
+        *("ARCHITECTURE.md", "SECURITY.md"),
+        *("docs/weights.md", "docs/export.md", "docs/predict.md", "docs/fidelity.md"),
+    ],
 )
 def test_every_file_that_a_document_names_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")

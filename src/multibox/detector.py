@@ -21,6 +21,7 @@ from multibox.data.geometry import whole_image
 from multibox.data.images import read_image
 from multibox.data.pixels import render
 from multibox.errors import ConfigError
+from multibox.export.runtimes import ExportedDetector, is_exported, open_exported
 from multibox.precision import autocast, cast_convolutions, compute_dtype
 from multibox.processes.distributed import pick_device
 from multibox.ssd.detect import DetectionSettings, non_maximum_suppression
@@ -101,7 +102,7 @@ class Detector:
     """A trained network that detects objects in images of any size.
 
     Args:
-        network: The network, in evaluation mode and on its device.
+        network: The network, in evaluation mode and on its device, or an exported detector.
         classes: Class names in the order of the network's labels.
         precision: The dtype in which the network computes.
         notes: What was changed or guessed when the weights were read, a clause each.
@@ -116,7 +117,7 @@ class Detector:
 
     def __init__(
         self,
-        network: SSD,
+        network: SSD | ExportedDetector,
         classes: Sequence[str],
         precision: torch.dtype,
         notes: Sequence[str] = (),
@@ -129,14 +130,15 @@ class Detector:
 
     @classmethod
     def open(cls, path: Path | str, *, which: str = "last", device: str = "auto") -> "Detector":
-        """Opens a run, a checkpoint or a weights file.
+        """Opens a run, a checkpoint, a weights file or an exported file.
 
         The network of a run computes in the run's `--precision`. Other networks compute in bfloat16
-        if the hardware supports it, else in float32.
+        if the hardware supports it, else in float32. ONNX Runtime runs .onnx files, and OpenVINO
+        runs .xml files, on the CPU.
 
         Args:
-            path: Folder of a run or of a checkpoint, a weights file, or the name of downloaded
-                weights.
+            path: Folder of a run or of a checkpoint, a weights file, a file that `export` wrote, or
+                the name of downloaded weights.
             which: Checkpoint of a run: `last`, `best` or a step.
             device: `auto`, `cpu` or `cuda`.
 
@@ -145,6 +147,11 @@ class Detector:
             ConfigError: `device` is `cuda` but there is no GPU, or the run's `config.json` is
                 damaged or of a newer format.
         """
+        if is_exported(Path(path)):
+            require_cpu(Path(path), which=which, device=device)
+            exported = open_exported(Path(path))
+            threshold = exported.score_threshold
+            return cls(exported, exported.classes, torch.float32, stored_threshold=threshold)
         file = find_weights(Path(path), which)
         weights = read_weights(file)
         place = pick_device(device)
@@ -279,12 +286,27 @@ class Detector:
             score_threshold: Detections with a lower score are left out, which also saves time.
         """
         network = self._network
+        if isinstance(network, ExportedDetector):
+            resized = np.stack([self.prepare(pixels) for pixels in images])
+            return network.detect(resized, score_threshold=score_threshold)
         device = network.default_boxes.device
         inputs = torch.from_numpy(np.stack([self.prepare(pixels) for pixels in images]))
         with autocast(self._precision, device):
             output = network(inputs.permute(0, 3, 1, 2).to(device))
         found = network.detect(output, score_threshold=score_threshold)
         return [Detections(*(field.cpu() for field in each)) for each in found]
+
+
+def require_cpu(path: Path, *, which: str, device: str) -> None:
+    """Refuses options that an exported file does not have.
+
+    Raises:
+        ConfigError: `which` is not `last`, or `device` is `cuda`.
+    """
+    if which != "last":
+        raise ConfigError("is not a run", file=path, remedy=f"Leave out --which {which}")
+    if device == "cuda":
+        raise ConfigError("is an exported file, which runs on the CPU", file=path)
 
 
 def _join_flipped(found: Detections, flipped: Detections) -> Detections:

@@ -23,6 +23,7 @@ from multibox.evaluation.voc import (
     curve_of,
     judge_classes,
 )
+from multibox.export.runtimes import ExportedDetector
 from multibox.precision import autocast
 from multibox.processes.distributed import Processes, gather, sum_over_processes
 from multibox.ssd.loss import multibox_loss
@@ -63,6 +64,25 @@ class ValidationLoss(NamedTuple):
     localization: float
 
 
+def _batches(
+    image_size_px: tuple[int, int],
+    annotations: Sequence[Annotation],
+    settings: EvaluationSettings,
+    match: Match,
+) -> Iterator[Batch]:
+    """Returns this process's share of the images, in batches."""
+    processes, size = settings.processes, settings.batch_size
+    numbers = range(processes.rank, len(annotations), processes.world_size)
+    return batches(
+        PlainExamples(annotations, image_size_px),
+        [list(numbers[i : i + size]) for i in range(0, len(numbers), size)],
+        workers=settings.workers,
+        pin_memory=processes.device.type == "cuda",
+        match=match,
+        on_loss=settings.on_loss,
+    )
+
+
 def _outputs(
     network: SSD,
     annotations: Sequence[Annotation],
@@ -72,17 +92,7 @@ def _outputs(
     """Yields this process's share of the images, in batches, with the outputs of the network."""
     processes = settings.processes
     network.eval()
-    size = settings.batch_size
-    numbers = range(processes.rank, len(annotations), processes.world_size)
-    loaded = batches(
-        PlainExamples(annotations, network.image_size_px),
-        [list(numbers[i : i + size]) for i in range(0, len(numbers), size)],
-        workers=settings.workers,
-        pin_memory=processes.device.type == "cuda",
-        match=match,
-        on_loss=settings.on_loss,
-    )
-    for batch in loaded:
+    for batch in _batches(network.image_size_px, annotations, settings, match):
         with torch.inference_mode(), autocast(settings.precision, processes.device):
             output = network(batch.images.to(processes.device, non_blocking=True))
         yield batch, output
@@ -103,11 +113,13 @@ def validation_loss(network: SSD, dataset: Dataset, settings: EvaluationSettings
     return ValidationLoss(confidence / max(1, positives), localization / max(1, positives))
 
 
-def detect_all(network: SSD, dataset: Dataset, settings: EvaluationSettings) -> list[Detections]:
+def detect_all(
+    network: SSD | ExportedDetector, dataset: Dataset, settings: EvaluationSettings
+) -> list[Detections]:
     """Returns the detections in each image of a split. They are the same on every process."""
     rows = [torch.zeros(0, 7, dtype=torch.float64)]
-    for batch, output in _outputs(network, dataset.annotations, settings):
-        for index, found in zip(batch.indices.tolist(), network.detect(output), strict=True):
+    for batch, detections in _detections(network, dataset.annotations, settings):
+        for index, found in zip(batch.indices.tolist(), detections, strict=True):
             scores, labels = found.scores.unsqueeze(1), found.labels.unsqueeze(1)
             columns = [torch.full_like(scores, index), labels, scores, found.boxes]
             rows.append(torch.cat([column.double() for column in columns], dim=1).cpu())
@@ -118,6 +130,17 @@ def detect_all(network: SSD, dataset: Dataset, settings: EvaluationSettings) -> 
         Detections(part[:, 3:].float(), part[:, 2].float(), part[:, 1].long())
         for part in torch.split(table, counts)
     ]
+
+
+def _detections(
+    network: SSD | ExportedDetector, annotations: Sequence[Annotation], settings: EvaluationSettings
+) -> Iterator[tuple[Batch, list[Detections]]]:
+    if isinstance(network, ExportedDetector):
+        for batch in _batches(network.image_size_px, annotations, settings, unmatched):
+            yield batch, network.detect(batch.images.permute(0, 2, 3, 1).contiguous().numpy())
+        return
+    for batch, output in _outputs(network, annotations, settings):
+        yield batch, network.detect(output)
 
 
 def objects_by_class(dataset: Dataset) -> dict[str, ClassObjects]:

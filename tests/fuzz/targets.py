@@ -1,6 +1,16 @@
 """All parsers that read what others wrote, with the count of cases that each is put to."""
 
-from fuzz import annotations, answers, packed, pictures, records, tables, weights, zipped
+from fuzz import (
+    annotations,
+    answers,
+    exported_files,
+    packed,
+    pictures,
+    records,
+    tables,
+    weights,
+    zipped,
+)
 from fuzz.sweep import Target
 
 TARGETS = (
@@ -31,4 +41,8 @@ TARGETS = (
     Target("caffemodel", weights.caffemodel, quick=250),
     Target("keras-h5", weights.keras, quick=150),
     Target("pytorch-pth", weights.pytorch, quick=200),
+    Target("onnx-export", exported_files.onnx_file, quick=60, many=5_000, extra_bytes=256 << 20),
+    Target(
+        "openvino-export", exported_files.openvino_file, quick=40, many=3_000, extra_bytes=256 << 20
+    ),
 )

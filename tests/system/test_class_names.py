@@ -6,6 +6,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from xml.etree.ElementTree import Element, SubElement, tostring
 
+import jaxtyping
 import numpy as np
 import onnx
 import pytest
@@ -92,8 +93,10 @@ def test_any_class_name_works_everywhere(
     record = json.loads((found / f"{picture.stem}.json").read_text())
     assert {detection["name"] for detection in record["detections"]} <= set(AWKWARD)
 
-    for target in ("multibox", "onnx"):
-        done(called("convert", run, tmp_path / f"weights.{target}", "--to", target))
+    done(called("convert", run, tmp_path / "weights.multibox"))
+    # Shape checks compare sizes, and the exporter would then treat the sizes as constants.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    done(called("export", run, "--out", tmp_path / "weights.onnx"))
     assert read_weights(find_weights(tmp_path / "weights.multibox")).classes == tuple(AWKWARD)
     metadata = {p.key: p.value for p in onnx.load(tmp_path / "weights.onnx").metadata_props}
     assert json.loads(metadata["classes"]) == list(AWKWARD)

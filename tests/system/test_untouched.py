@@ -113,6 +113,9 @@ def test_every_verb_leaves_the_dataset_alone_and_the_network_too(
         lines += [
             ["bench", "data", "ssd300-lite", "--data", root],
             ["convert", mine / "run", mine / "ours.safetensors"],
+            ["export", mine / "run", "--out", mine / "ours.onnx"],
+            ["export", mine / "run", "--format", "openvino", "--out", mine / "ours.xml"],
+            ["predict", mine / "ours.xml", image, "--out", mine / "by-openvino"],
             ["demo", "--out", mine / "demo"],
         ]
     for path in (root, *root.rglob("*")):

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from multibox.build import build_network
 from multibox.cli.main import main
-from multibox.commands.convert import convert
 from multibox.commands.starting_weights import use_pretrained
 from multibox.commands.train import Request, train
 from multibox.config import Config
 from multibox.errors import ConfigError, WeightsError
+from multibox.export.network import network_graph
 from multibox.recipes import ssd300_efficientnet_lite0
 from multibox.ssd.network import SSD
 from multibox.storage.run_folder import read_run
 from multibox.training.initial_weights import initialise_from
 from multibox.weights import pretrained
-from multibox.weights.files import make_header, read_weights
+from multibox.weights.files import load_network, make_header, read_weights
 from multibox.weights.pretrained import find_pretrained
 
 NAME = "ssd300-efficientnet-lite0"
@@ -253,10 +253,12 @@ def test_onnx_computes_the_same(
     header = make_header(network, NAME, ("cat", "dog"), "")
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(state, tmp_path / "a", header)
-    convert(tmp_path / "a", tmp_path / "a.onnx", target="onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    graph = network_graph(load_network(read_weights(tmp_path / "a"), torch.device("cpu")))
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     images = image().byte()
-    _, scores = session.run(None, {"images": images.permute(0, 2, 3, 1).numpy()})
+    _, scores = session.run(None, {"pixels": images.permute(0, 2, 3, 1).numpy()})
     with torch.inference_mode():
         expected = network(images).logits.softmax(dim=2)[..., 1:]
     np.testing.assert_allclose(scores, expected, atol=1e-5)

@@ -17,6 +17,8 @@ from multibox.config import Config, flatten
 from multibox.data.writing.converted_copy import DataFormat
 from multibox.download.catalogue import SOURCES, WEIGHTS
 from multibox.errors import ConfigError
+from multibox.export.files import Format
+from multibox.export.files import Precision as ExportPrecision
 from multibox.recipes import RECIPES, ssd300_lite
 from multibox.ssd.network import Scales
 from multibox.weights.files import NO_LICENCE
@@ -119,7 +121,8 @@ class EvaluateArguments:
     """Compute the average precision of a trained network, or of VOC results files."""
 
     model: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[MODEL]")] = None
-    """Folder of a run or of a checkpoint, a weights file, or the name of downloaded weights."""
+    """Folder of a run or of a checkpoint, a weights file, a file of export, or the name of
+    downloaded weights."""
     results: _OptionalPath = None
     """Evaluate these detections instead: a folder with results files of the VOC devkit
     (<name>_det_<split>_<class>.txt), or a JSON file in COCO's results format."""
@@ -167,7 +170,8 @@ class PredictArguments:
     """Detect objects in images and videos; write them as JSON, pictures, CSV and others."""
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
-    """Folder of a run or of a checkpoint, a weights file, or the name of downloaded weights."""
+    """Folder of a run or of a checkpoint, a weights file, a file of export, or the name of
+    downloaded weights."""
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE...")]
     """Images, videos, folders, patterns such as 'photos/*.jpg', .zip and .tar archives, addresses
     (https, rtsp, s3 and others) or numbers of cameras. -: read a list from standard input."""
@@ -226,6 +230,39 @@ class ConvertArguments:
 
 
 @dataclass(frozen=True)
+class ExportArguments:
+    """Write a detector for ONNX Runtime or OpenVINO, and compare the file with the network.
+
+    The file resizes, normalises, decodes and suppresses boxes itself. A model card lies beside it.
+    """
+
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
+    """Folder of a run or of a checkpoint, or a weights file."""
+    out: Path
+    """The new file: .onnx, or .xml for OpenVINO."""
+    format: Format = "onnx"
+    """The runtime to write for."""
+    precision: ExportPrecision = "fp32"
+    """Number format of the layers. int8 is calibrated on training images."""
+    which: str = "last"
+    """Checkpoint of the run: last, best or a step."""
+    data: _OptionalPath = None
+    """Folder of the dataset. For a run, the default is the one it was trained on."""
+    split: _OptionalText = None
+    """Split to compare on. For a run, the default is its test split."""
+    calibration_split: _OptionalText = None
+    """int8: split to calibrate on. For a run, the default is its training split."""
+    images: int = 200
+    """Number of images to compare on, at most; evenly spaced in the split."""
+    calibration_images: int = 100
+    """int8: number of images to calibrate on, at most; evenly spaced in the split."""
+    max_loss: float = 0.01
+    """fp16 and int8: refuse a file that loses more average precision than this."""
+    licence: _OptionalText = None
+    """Licence of the weights; by default that of the source, if known."""
+
+
+@dataclass(frozen=True)
 class ConvertDataArguments:
     """Write a dataset in another format: VOC's XML, COCO's JSON, YOLO's text files or CSV."""
 
@@ -265,7 +302,8 @@ class BenchArguments:
     part: tyro.conf.Positional[Part]
     """The part: input pipeline, training step, detection, evaluation or prediction."""
     recipe: tyro.conf.Positional[str] = "ssd300-lite"
-    """Recipe with the network, the augmentation and the batch size."""
+    """Recipe with the network, the augmentation and the batch size.
+    For predict also an exported file: .onnx or .xml."""
     data: _OptionalPath = None
     """Dataset with the images; by default drawn images."""
     batch_size: int | None = None
@@ -310,6 +348,7 @@ _Verb = (
     | Annotated[ReportArguments, tyro.conf.subcommand("report")]
     | Annotated[PredictArguments, tyro.conf.subcommand("predict")]
     | Annotated[ConvertArguments, tyro.conf.subcommand("convert")]
+    | Annotated[ExportArguments, tyro.conf.subcommand("export")]
     | Annotated[ConvertDataArguments, tyro.conf.subcommand("convert-data")]
     | Annotated[DownloadArguments, tyro.conf.subcommand("download")]
     | Annotated[BenchArguments, tyro.conf.subcommand("bench")]

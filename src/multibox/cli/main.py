@@ -21,6 +21,7 @@ from multibox.cli.arguments import (
     DemoArguments,
     DownloadArguments,
     EvaluateArguments,
+    ExportArguments,
     PredictArguments,
     RecipeArguments,
     ReportArguments,
@@ -31,13 +32,14 @@ from multibox.cli.predict import run_predict
 from multibox.cli.printing import refuse
 from multibox.commands.ablate import ablate
 from multibox.commands.automatic import AUTOMATIC, choose
-from multibox.commands.bench.bench import bench
+from multibox.commands.bench.bench import bench, bench_exported
 from multibox.commands.check import check, fix_summary, print_check
 from multibox.commands.check_labels import FOLDER, check_labels, is_run
 from multibox.commands.convert import convert
 from multibox.commands.convert_data import convert_data
 from multibox.commands.demo.demo import demo
 from multibox.commands.evaluate import evaluate_model, evaluate_results
+from multibox.commands.export import Checks, export
 from multibox.commands.report import (
     is_finished,
     keep_renewing,
@@ -56,6 +58,7 @@ from multibox.errors import (
     StorageError,
     one_line,
 )
+from multibox.export.runtimes import is_exported
 from multibox.processes.distributed import is_first
 from multibox.processes.signals import Interrupted, end_at_once
 from multibox.recipes import RECIPES
@@ -113,6 +116,26 @@ def _run(verb: object, console: Console) -> int:
                 classes=verb.classes,
                 scales=verb.default_boxes,
                 licence=verb.licence,
+            )
+            for line in lines:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            _print(verb.out)
+        case ExportArguments():
+            lines = export(
+                verb.model,
+                verb.out,
+                target=verb.format,
+                precision=verb.precision,
+                which=verb.which,
+                licence=verb.licence,
+                checks=Checks(
+                    verb.data,
+                    verb.split,
+                    verb.calibration_split,
+                    verb.images,
+                    verb.calibration_images,
+                    verb.max_loss,
+                ),
             )
             for line in lines:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -303,7 +326,8 @@ def _evaluate(verb: EvaluateArguments, console: Console) -> int:
 
 
 def _bench(verb: BenchArguments) -> None:
-    if verb.recipe not in RECIPES:
+    exported = verb.part == "predict" and is_exported(Path(verb.recipe))
+    if verb.recipe not in RECIPES and not exported:
         raise ConfigError(
             f"no recipe is called {verb.recipe!r}", remedy=f"Use one of {', '.join(RECIPES)}"
         )
@@ -312,14 +336,17 @@ def _bench(verb: BenchArguments) -> None:
         "--data": verb.data is not None and part not in ("data", "predict"),
         "--batch-size": verb.batch_size is not None and part != "step",
         "--compile": verb.compile and part != "step",
-        "--device": verb.device != "auto" and part == "evaluate",
+        "--device": verb.device != "auto" and (part == "evaluate" or exported),
     }
     _refuse_unused(f"bench {part}", unused)
-    config = RECIPES[verb.recipe]()
-    size = config.run.batch_size if verb.batch_size is None else verb.batch_size
-    run = replace(config.run, batch_size=size, compile=verb.compile)
-    config = replace(config, run=run)
-    figures = bench(verb.part, config, data=verb.data, device=verb.device)
+    if exported:
+        figures = bench_exported(Path(verb.recipe), data=verb.data)
+    else:
+        config = RECIPES[verb.recipe]()
+        size = config.run.batch_size if verb.batch_size is None else verb.batch_size
+        run = replace(config.run, batch_size=size, compile=verb.compile)
+        config = replace(config, run=run)
+        figures = bench(verb.part, config, data=verb.data, device=verb.device)
     if verb.json:
         rows = [figure._asdict() | {"images_per_second": figure.per_second} for figure in figures]
         _print(json.dumps({"part": verb.part, "recipe": verb.recipe, "figures": rows}))

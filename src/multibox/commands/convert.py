@@ -1,4 +1,4 @@
-"""The verb `convert`: converts weights of any known format to another format or to ONNX."""
+"""The verb `convert`: converts weights of any known format to another format."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from multibox.weights.class_names import read_class_names
 from multibox.weights.export import LEVELS, write_keras, write_pytorch
 from multibox.weights.files import Weights, checked_header, find_weights, load_network, read_weights
 from multibox.weights.foreign import TRUNKS, usual_scales
-from multibox.weights.onnx import write_onnx
 from multibox.weights.publishers import (
     LUFFICC,
     QFGAOHAO,
@@ -28,7 +27,7 @@ from multibox.weights.publishers import (
 from multibox.weights.qfgaohao import VGG, WRITTEN, write_qfgaohao
 from multibox.weights.ssdlite import SSDLITE
 
-Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "qfgaohao", "keras", "onnx"]
+Target = Literal["multibox", "torchvision", "ssd-pytorch", "lufficc", "qfgaohao", "keras"]
 
 _ORIGINS: dict[Target, Origin] = {
     "torchvision": TORCHVISION,
@@ -67,7 +66,6 @@ def convert(
 
     Raises:
         WeightsError: The source cannot be used, or the target does not have its network.
-        ConfigError: A package that the target needs is not installed.
         StorageError: The new file exists, or cannot be written.
     """
     classes = read_class_names(classes)
@@ -79,11 +77,6 @@ def convert(
         header = checked_header(weights)
         with new_file(out) as temporary:
             safetensors.torch.save_file(weights.tensors, temporary, metadata=header)
-        return lines
-    if target == "onnx":
-        network, header = load_network(weights, torch.device("cpu")), checked_header(weights)
-        with new_file(out) as temporary:
-            write_onnx(temporary, network, header)
         return lines
     known = WRITTEN if target == "qfgaohao" else (*LEVELS, *_OTHERS.get(target, ()))
     if weights.network not in known:

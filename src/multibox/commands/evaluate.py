@@ -11,9 +11,11 @@ from multibox.data.formats.coco import result_ids
 from multibox.data.formats.layouts import open_dataset, read_dataset
 from multibox.data.splits.draw import pool, take
 from multibox.data.workers import OnLoss, ignore_loss
+from multibox.detector import require_cpu
 from multibox.errors import ConfigError
 from multibox.evaluation.coco_results import read_coco_results
 from multibox.evaluation.results import file_split, read_results
+from multibox.export.runtimes import is_exported, open_exported
 from multibox.inference import (
     EvaluationSettings,
     detect_all,
@@ -62,7 +64,7 @@ def detect_split(
     """Returns the detections of a network in all images of a split. It writes no files.
 
     Args:
-        path: Folder of a run or of a checkpoint, or a weights file.
+        path: Folder of a run or of a checkpoint, a weights file, or an exported file.
         which: Checkpoint of a run: `last`, `best` or a step.
         data: Folder of the dataset. None: the one that the run was trained on.
         split: Name of the split. None: the run's test split, or its validation split.
@@ -78,9 +80,46 @@ def detect_split(
             out of range.
         MultiboxError: The network or the data cannot be used.
     """
-    weights = read_weights(find_weights(path, which))
+    if is_exported(path):
+        require_cpu(path, which=which, device=device)
+        exported = open_exported(path)
+        dataset, config = open_split(path, exported.classes, data=data, split=split, on_bad=on_bad)
+        device = "cpu"
+    else:
+        weights = read_weights(find_weights(path, which))
+        dataset, config = open_split(path, weights.classes, data=data, split=split, on_bad=on_bad)
+    run = replace(config.run, workers=workers)
+    with join(device) as processes:
+        network = exported if is_exported(path) else load_network(weights, processes.device)
+        precision = compute_dtype(run.precision, processes.device)
+        count = worker_count(run.workers, processes)
+        settings = EvaluationSettings(run.batch_size, count, precision, processes, on_loss)
+        return Evaluated(dataset, detect_all(network, dataset, settings))
+
+
+def open_split(
+    path: Path,
+    classes: tuple[str, ...],
+    *,
+    data: Path | None,
+    split: str | None,
+    on_bad: Literal["fail", "skip"] | None,
+) -> tuple[Dataset, Config]:
+    """Returns a split of a dataset, and the configuration of the run that it belongs to.
+
+    Args:
+        path: Folder of a run, or any other model.
+        classes: Class names in the order of the model's labels.
+        data: Folder of the dataset. None: the one that the run was trained on.
+        split: Name of the split. None: the run's test split, or its validation split.
+        on_bad: What to do with invalid objects and images. None: the run's setting, or `fail`.
+
+    Raises:
+        ConfigError: `data` or `split` is None and there is no run to take it from.
+        MultiboxError: The data cannot be used.
+    """
     drawn: dict[str, list[str]] = {}
-    config = Config(network=weights.network)
+    config = Config(network="")
     if (path / "config.json").exists():
         config, facts = read_run(path)
         data = data or _data_root(facts, path / "run.json")
@@ -93,18 +132,10 @@ def detect_split(
             file=path,
             remedy="Use --data and --split",
         )
-    run = replace(config.run, workers=workers)
     folder, bad = open_dataset(data), on_bad or config.data.on_bad
     read = pool(folder.splits) if split in drawn else split
-    dataset = folder.read(read, classes=weights.classes, on_bad=bad)
-    if split in drawn:
-        dataset = take(dataset, drawn[split], split)
-    with join(device) as processes:
-        network = load_network(weights, processes.device)
-        precision = compute_dtype(run.precision, processes.device)
-        count = worker_count(run.workers, processes)
-        settings = EvaluationSettings(run.batch_size, count, precision, processes, on_loss)
-        return Evaluated(dataset, detect_all(network, dataset, settings))
+    dataset = folder.read(read, classes=classes, on_bad=bad)
+    return (take(dataset, drawn[split], split) if split in drawn else dataset), config
 
 
 def evaluate_model(path: Path, **options: Any) -> dict[str, Any]:

@@ -16,12 +16,15 @@ from multibox.commands.demo.dataset import draw_dataset
 from multibox.commands.train import check_shares
 from multibox.config import Config
 from multibox.data.dataset import Dataset
-from multibox.data.formats.layouts import read_dataset
+from multibox.data.formats.layouts import open_dataset, read_dataset
+from multibox.data.geometry import whole_image
 from multibox.data.images import read_image
+from multibox.data.pixels import render
 from multibox.detector import Detector
 from multibox.evaluation.coco import evaluate_coco
 from multibox.evaluation.results import read_results, write_results
 from multibox.evaluation.voc import ClassDetections, ClassObjects, evaluate_voc
+from multibox.export.runtimes import open_exported
 from multibox.inference import score
 from multibox.precision import autocast, cast_convolutions, compute_dtype
 from multibox.processes.distributed import Processes, pick_device
@@ -73,6 +76,33 @@ def bench(part: Part, config: Config, *, data: Path | None, device: str) -> list
             return timed(_predict(config, dataset, place), place, times=_TIMES)
         network = new_network(config, _CLASSES)
         return timed(prepare_images(config, dataset, network, Path(folder), place), place)
+
+
+def bench_exported(path: Path, *, data: Path | None) -> list[Figure]:
+    """Returns the figures of `predict` for an exported file.
+
+    Args:
+        path: The file.
+        data: Dataset with its image, by default a drawn one.
+
+    Raises:
+        MultiboxError: The file or the data cannot be used.
+    """
+    exported, detector = open_exported(path), Detector.open(path)
+    with tempfile.TemporaryDirectory(prefix="multibox-") as folder:
+        if data is None:
+            data = Path(folder) / "drawn"
+            draw_dataset(data, train_images=1, test_images=1)
+        split = next(iter(open_dataset(data).splits))
+        pixels = read_image(read_dataset(data, split, on_bad="skip").annotations[0].image_path)
+    whole = whole_image(pixels.shape[1], pixels.shape[0])
+    resized = render(pixels, whole, None, exported.image_size_px)[None]
+    works = [
+        Work("file alone", lambda: exported.detect(resized), 1),
+        Work("file alone, resizing", lambda: exported.detect(pixels[None]), 1, "file alone"),
+        Work("predict", lambda: detector(pixels), 1, "file alone"),
+    ]
+    return timed(works, torch.device("cpu"), times=_TIMES)
 
 
 def random_batch(size: int, network: SSD) -> Batch:

@@ -1,0 +1,1 @@
+"""Writes detectors for other runtimes, ONNX Runtime and OpenVINO, and runs the files."""
