@@ -282,6 +282,9 @@ def test_an_existing_file_is_checked_and_never_replaced(target: Path) -> None:
 
 
 def test_an_interruption_keeps_the_received_bytes(target: Path) -> None:
+    # A library that another test loaded, such as a runtime, may have replaced Python's handler.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupt(request: Request) -> None:
         request.start(200, Content_Length=len(BODY), ETag='"1"')
         request.wfile.write(BODY[:HALF])
