@@ -117,9 +117,7 @@ def _run(verb: object, console: Console) -> int:
                 scales=verb.default_boxes,
                 licence=verb.licence,
             )
-            for line in lines:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-            _print(verb.out)
+            _print_written(verb.out, lines, console)
         case ExportArguments():
             lines = export(
                 verb.model,
@@ -137,16 +135,12 @@ def _run(verb: object, console: Console) -> int:
                     verb.max_loss,
                 ),
             )
-            for line in lines:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-            _print(verb.out)
+            _print_written(verb.out, lines, console)
         case ConvertDataArguments():
             lines = convert_data(
                 verb.data, verb.out, target=verb.to, on_bad=verb.on_bad, split_of=verb.split_of
             )
-            for line in lines:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-            _print(verb.out)
+            _print_written(verb.out, lines, console)
         case DownloadArguments():
             # Imported here, so that no other verb loads code that opens connections.
             from multibox.download.download import download
@@ -382,6 +376,13 @@ def _ablate(verb: AblateArguments, console: Console) -> None:
             table.add_row(Text(change), str(runs), f"{mean:.4f}", beside, verdict)
         with _printing():
             Console().print(table)
+
+
+def _print_written(out: Path, lines: Sequence[str], console: Console) -> None:
+    """Prints notes on a new file or folder, and its path as the result."""
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    _print(out)
 
 
 def _refuse_unused(what: str, unused: dict[str, bool]) -> None:
