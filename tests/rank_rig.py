@@ -132,14 +132,17 @@ def children(pid: int) -> list[int]:
 
 
 def _add_tiny() -> None:
+    from functools import partial
+
     import torch
-    from tiny import TINY
+    from tiny import TINY, TinyBackbone
 
     from multibox import build, recipes
     from multibox.config import Config, OptimizerConfig, RunConfig, ScheduleConfig
 
     torch.set_num_threads(1)
     build.NETWORKS["tiny"] = TINY
+    build.NETWORKS["tiny-bn"] = TINY._replace(backbone=partial(TinyBackbone, batch_norm=True))
 
     def tiny() -> Config:
         """Tiny."""

@@ -77,6 +77,7 @@ CHANGED = Config(
         validate_every=2,
         evaluate_every=3,
         patience=2,
+        sync_batch_norm=True,
         test_weights="best",
         on_nonfinite="rollback",
         checkpoint_every=4,

@@ -5,14 +5,16 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
+from torch.distributed.run import get_args_parser
 
 from multibox.cli.arguments import parse
 from multibox.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
-README, EXPORT, PREDICT = (
+README, EXPORT, PREDICT, MACHINES = (
     (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/export.md", "docs/predict.md")
+    for name in ("README.md", "docs/export.md", "docs/predict.md", "docs/many-machines.md")
 )
 
 
@@ -47,6 +49,29 @@ def test_commands_are_understood(command: str) -> None:
         assert parse(words) is not None
 
 
+def test_commands_for_many_machines_are_understood() -> None:
+    manifests = [
+        document
+        for language, block in _blocks(MACHINES)
+        if language == "yaml"
+        for document in yaml.safe_load_all(block)
+    ]
+    assert [manifest["kind"] for manifest in manifests] == ["Service", "Job"]
+    (container,) = manifests[1]["spec"]["template"]["spec"]["containers"]
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {v["name"] for v in manifests[1]["spec"]["template"]["spec"]["volumes"]}
+    command = container["command"]
+    lines = [command[command.index("multibox") + 1 :]]
+    lines += [shlex.split(line) for line in re.findall(r"multibox (train [^'\n]*)", MACHINES)]
+    assert len(lines) == 4
+    for words in lines:
+        assert parse(words) is not None
+    for launched in (command, *re.findall(r"^(torchrun .*) -m multibox", MACHINES, re.MULTILINE)):
+        words = shlex.split(launched) if isinstance(launched, str) else launched
+        end = words.index("-m") if "-m" in words else len(words)
+        get_args_parser().parse_args([*words[1:end], "-m", "multibox"])
+
+
 def test_options_that_the_readme_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse(["train", "ssd300-lite", "--help"])
@@ -65,6 +90,7 @@ def test_every_recipe_is_in_the_readme() -> None:
     [
         *("ARCHITECTURE.md", "SECURITY.md"),
         *("docs/weights.md", "docs/export.md", "docs/predict.md", "docs/fidelity.md"),
+        "docs/many-machines.md",
     ],
 )
 def test_every_file_that_a_document_names_exists(name: str) -> None:

@@ -265,6 +265,10 @@ class RunConfig:
     -1: chosen by the number of cores."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    sync_batch_norm: bool = False
+    """Normalise with the statistics of all processes, so that the number of processes changes the
+    result only by rounding. It takes two sums over the processes for each layer."""
+
     """Device of the network. auto: a GPU if there is one."""
 
     pipeline: Literal["cpu", "cuda"] = "cpu"

@@ -42,6 +42,8 @@ class RecipeArguments:
     minutes: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Train for about this time: the number of steps is fixed at the start by the speed of this
     machine, and the schedule is fitted to it."""
+    scale_lr: bool = False
+    """Multiply --lr by --batch-size over the batch size of the recipe. The warm-up stays."""
     dry_run: bool = False
     """Print what would be done, and stop."""
     init: _OptionalPath = None

@@ -199,7 +199,8 @@ def check_shares(config: Config, network: SSD, processes: Processes) -> None:
     if batch % shares:
         raise ConfigError(f"a batch of {batch} cannot be shared equally by {by}", remedy=remedy)
     normalised = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    if normalised and batch == shares:
+    together = config.run.sync_batch_norm and processes.world_size > 1
+    if normalised and batch == shares and not together:
         raise ConfigError(
             f"a batch of {batch}, shared by {by}, leaves one image at a time, but the batch "
             f"normalisation of {config.network} needs several",

@@ -13,6 +13,7 @@ from multibox.precision import autocast, compute_dtype
 from multibox.processes.distributed import Processes, replicate, sum_over_processes, summing
 from multibox.ssd.loss import multibox_loss
 from multibox.ssd.network import SSD
+from multibox.training.batch_norm import synchronise_batch_norm
 from multibox.structures import Batch, Matches
 
 REPORTED_DECAY = 0.0005
@@ -62,6 +63,8 @@ class Learner:
     """
 
     def __init__(self, network: SSD, config: Config, processes: Processes) -> None:
+        if config.run.sync_batch_norm:
+            synchronise_batch_norm(self.network, processes)
         self.network = network.to(processes.device)
         self.precision = compute_dtype(config.run.precision, processes.device)
         self._config = config.optimizer
