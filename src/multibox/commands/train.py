@@ -247,7 +247,7 @@ def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
     moments = 2 if config.optimizer != "sgd" else int(config.momentum > 0)
     trained = sum(parameter.nbytes for parameter in network.parameters())
     learnt = sum(tensor.nbytes for tensor in state if tensor.is_floating_point())
-    averaged = learnt if config.ema_decay > 0 else 0
+    averaged = learnt if config.ema_decay or config.swa_from else 0
     size: int = sum(tensor.nbytes for tensor in state) + moments * trained + averaged
     return size
 
