@@ -82,7 +82,8 @@ class Rig:
             folder: For what the processes say.
             ranks: How many.
             options: Attributes of `processes.heartbeat` or `processes.distributed` to set, `trace`,
-                or `slow_decoding`: seconds that the first process takes longer to decode.
+                `slow_decoding`: seconds that the first process takes longer to decode, or
+                `attempts`: torchrun's count of restarts, by rank.
         """
         folder.mkdir(parents=True, exist_ok=True)
         by_rank = arguments if isinstance(arguments[0], list) else [arguments] * ranks
@@ -180,6 +181,8 @@ def _prepare(rank: int, request: dict[str, Any]) -> None:
     from multibox.training.train_step import Learner
 
     options = request["options"]
+    if attempts := options.pop("attempts", []):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempts[rank])
     if options.pop("trace", False):
         step = Learner.step
 

@@ -267,7 +267,7 @@ class RunConfig:
 
     sync_batch_norm: bool = False
     """Normalise with the statistics of all processes, so that the number of processes changes the
-    result only by rounding. It takes two sums over the processes for each layer."""
+    result only by rounding. Each layer then takes three sums over the processes per step."""
 
     precision: Precision = "auto"
     """Number format of the network. auto: bf16 if the hardware supports it, else fp32."""

@@ -193,6 +193,15 @@ def test_a_rank_that_does_not_come(rig: Rig, data: Path, tmp_path: Path, missing
     assert not (tmp_path / "run").exists()
 
 
+def test_a_machine_that_came_back_counts_fewer_restarts(
+    rig: Rig, data: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    command = line(data, tmp_path / "run")
+    ranks = rig.start(command, tmp_path / "said", attempts=[1, 0], MEETING_SECONDS=20.0)
+    assert ranks.wait() == [0, 0], ranks.said(0) + ranks.said(1)
+    assert digests(tmp_path / "run") == digests(unbroken)
+
+
 def check_signal(rig: Rig, data: Path, unbroken: Path, tmp_path: Path, trial: int) -> None:
     rng = stream(trial, "signal to ranks")
     number = (signal.SIGTERM, signal.SIGINT)[trial % 2]
