@@ -13,7 +13,7 @@ import pytest
 import rank_rig
 from rank_rig import Rig, children, free_port, left_behind
 from system.conftest import environment
-from system.test_resume import digests
+from system.test_resume import digests, journal
 
 from multibox.commands.demo.dataset import draw_dataset
 
@@ -53,10 +53,15 @@ class Machines:
         command: What follows `multibox`, on both machines.
         folder: For what the processes write to standard error.
         port: The port of the rendezvous, on the machine that starts first.
+
+    Attributes:
+        command: What follows `multibox`.
+        patience: Seconds that one machine waits for the other.
     """
 
     def __init__(self, command: list[str], folder: Path, port: int) -> None:
-        self._command, self._folder, self._port = command, folder, port
+        self.command, self._folder, self._port = command, folder, port
+        self.patience = 300
         self.agents: list[subprocess.Popen[bytes]] = []
 
     def start(self, address: str) -> subprocess.Popen[bytes]:
@@ -64,13 +69,14 @@ class Machines:
         torchrun += ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3"]
         torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", "test", "--local-addr", address]
         torchrun += ["--rdzv-endpoint", f"127.0.0.1:{self._port}"]
-        # A lost machine is noticed after three seconds. The other one waits long enough for it.
-        torchrun += ["--rdzv-conf", "keep_alive_interval=1,last_call_timeout=300"]
+        # A lost machine is noticed after three seconds.
+        waiting = f"keep_alive_interval=1,last_call_timeout={self.patience}"
+        torchrun += ["--rdzv-conf", waiting]
         # Each round has a store of its own, so that any machine can become the first one.
         own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         with (self._folder / f"said-{len(self.agents)}").open("wb") as said:
             agent = subprocess.Popen(
-                [*torchrun, rank_rig.__file__, *self._command],
+                [*torchrun, rank_rig.__file__, *self.command],
                 env=environment() | own_store,
                 stdout=said,
                 stderr=said,
@@ -89,6 +95,12 @@ class Machines:
                 return
         raise TimeoutError
 
+    def wait_for_word(self, word: str, times: int = 1) -> None:
+        end = time.monotonic() + 300
+        while self.said().count(word) < times:
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.05)
+
     def said(self) -> str:
         return "\n".join(path.read_text() for path in sorted(self._folder.glob("said-*")))
 
@@ -103,6 +115,16 @@ def machines(data: Path, tmp_path: Path) -> Iterator[Machines]:
             agent.wait(60)
 
 
+def lose(agent: subprocess.Popen[bytes]) -> list[int]:
+    """Kills all that runs on a machine; returns the processes."""
+    ranks = children(agent.pid)
+    processes = [agent.pid, *ranks, *(worker for pid in ranks for worker in children(pid))]
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
+    agent.wait(10)
+    return processes
+
+
 @pytest.mark.parametrize("lost", [FIRST, SECOND])
 def test_a_machine_that_is_lost_and_comes_back(
     machines: Machines, unbroken: Path, tmp_path: Path, lost: str
@@ -114,14 +136,34 @@ def test_a_machine_that_is_lost_and_comes_back(
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
     while victim.poll() is None and not checkpoint.is_dir():
         time.sleep(0.005)
-    processes = [victim.pid, *children(victim.pid)]
-    processes += [worker for pid in processes for worker in children(pid)]
-    for pid in dict.fromkeys(processes):
-        os.kill(pid, signal.SIGKILL)
-    victim.wait(10)
+    processes = lose(victim)
     again = machines.start(lost)
     statuses = [agent.wait(300) for agent in (kept, again)]
     assert statuses == [0, 0], machines.said()
     assert left_behind(processes) == []
     assert machines.said().count("resuming with") == 0
     assert digests(tmp_path / "run") == digests(unbroken)
+
+
+def test_the_other_machine_continues_alone_until_the_lost_one_is_back(
+    data: Path, machines: Machines, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    rare = [f"--{kind}-every={10**6}" for kind in ("validate", "evaluate")]
+    often = ["--log-every=1", "--checkpoint-every=10"]
+    machines.command = [*line(data, out)[:-1], str(10**6), *rare, *often]
+    machines.patience = 1
+    kept = machines.start(FIRST)
+    while kept.poll() is None and not (out / "checkpoints" / "step-00000010").is_dir():
+        time.sleep(0.05)
+    victim = machines.start(SECOND)
+    machines.wait_for_word("resuming with 2 processes (was 1)")
+    lose(victim)
+    machines.wait_for_word("resuming with 1 processes (was 2)")
+    again = machines.start(SECOND)
+    machines.wait_for_word("resuming with 2 processes (was 1)", 2)
+    for agent in (kept, again):
+        agent.terminate()
+        agent.wait(60)
+    steps = journal(out)["train"]
+    assert steps == list(range(1, len(steps) + 1))
