@@ -230,9 +230,9 @@ class ServeArguments:
     and 32 on a GPU."""
     max_waiting: int = 128
     """Number of images that may wait. Further ones are refused with status 503."""
-    max_mebibytes: float = 32
+    max_mebibytes: float = 32.0
     """Maximum size of an image file in MiB."""
-    timeout: float = 30
+    timeout: float = 30.0
     """Seconds in which an image must arrive, and in which it must be answered."""
     access_log: bool = False
     """Print a line for each request."""

@@ -61,6 +61,7 @@
       const [x0, y0, x1, y1] = found.box_px;
       const box = make("div", { className: "box" }, make("span", { textContent: `${found.name} ${found.score.toFixed(2)}` }));
       box.style.setProperty("--colour", classes.get(found.name).colour);
+      box.style.color = classes.get(found.name).text;
       for (const [side, share] of Object.entries({ left: x0 / width, top: y0 / height, width: (x1 - x0) / width, height: (y1 - y0) / height })) {
         box.style[side] = `${100 * share}%`;
       }

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,7 +24,7 @@ from multibox.commands.prediction.selection import choose
 from multibox.commands.service.batching import Batcher, Found
 from multibox.commands.service.limits import Bodies, Busy, Refusal, only_file, refusal_of
 from multibox.commands.service.metrics import Metrics
-from multibox.data.images import image_size, max_pixels
+from multibox.data.images import image_size
 from multibox.detector import Detector
 from multibox.drawing import colour_of
 from multibox.errors import ConfigError, DataError
@@ -258,27 +258,30 @@ class Service:
 
     def _render_page(self) -> tuple[str, str]:
         """Returns the page and its policy."""
-        settings, classes = self._settings, self._detector.classes
+        settings = self._settings
+        classes = [
+            {"name": name, "colour": f"rgb{colour_of(label)}", "text": _text_on(colour_of(label))}
+            for label, name in enumerate(self._detector.classes)
+            if not settings.classes or name in settings.classes
+        ]
         data = {
-            "classes": [
-                {"name": name, "colour": f"rgb{colour_of(label)}"}
-                for label, name in enumerate(classes)
-                if not settings.classes or name in settings.classes
-            ],
+            "classes": classes,
             "threshold": settings.threshold,
             "maxBytes": settings.max_bytes,
-            "maxPixels": max_pixels(),
         }
-        values: dict[str, Any] = {
-            "name": settings.model.name,
-            "sha256": settings.model.sha256,
-            "count": len(data["classes"]),  # type: ignore[arg-type]
-        }
+        values = {"name": settings.model.name, "names": [each["name"] for each in classes]}
         page = render(
             "serve.html.j2", values, styles=_STYLES, scripts=_SCRIPTS, data=data, allowed=_ALLOWED
         )
         # Browsers ignore this part in the page itself.
         return page, f"{policy(_SCRIPTS, _ALLOWED)}; frame-ancestors 'none'"
+
+
+def _text_on(colour: tuple[int, int, int]) -> str:
+    """Returns the colour of text with the better contrast on a background (WCAG 2)."""
+    linear = [(part / 255) ** 2.2 for part in colour]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000" if luminance > 0.18 else "#fff"
 
 
 def _threshold(request: Request, default: float) -> float:

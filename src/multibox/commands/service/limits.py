@@ -49,7 +49,10 @@ class Busy(Refusal):
 def refusal_of(error: DataError) -> Refusal:
     """Returns the answer to an image that cannot be decoded."""
     status = _DATA_STATUS.get(error.kind, HTTPStatus.UNPROCESSABLE_ENTITY)
-    return Refusal(status, error.kind, error.reason, error.remedy)
+    reason = error.reason
+    if reason.startswith(("is ", "has ")):
+        reason = f"the image {reason}"
+    return Refusal(status, error.kind, reason, error.remedy)
 
 
 class Bodies:

@@ -98,9 +98,11 @@ def listen(host: str, port: int) -> socket.socket:
         ConfigError: The address or the port cannot be used.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"port {port} does not exist", remedy="Use 0 to 65535")
     try:
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(
             f"port {port} of {host} cannot be used ({error})", remedy="Change --port or --host"
         ) from None
