@@ -12,9 +12,9 @@ from multibox.cli.arguments import parse
 from multibox.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
-README, EXPORT, PREDICT, MACHINES = (
-    (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/export.md", "docs/predict.md", "docs/many-machines.md")
+README, EXPORT, PREDICT, MACHINES, SERVE = (
+    (ROOT / "README.md" if name == "README.md" else ROOT / "docs" / name).read_text("utf-8")
+    for name in ("README.md", "export.md", "predict.md", "many-machines.md", "serve.md")
 )
 
 
@@ -26,7 +26,7 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 BLOCKS = _blocks(README + PREDICT.replace("MODEL SOURCE...", "M S"))
 COMMANDS = [
     re.sub(r"^torchrun .* -m multibox", "multibox", line.partition("  #")[0])
-    for language, block in [*BLOCKS, *_blocks(EXPORT)]
+    for language, block in [*BLOCKS, *_blocks(EXPORT), *_blocks(SERVE)]
     for line in block.splitlines()
     if language == "" and re.match(r"(torchrun .* -m )?multibox ", line)
 ]
@@ -35,7 +35,7 @@ COMMANDS = [
 def test_there_are_commands() -> None:
     assert {command.split()[1] for command in COMMANDS} == {
         *("train", "check", "evaluate", "report", "predict", "convert", "convert-data", "export"),
-        *("download", "bench", "ablate"),
+        *("download", "bench", "ablate", "serve"),
     }
 
 

@@ -211,6 +211,40 @@ class PredictArguments:
 
 
 @dataclass(frozen=True)
+class ServeArguments:
+    """Answer requests for detections over HTTP, with a page to try it in a browser."""
+
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
+    """Folder of a run or of a checkpoint, a weights file, a file of export, or the name of
+    downloaded weights."""
+    host: str = "127.0.0.1"
+    """Address to listen on. By default only this machine can reach it. 0.0.0.0: all others can,
+    without a password."""
+    port: int = 8000
+    """Port to listen on. 0: any free one."""
+    score_threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Leave out detections with a lower score, 0..1, unless a request states a threshold. By
+    default as for predict."""
+    classes: tuple[str, ...] = ()
+    """Keep only these classes; by default all."""
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Maximum number of waiting images that the network computes at once. By default 4 on the CPU
+    and 32 on a GPU."""
+    max_waiting: int = 128
+    """Number of images that may wait. Further ones are refused with status 503."""
+    max_mebibytes: float = 32.0
+    """Maximum size of an image file in MiB."""
+    timeout: float = 30.0
+    """Seconds in which an image must arrive, and in which it must be answered."""
+    access_log: bool = False
+    """Print a line for each request."""
+    which: str = "last"
+    """Checkpoint of the run: last, best or a step."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the network. auto: a GPU if there is one."""
+
+
+@dataclass(frozen=True)
 class ConvertArguments:
     """Convert weights between multibox's format and those of other programs."""
 
@@ -349,6 +383,7 @@ _Verb = (
     | Annotated[EvaluateArguments, tyro.conf.subcommand("evaluate")]
     | Annotated[ReportArguments, tyro.conf.subcommand("report")]
     | Annotated[PredictArguments, tyro.conf.subcommand("predict")]
+    | Annotated[ServeArguments, tyro.conf.subcommand("serve")]
     | Annotated[ConvertArguments, tyro.conf.subcommand("convert")]
     | Annotated[ExportArguments, tyro.conf.subcommand("export")]
     | Annotated[ConvertDataArguments, tyro.conf.subcommand("convert-data")]

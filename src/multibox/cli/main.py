@@ -19,6 +19,7 @@ from multibox.cli.arguments import (
     ExportArguments,
     PredictArguments,
     ReportArguments,
+    ServeArguments,
     TrainArguments,
     parse,
 )
@@ -28,6 +29,7 @@ from multibox.cli.evaluate import run_evaluate
 from multibox.cli.predict import run_predict
 from multibox.cli.printing import print_result, print_written, printing, refuse
 from multibox.cli.report import run_report
+from multibox.cli.serve import run_serve
 from multibox.cli.train import run_train
 from multibox.commands.convert import convert
 from multibox.commands.convert_data import convert_data
@@ -81,6 +83,8 @@ def _run(verb: object, console: Console) -> int:
             run_report(verb, console)
         case PredictArguments():
             return run_predict(verb, console)
+        case ServeArguments():
+            run_serve(verb, console)
         case ConvertArguments():
             lines = convert(
                 verb.source,
