@@ -34,7 +34,7 @@ def list_tar(address: str) -> Iterator[ImageRef]:
     try:
         with (
             _open(address) as stream,
-            tarfile.open(fileobj=_SmallReads(stream), mode="r:") as archive,  # type: ignore[call-overload]  # no IO
+            tarfile.open(fileobj=_SmallReads(stream), mode="r:") as archive,
         ):
             for place, member in enumerate(archive, start=1):
                 # It would lead back to an earlier header, in an endless loop.
