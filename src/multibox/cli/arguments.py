@@ -286,6 +286,8 @@ class ExportArguments:
     """Folder of the dataset. For a run, the default is the one it was trained on."""
     split: _OptionalText = None
     """Split to compare on. For a run, the default is its test split."""
+    on_bad: Literal["fail", "skip"] | None = None
+    """What to do with invalid objects and images. For a run, the default is the run's setting."""
     calibration_split: _OptionalText = None
     """int8: split to calibrate on. For a run, the default is its training split."""
     images: int = 200

@@ -107,6 +107,7 @@ def _run(verb: object, console: Console) -> int:
                 checks=Checks(
                     verb.data,
                     verb.split,
+                    verb.on_bad,
                     verb.calibration_split,
                     verb.images,
                     verb.calibration_images,
