@@ -398,3 +398,10 @@ def _typed(config: Config, words: Sequence[str]) -> tuple[str, ...]:
     options = {word.partition("=")[0].replace("-", "_").removeprefix("__no_") for word in words}
     options |= {option.removeprefix("__") for option in options}
     return tuple(name for name in flatten(config) if name in options)
+
+
+def refuse_unused(what: str, unused: dict[str, bool]) -> None:
+    """Refuses options that have no effect."""
+    for option, given in unused.items():
+        if given:
+            raise ConfigError(f"{option} has no effect with {what}", remedy="Leave it out")
