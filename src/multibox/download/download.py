@@ -78,9 +78,7 @@ def _download_datasets(
     chosen: list[Source], out: Path, console: Console, policy: Policy
 ) -> list[Path]:
     missing = [
-        (source, published)
-        for source in chosen
-        for published in missing_archives(source, out)
+        (source, published) for source in chosen for published in missing_archives(source, out)
     ]
     if missing:
         with _using(out, console):
@@ -117,7 +115,9 @@ def _download_archives(
                 merge(unpacked, out / source.folder)
             finally:
                 shutil.rmtree(unpacked, ignore_errors=True)
-            write_json(unpacking_record(out, published), {"sha256": published.sha256, "files": files})
+            write_json(
+                unpacking_record(out, published), {"sha256": published.sha256, "files": files}
+            )
             progress.remove_task(task)
             console.print(f"{name}: checked and unpacked", markup=False, highlight=False)
 

@@ -255,9 +255,14 @@ def page_values(found: Reproduction) -> tuple[dict[str, Any], dict[str, Any]]:
         "metric_name": METRICS[metric],
         "test": found.published.test,
         "published": found.published,
-        "mean": found.mean,
+        "publication_rows": [
+            [decimals(each.value, places=found.published.decimals), each.source]
+            for each in sorted(found.published.finals, reverse=True)
+        ],
+        "reference_notes": found.reference.notes if found.reference else [],
         "cards": _cards(found),
         "run_rows": [_run_row(run, metric) for run in found.runs],
+        "class_header": _class_header(found),
         "class_rows": [_class_row(found, each) for each in found.classes],
         "milestone_rows": _milestone_rows(found),
         "charts": charts,
@@ -276,7 +281,7 @@ def _cards(found: Reproduction) -> list[tuple[str, str, str]]:
         ("mAP", decimals(mean.ours), counted(len(found.runs), "seed")),
         (
             "Published",
-            f"{decimals(mean.low, places=places)} to {decimals(mean.high, places=places)}",  # noqa: RUF001
+            f"{decimals(mean.low, places=places)} to {decimals(mean.high, places=places)}",
             counted(len(found.published.finals), "publication"),
         ),
         ("Verdict on the mean", mean.judgement, "the published spread"),
@@ -308,6 +313,11 @@ def _run_row(run: Run, metric: str) -> list[str]:
                 limits = f"{decimals(low, places=3)} to {decimals(high, places=3)}"
     steps = f"{record.last_step:,} of {record.about.planned_steps:,}"
     return [run.name, decimals(result.mean[metric]) if result else ABSENT, limits, steps]
+
+
+def _class_header(found: Reproduction) -> list[str]:
+    names = [run.name for run in found.runs if run.result is not None]
+    return ["Published", "Ours", *(names if len(names) > 1 else ()), "Difference", "Tolerance"]
 
 
 def _class_row(found: Reproduction, each: Verdict) -> tuple[str, list[str], str]:

@@ -21,7 +21,7 @@ from numpy.random import Generator
 from multibox.commands.demo.dataset import HUES, Style, draw_folder, write_split
 
 VERSION = 1
-SCALE = 50
+SCALE = 100
 IMAGES = {"2007:trainval": 5_011, "2012:trainval": 11_540, "2007:test": 4_952}
 """Numbers of images of VOC's splits (`download/catalogue.py`)."""
 
@@ -47,8 +47,8 @@ OBJECTS = {
     "train": 297,
     "tvmonitor": 324,
 }
-"""Objects of each class in VOC2007 trainval: 12,608 in 5,011 images (M. Everingham et al., The PASCAL
-Visual Object Classes Challenge, IJCV 2010, statistics of VOC2007)."""
+"""Objects of each class in VOC2007 trainval: 12,608 in 5,011 images (M. Everingham et al., The
+PASCAL Visual Object Classes Challenge, IJCV 2010, statistics of VOC2007)."""
 
 _SHARES = np.array([*OBJECTS.values()]) / sum(OBJECTS.values())
 _MEAN_COUNT = sum(OBJECTS.values()) / IMAGES["2007:trainval"]
