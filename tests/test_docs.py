@@ -10,9 +10,9 @@ from multibox.cli.arguments import parse
 from multibox.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
-README, EXPORT, PREDICT = (
+README, EXPORT, PREDICT, REPRODUCE = (
     (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/export.md", "docs/predict.md")
+    for name in ("README.md", "docs/export.md", "docs/predict.md", "docs/reproduce.md")
 )
 
 
@@ -24,7 +24,7 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 BLOCKS = _blocks(README + PREDICT.replace("MODEL SOURCE...", "M S"))
 COMMANDS = [
     re.sub(r"^torchrun .* -m multibox", "multibox", line.partition("  #")[0])
-    for language, block in [*BLOCKS, *_blocks(EXPORT)]
+    for language, block in [*BLOCKS, *_blocks(EXPORT), *_blocks(REPRODUCE)]
     for line in block.splitlines()
     if language == "" and re.match(r"(torchrun .* -m )?multibox ", line)
 ]
@@ -33,7 +33,7 @@ COMMANDS = [
 def test_there_are_commands() -> None:
     assert {command.split()[1] for command in COMMANDS} == {
         *("train", "check", "evaluate", "report", "predict", "convert", "convert-data", "export"),
-        *("download", "bench", "ablate"),
+        *("download", "bench", "ablate", "reproduce"),
     }
 
 
@@ -65,6 +65,7 @@ def test_every_recipe_is_in_the_readme() -> None:
     [
         *("ARCHITECTURE.md", "SECURITY.md"),
         *("docs/weights.md", "docs/export.md", "docs/predict.md", "docs/fidelity.md"),
+        "docs/reproduce.md",
     ],
 )
 def test_every_file_that_a_document_names_exists(name: str) -> None:

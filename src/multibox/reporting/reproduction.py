@@ -345,7 +345,7 @@ def _milestone_rows(found: Reproduction) -> list[list[str]]:
     for step in sorted(by_step):
         several = [each.value for each in found.published.milestones.get(step, ())]
         listed = dict(zip(reference.steps, reference.mAP, strict=True)) if reference else {}
-        shown = several or [listed[step]] * (step in listed)
+        shown = several or ([listed[step]] if step in listed else [])
         ours = float(np.mean(by_step[step]))
         low, high = (min(several), max(several)) if len(several) > 1 else (math.nan, math.nan)
         judgement = judge(round(ours, 3), low, high)

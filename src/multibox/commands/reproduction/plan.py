@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ import numpy as np
 from rich.console import Console
 from rich.filesize import decimal
 
-from multibox.build import network_shape, read_datasets
+from multibox.build import Datasets, network_shape, read_datasets
 from multibox.commands.check import check
-from multibox.commands.reproduction.look_alike import OBJECTS, draw_look_alike
+from multibox.commands.reproduction.look_alike import draw_look_alike
 from multibox.commands.reproduction.state import (
     Place,
     has_begun,
@@ -172,19 +173,19 @@ def measure_stages(target: Target, place: Place, console: Console) -> Times:
     batch = config.run.batch_size
     if pick_device(place.device).type == "cpu":
         batch = min(batch, _CPU_BATCH)
-    more = _CLASSES[target.published.metric] - len(OBJECTS)
     measured = config.override(
         {
             "train_split": "2007:trainval+2012:trainval",
             "test_split": "2007:test",
-            "classes": (*OBJECTS, *(f"class {number}" for number in range(more))),
+            # Rare classes may be absent from the few images for training.
+            "on_bad": "skip",
             "batch_size": batch,
         }
     )
     with tempfile.TemporaryDirectory(prefix="multibox-") as temporary:
         folder = Path(temporary) / "VOCdevkit"
         draw_look_alike(folder, scale=_DRAWN_SCALE)
-        datasets = read_datasets(measured, folder)
+        datasets = _with_classes(read_datasets(measured, folder), _CLASSES[target.published.metric])
         begun = time.monotonic()
         check(folder, Console(quiet=True))
         images = sum(len(split) for split in datasets[:3] if split is not None)
@@ -196,4 +197,14 @@ def measure_stages(target: Target, place: Place, console: Console) -> Times:
         tuple(scale * seconds for seconds in duration.step),
         duration.validated_image,
         duration.evaluated_image,
+    )
+
+
+def _with_classes(datasets: Datasets, count: int) -> Datasets:
+    """Returns datasets with further classes, so that the network has all of its outputs."""
+    known = datasets.train.classes
+    classes = (*known, *(f"class {number}" for number in range(count - len(known))))
+    return datasets._replace(
+        train=replace(datasets.train, classes=classes),
+        validation=replace(datasets.validation, classes=classes),
     )

@@ -116,8 +116,9 @@ def draw(target: Target, data: Path, *, scale: int) -> None:
         config, classes = target.config().override({"seed": 1}), tuple(sorted(OBJECTS))
         network = new_network(config, len(classes))
         header = make_header(network, config.network, classes, _LICENCE)
+        tensors = {name: each.contiguous() for name, each in network.state_dict().items()}
         with new_file(path) as temporary:
-            safetensors.torch.save_file(network.state_dict(), temporary, metadata=header)
+            safetensors.torch.save_file(tensors, temporary, metadata=header)
 
 
 def is_finished(run: Path, config: Config) -> bool:
