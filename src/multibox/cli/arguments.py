@@ -13,6 +13,7 @@ from multibox.commands.automatic import AUTOMATIC
 from multibox.commands.bench.bench import Part
 from multibox.commands.convert import Target
 from multibox.commands.predict import Save
+from multibox.commands.reproduction.targets import TARGETS
 from multibox.config import Config, flatten
 from multibox.data.writing.converted_copy import DataFormat
 from multibox.download.catalogue import SOURCES, WEIGHTS
@@ -379,6 +380,35 @@ class DemoArguments:
     """Folder for the dataset and the run."""
 
 
+@dataclass(frozen=True)
+class ReproduceArguments:
+    """Reproduce a published training: download, check, train, and compare with what is published.
+
+    To resume, repeat the same command.
+    """
+
+    target: tyro.conf.Positional[Literal[tuple(TARGETS)]]  # type: ignore[valid-type]
+    """The published training. rehearsal: all stages on drawn images in minutes, without downloads.
+    """
+    data: _OptionalPath = None
+    """Folder for datasets and weights. By default data, or <out>/data for the rehearsal."""
+    out: _OptionalPath = None
+    """Folder for the runs and the summary page. By default runs/<target>."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds. Each has a run of its own; three tell how much results differ by chance."""
+    yes: bool = False
+    """Download without asking."""
+    dry_run: bool = False
+    """Print the stages with sizes, disk space and times by a short test, and stop."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the network. auto: a GPU if there is one."""
+    workers: int = -1
+    """Number of processes that prepare images. 0: the training process prepares them.
+    -1: chosen by the number of cores. The result does not depend on it."""
+    pipeline: Literal["cpu", "cuda"] = "cpu"
+    """Where images are cropped, resized and distorted: in the workers, or on the GPU."""
+
+
 _Verb = (
     Annotated[TrainArguments, tyro.conf.subcommand("train")]
     | Annotated[CheckArguments, tyro.conf.subcommand("check")]
@@ -393,6 +423,7 @@ _Verb = (
     | Annotated[BenchArguments, tyro.conf.subcommand("bench")]
     | Annotated[AblateArguments, tyro.conf.subcommand("ablate")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
+    | Annotated[ReproduceArguments, tyro.conf.subcommand("reproduce")]
 )
 
 
