@@ -1,4 +1,7 @@
-"""Writes docs/commands.md from the parser of the command line: python tests/command_reference.py."""
+"""Writes docs/commands.md from the parser of the command line.
+
+python tests/command_reference.py
+"""
 
 import argparse
 import html
@@ -17,8 +20,8 @@ from multibox.recipes import RECIPES
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 TOP = """# Command line
 
-This page is made from the program: `multibox VERB --help` shows the same. `multibox --version` prints
-the version.
+This page is made from the program: `multibox VERB --help` shows the same. `multibox --version`
+prints the version.
 """
 TRAIN = """
 multibox train --data FOLDER [OPTIONS]
@@ -118,7 +121,7 @@ def _row(action: argparse.Action, defaults: dict[str, Any]) -> str:
     field = action.dest.rpartition(".")[2].replace("-", "_")
     if field in defaults and default is not None:
         default = _shown(defaults[field]) or repr(defaults[field])
-    if default is None or default == "''" and field == "network":
+    if default is None or (default == "''" and field == "network"):
         shown = "required"
     elif default in ("", "''", "()", "None"):
         shown = ""
