@@ -98,7 +98,7 @@ class TrainArguments:
 class CheckArguments:
     """List the faults of a dataset and show its statistics, or the doubtful labels of a run."""
 
-    data: tyro.conf.Positional[Path]
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
     """Folder or .zip archive of the dataset. It is not changed.
     For the folder of a run: compare the annotations of its training images with its detections."""
     runs: tuple[Path, ...] = ()
@@ -340,12 +340,12 @@ class BenchArguments:
 
     part: tyro.conf.Positional[Part]
     """The part: input pipeline, training step, detection, evaluation or prediction."""
-    recipe: tyro.conf.Positional[str] = "ssd300-lite"
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[RECIPE]")] = "ssd300-lite"
     """Recipe with the network, the augmentation and the batch size.
     For predict also an exported file: .onnx or .xml."""
     data: _OptionalPath = None
     """Dataset with the images; by default drawn images."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Number of images per training step; by default the recipe's."""
     compile: bool = False
     """Time the training step with torch.compile; the network alone is not compiled."""
