@@ -222,23 +222,59 @@ def _require_room(out: Path, config: Config, network: SSD, *, images: int) -> No
     Raises:
         StorageError: The folder cannot be written, or the disk does not have enough room.
     """
+    needed = needed_room(out, config, network, images=images)
+    if needed.checkpoints:
+        require_room(
+            out,
+            needed.total,
+            purpose=f"{needed.checkpoints} checkpoints of {mebibytes(needed.checkpoint_bytes)} and "
+            f"{needed.evaluations} evaluations",
+            remedy="Make room, lower --keep-checkpoints, or choose another folder for --out",
+        )
+
+
+class Room(NamedTuple):
+    """The disk space that a run will need.
+
+    Attributes:
+        checkpoints: Number of checkpoints that will be written and kept; 0 if the run is finished.
+        checkpoint_bytes: Size of one.
+        evaluations: Number of evaluations that will be written.
+        evaluation_bytes: Upper bound for the size of one.
+    """
+
+    checkpoints: int
+    checkpoint_bytes: int
+    evaluations: int
+    evaluation_bytes: int
+
+    @property
+    def total(self) -> int:
+        """The size of everything in bytes."""
+        return self.checkpoints * self.checkpoint_bytes + self.evaluations * self.evaluation_bytes
+
+
+def needed_room(out: Path, config: Config, network: SSD, *, images: int) -> Room:
+    """Returns the disk space that a run will need in addition to what it has written.
+
+    Args:
+        out: The run's folder. It may not exist.
+        config: The configuration of the run.
+        network: The network of the run.
+        images: Number of images in each evaluation.
+    """
     run, last = config.run, config.schedule.steps
+    size = _checkpoint_bytes(network, config.optimizer)
     present = steps(out / "checkpoints")
     done = present[-1] if present else 0
+    pictures = min(SAMPLE_PICTURES, images)
+    judged = images * RESULTS_BYTES + pictures * PICTURE_BYTES
     if done == last:
-        return
+        return Room(0, size, 0, judged)
     milestones = -(-last // run.evaluate_every) - done // run.evaluate_every
     saves = milestones + 1 + last // run.checkpoint_every - done // run.checkpoint_every
     count = max(1, min(saves, run.keep_checkpoints + 2 - len(present)))
-    size = _checkpoint_bytes(network, config.optimizer)
-    pictures = min(SAMPLE_PICTURES, images)
-    judged = milestones * (images * RESULTS_BYTES + pictures * PICTURE_BYTES)
-    require_room(
-        out,
-        count * size + judged,
-        purpose=f"{count} checkpoints of {mebibytes(size)} and {milestones} evaluations",
-        remedy="Make room, lower --keep-checkpoints, or choose another folder for --out",
-    )
+    return Room(count, size, milestones, judged)
 
 
 def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
