@@ -39,6 +39,7 @@ The defaults above are those of the original SSD300. A recipe stands for these o
 HEADINGS = {
     "config.data options": "Data",
     "config.augmentation options": "Augmentation",
+    "config.loss options": "Loss",
     "config.optimizer options": "Optimizer",
     "config.schedule options": "Schedule",
     "config.run options": "Run",
