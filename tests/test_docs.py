@@ -1,12 +1,13 @@
 """Every command and every Python example of the README and of docs/ is run, or at least parsed.
 
 A command is run on small data in a folder that has what the pages name: photographs, VOC, a trained
-run. It is only parsed if its inputs are not in that folder (published weights, COCO, a placeholder
-such as FOLDER), if it needs the network, a GPU, several processes or a camera, or if it does not
+run. It is only parsed if its inputs are not in that folder (published weights, a placeholder such
+as RUN), if it needs the network, a GPU, several processes or a camera, or if it does not
 end by itself or measures times. `_reason_to_parse_only` has these rules.
 """
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ import command_reference
 import cv2
 import numpy as np
 import pytest
+from coco_layout import export_coco
 from rig import small_dataset
 from tiny import TINY
 
@@ -112,6 +114,22 @@ def _dataset(folder: Path) -> None:
             path.write_text(text.replace("square", "cat").replace("disc", "dog"))
 
 
+def _results(folder: Path) -> None:
+    """Writes COCO's layout, and detections of others in COCO's and in the devkit's format."""
+    coco = export_coco(folder / "VOC2007", folder / "coco2017")
+    for before, after in (("trainval", "train2017"), ("test", "val2017")):
+        (coco / before).rename(coco / after)
+        annotations = coco / "annotations"
+        (annotations / f"instances_{before}.json").rename(annotations / f"instances_{after}.json")
+    found = [{"image_id": 0, "category_id": 7, "bbox": [1, 1, 20, 20], "score": 0.5}]
+    (folder / "detections.json").write_text(json.dumps(found))
+    # The pages call it FOLDER.
+    (folder / "FOLDER").mkdir()
+    for split, image in (("test", "2007_000024"), ("trainval", "2012_000000")):
+        line = f"{image} 0.5 1 1 20 20\n"
+        (folder / "FOLDER" / f"comp4_det_{split}_cat.txt").write_text(line)
+
+
 def _short(words: Sequence[str], out: Path) -> list[str]:
     """Returns a command of `train` that takes a second, and writes to another folder."""
     other = SHORT | {"--out": str(out)}
@@ -133,6 +151,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder, before = tmp_path_factory.mktemp("docs"), Path.cwd()
     for name in ("VOC2007", "VOCdevkit/VOC2007", "VOCdevkit/VOC2012"):
         _dataset(folder / name)
+    _results(folder)
     (folder / "data").mkdir()
     (folder / "data" / "VOCdevkit").symlink_to(folder / "VOCdevkit")
     photos = folder / "photos"
