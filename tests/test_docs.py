@@ -22,9 +22,11 @@ import command_reference
 import cv2
 import numpy as np
 import pytest
+import yaml
 from coco_layout import export_coco
 from rig import small_dataset
 from tiny import TINY
+from torch.distributed.run import get_args_parser
 
 from multibox import build
 from multibox.cli.arguments import (
@@ -32,6 +34,8 @@ from multibox.cli.arguments import (
     DownloadArguments,
     PredictArguments,
     ReportArguments,
+    ReproduceArguments,
+    ServeArguments,
     TrainArguments,
     parse,
 )
@@ -46,7 +50,7 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 # What starts a command. A block that has one of these has commands only.
-PROGRAMS = r"multibox|torchrun|make|pip|python|pytest|[A-Z_]+=\S+ \w+"
+PROGRAMS = r"multibox|torchrun|make|pip|python|pytest|docker|curl|[A-Z_]+=\S+ \w+"
 SLOW = ("train", "export", "convert", "bench", "ablate", "demo")
 INPUTS = ("data", "model", "source", "sources", "runs", "results", "table")
 # These take the place of what a command of `train` has.
@@ -194,7 +198,9 @@ def _reason_to_parse_only(verb: Any, command: str) -> str:
         return "it needs a GPU"
     if isinstance(verb, BenchArguments):
         return "it measures times"
-    if isinstance(verb, ReportArguments) and verb.serve:
+    if isinstance(verb, ReproduceArguments):
+        return "it takes minutes or days"
+    if isinstance(verb, ServeArguments) or (isinstance(verb, ReportArguments) and verb.serve):
         return "it ends by Ctrl-C only"
     if isinstance(verb, PredictArguments):
         if any(source.isdigit() or source == "-" for source in verb.sources):
@@ -253,6 +259,13 @@ def test_other_commands_name_what_exists(command: str) -> None:
                 assert "=" in word or f"\n{word}:" in makefile
         case "torchrun":
             assert parse(words[words.index("multibox") + 1 :]) is not None
+        case "docker":
+            assert (ROOT / "Dockerfile").exists()
+            if words[1] == "run":
+                image = next(at for at, word in enumerate(words) if word.startswith("multibox"))
+                assert parse(words[image + 1 :]) is not None
+        case "curl":
+            pass
         case "pip":
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
             for found in re.findall(r"\[([\w,]+)\]", command):
@@ -271,6 +284,8 @@ def test_python_runs(workspace: Path, block: str) -> None:
     for package in re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"compiled only: {package} is not installed")
+    if "://" in block:
+        pytest.skip("compiled only: it needs the network")
     for name in re.findall(r'"([\w./-]+\.\w+)"', block):
         if not (workspace / name).exists():
             pytest.skip(f"compiled only: there is no {name}")
@@ -285,6 +300,27 @@ def test_python_runs(workspace: Path, block: str) -> None:
     # It would take minutes.
     for call in train.call_args_list:
         assert call.args[0].data.exists()
+
+
+def test_commands_for_many_machines_are_understood() -> None:
+    page = PAGES["docs/many-machines.md"]
+    manifests = [
+        document for block in _blocks(page, "yaml") for document in yaml.safe_load_all(block)
+    ]
+    assert [manifest["kind"] for manifest in manifests] == ["Service", "Job"]
+    (container,) = manifests[1]["spec"]["template"]["spec"]["containers"]
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {v["name"] for v in manifests[1]["spec"]["template"]["spec"]["volumes"]}
+    command = container["command"]
+    lines = [command[command.index("multibox") + 1 :]]
+    lines += [shlex.split(line) for line in re.findall(r"multibox (train [^'\n]*)", page)]
+    assert len(lines) == 4
+    for words in lines:
+        assert parse(words) is not None
+    for launched in (command, *re.findall(r"^(torchrun .*) -m multibox", page, re.MULTILINE)):
+        words = shlex.split(launched) if isinstance(launched, str) else launched
+        end = words.index("-m") if "-m" in words else len(words)
+        get_args_parser().parse_args([*words[1:end], "-m", "multibox"])
 
 
 def test_tables_of_ablations_name_options() -> None:
