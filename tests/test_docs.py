@@ -1,12 +1,13 @@
 """Every command and every Python example of the README and of docs/ is run, or at least parsed.
 
 A command is run on small data in a folder that has what the pages name: photographs, VOC, a trained
-run. It is only parsed if its inputs are not in that folder (published weights, COCO, a placeholder
-such as FOLDER), if it needs the network, a GPU, several processes or a camera, or if it does not
+run. It is only parsed if its inputs are not in that folder (published weights, a placeholder such
+as RUN), if it needs the network, a GPU, several processes or a camera, or if it does not
 end by itself or measures times. `_reason_to_parse_only` has these rules.
 """
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -21,8 +22,11 @@ import command_reference
 import cv2
 import numpy as np
 import pytest
+import yaml
+from coco_layout import export_coco
 from rig import small_dataset
 from tiny import TINY
+from torch.distributed.run import get_args_parser
 
 from multibox import build
 from multibox.cli.arguments import (
@@ -30,6 +34,8 @@ from multibox.cli.arguments import (
     DownloadArguments,
     PredictArguments,
     ReportArguments,
+    ReproduceArguments,
+    ServeArguments,
     TrainArguments,
     parse,
 )
@@ -44,7 +50,7 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 # What starts a command. A block that has one of these has commands only.
-PROGRAMS = r"multibox|torchrun|make|pip|python|pytest|[A-Z_]+=\S+ \w+"
+PROGRAMS = r"multibox|torchrun|make|pip|python|pytest|docker|curl|[A-Z_]+=\S+ \w+"
 SLOW = ("train", "export", "convert", "bench", "ablate", "demo")
 INPUTS = ("data", "model", "source", "sources", "runs", "results", "table")
 # These take the place of what a command of `train` has.
@@ -112,6 +118,22 @@ def _dataset(folder: Path) -> None:
             path.write_text(text.replace("square", "cat").replace("disc", "dog"))
 
 
+def _results(folder: Path) -> None:
+    """Writes COCO's layout, and detections of others in COCO's and in the devkit's format."""
+    coco = export_coco(folder / "VOC2007", folder / "coco2017")
+    for before, after in (("trainval", "train2017"), ("test", "val2017")):
+        (coco / before).rename(coco / after)
+        annotations = coco / "annotations"
+        (annotations / f"instances_{before}.json").rename(annotations / f"instances_{after}.json")
+    found = [{"image_id": 0, "category_id": 7, "bbox": [1, 1, 20, 20], "score": 0.5}]
+    (folder / "detections.json").write_text(json.dumps(found))
+    # The pages call it FOLDER.
+    (folder / "FOLDER").mkdir()
+    for split, image in (("test", "2007_000024"), ("trainval", "2012_000000")):
+        line = f"{image} 0.5 1 1 20 20\n"
+        (folder / "FOLDER" / f"comp4_det_{split}_cat.txt").write_text(line)
+
+
 def _short(words: Sequence[str], out: Path) -> list[str]:
     """Returns a command of `train` that takes a second, and writes to another folder."""
     other = SHORT | {"--out": str(out)}
@@ -133,6 +155,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder, before = tmp_path_factory.mktemp("docs"), Path.cwd()
     for name in ("VOC2007", "VOCdevkit/VOC2007", "VOCdevkit/VOC2012"):
         _dataset(folder / name)
+    _results(folder)
     (folder / "data").mkdir()
     (folder / "data" / "VOCdevkit").symlink_to(folder / "VOCdevkit")
     photos = folder / "photos"
@@ -175,7 +198,9 @@ def _reason_to_parse_only(verb: Any, command: str) -> str:
         return "it needs a GPU"
     if isinstance(verb, BenchArguments):
         return "it measures times"
-    if isinstance(verb, ReportArguments) and verb.serve:
+    if isinstance(verb, ReproduceArguments):
+        return "it takes minutes or days"
+    if isinstance(verb, ServeArguments) or (isinstance(verb, ReportArguments) and verb.serve):
         return "it ends by Ctrl-C only"
     if isinstance(verb, PredictArguments):
         if any(source.isdigit() or source == "-" for source in verb.sources):
@@ -234,6 +259,13 @@ def test_other_commands_name_what_exists(command: str) -> None:
                 assert "=" in word or f"\n{word}:" in makefile
         case "torchrun":
             assert parse(words[words.index("multibox") + 1 :]) is not None
+        case "docker":
+            assert (ROOT / "Dockerfile").exists()
+            if words[1] == "run":
+                image = next(at for at, word in enumerate(words) if word.startswith("multibox"))
+                assert parse(words[image + 1 :]) is not None
+        case "curl":
+            pass
         case "pip":
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
             for found in re.findall(r"\[([\w,]+)\]", command):
@@ -252,6 +284,8 @@ def test_python_runs(workspace: Path, block: str) -> None:
     for package in re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"compiled only: {package} is not installed")
+    if "://" in block:
+        pytest.skip("compiled only: it needs the network")
     for name in re.findall(r'"([\w./-]+\.\w+)"', block):
         if not (workspace / name).exists():
             pytest.skip(f"compiled only: there is no {name}")
@@ -266,6 +300,27 @@ def test_python_runs(workspace: Path, block: str) -> None:
     # It would take minutes.
     for call in train.call_args_list:
         assert call.args[0].data.exists()
+
+
+def test_commands_for_many_machines_are_understood() -> None:
+    page = PAGES["docs/many-machines.md"]
+    manifests = [
+        document for block in _blocks(page, "yaml") for document in yaml.safe_load_all(block)
+    ]
+    assert [manifest["kind"] for manifest in manifests] == ["Service", "Job"]
+    (container,) = manifests[1]["spec"]["template"]["spec"]["containers"]
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {v["name"] for v in manifests[1]["spec"]["template"]["spec"]["volumes"]}
+    command = container["command"]
+    lines = [command[command.index("multibox") + 1 :]]
+    lines += [shlex.split(line) for line in re.findall(r"multibox (train [^'\n]*)", page)]
+    assert len(lines) == 4
+    for words in lines:
+        assert parse(words) is not None
+    for launched in (command, *re.findall(r"^(torchrun .*) -m multibox", page, re.MULTILINE)):
+        words = shlex.split(launched) if isinstance(launched, str) else launched
+        end = words.index("-m") if "-m" in words else len(words)
+        get_args_parser().parse_args([*words[1:end], "-m", "multibox"])
 
 
 def test_tables_of_ablations_name_options() -> None:
