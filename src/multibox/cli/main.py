@@ -20,6 +20,7 @@ from multibox.cli.arguments import (
     PredictArguments,
     ReportArguments,
     ReproduceArguments,
+    ServeArguments,
     TrainArguments,
     parse,
 )
@@ -30,6 +31,7 @@ from multibox.cli.predict import run_predict
 from multibox.cli.printing import print_result, print_written, printing, refuse
 from multibox.cli.report import run_report
 from multibox.cli.reproduce import run_reproduce
+from multibox.cli.serve import run_serve
 from multibox.cli.train import run_train
 from multibox.commands.convert import convert
 from multibox.commands.convert_data import convert_data
@@ -83,6 +85,8 @@ def _run(verb: object, console: Console) -> int:
             run_report(verb, console)
         case PredictArguments():
             return run_predict(verb, console)
+        case ServeArguments():
+            run_serve(verb, console)
         case ConvertArguments():
             lines = convert(
                 verb.source,
@@ -105,6 +109,7 @@ def _run(verb: object, console: Console) -> int:
                 checks=Checks(
                     verb.data,
                     verb.split,
+                    verb.on_bad,
                     verb.calibration_split,
                     verb.images,
                     verb.calibration_images,

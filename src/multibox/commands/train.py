@@ -199,7 +199,8 @@ def check_shares(config: Config, network: SSD, processes: Processes) -> None:
     if batch % shares:
         raise ConfigError(f"a batch of {batch} cannot be shared equally by {by}", remedy=remedy)
     normalised = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    if normalised and batch == shares:
+    together = config.run.sync_batch_norm and processes.world_size > 1
+    if normalised and batch == shares and not together:
         raise ConfigError(
             f"a batch of {batch}, shared by {by}, leaves one image at a time, but the batch "
             f"normalisation of {config.network} needs several",
@@ -282,7 +283,7 @@ def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
     moments = 2 if config.optimizer != "sgd" else int(config.momentum > 0)
     trained = sum(parameter.nbytes for parameter in network.parameters())
     learnt = sum(tensor.nbytes for tensor in state if tensor.is_floating_point())
-    averaged = learnt if config.ema_decay > 0 else 0
+    averaged = learnt if config.ema_decay or config.swa_from else 0
     size: int = sum(tensor.nbytes for tensor in state) + moments * trained + averaged
     return size
 
