@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,9 @@ def test_a_broken_reproduction_is_resumed_where_it_stopped(
     summaries = [place.out / "summary" / "summary.json" for place in (whole, broken)]
     assert summaries[0].read_bytes() == summaries[1].read_bytes()
     assert (broken.run(0) / "comparison" / "index.html").exists()
+    page = (broken.out / "summary" / "index.html").read_text()
+    for link in re.findall(r'href="([^"]+)"', page):
+        assert (broken.out / "summary" / link).exists()
 
 
 def test_other_options_for_a_finished_run_are_refused(tmp_path: Path) -> None:

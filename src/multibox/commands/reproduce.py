@@ -108,7 +108,8 @@ def _fetch_missing(
 ) -> None:
     require_apart(place.out, place.data / target.data)
     if not target.datasets:
-        _say(f"Drawing a dataset in {place.data / target.data}", console)
+        if not has_splits(target, place.data):
+            _say(f"Drawing a dataset in {place.data / target.data}", console)
         draw(target, place.data, scale=scale)
     elif downloads := missing(target, place):
         confirm(downloads)

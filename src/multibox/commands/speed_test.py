@@ -137,7 +137,10 @@ def describe_time(expected: float, least: float, most: float) -> str:
     def worded(seconds: float) -> str:
         if seconds < 90:
             return counted(max(1, round(seconds)), "second")
-        return f"{seconds / 60:.1f} minutes" if seconds < 7_200 else f"{seconds / 3_600:.1f} hours"
+        if seconds < 7_200:
+            return f"{seconds / 60:.1f} minutes"
+        hours = seconds / 3_600
+        return f"{hours:.1f} hours" if hours < 72 else f"{hours / 24:,.1f} days"
 
     about, few, many = map(worded, (expected, least, most))
     return f"about {about}" + ("" if few == many else f"; {few} to {many} by a short test")

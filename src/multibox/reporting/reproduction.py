@@ -250,6 +250,7 @@ def page_values(found: Reproduction) -> tuple[dict[str, Any], dict[str, Any]]:
     metric = found.published.metric
     charts = {"average_precision": chart("step", _lines(found), unit_range=True)}
     charts = {name: each for name, each in charts.items() if each}
+    milestones = _milestone_rows(found)
     values = {
         "sentences": sentences(found),
         "metric_name": METRICS[metric],
@@ -259,12 +260,13 @@ def page_values(found: Reproduction) -> tuple[dict[str, Any], dict[str, Any]]:
             [decimals(each.value, places=found.published.decimals), each.source]
             for each in sorted(found.published.finals, reverse=True)
         ],
-        "reference_notes": found.reference.notes if found.reference else [],
+        "reference": found.reference,
         "cards": _cards(found),
         "run_rows": [_run_row(run, metric) for run in found.runs],
         "class_header": _class_header(found),
         "class_rows": [_class_row(found, each) for each in found.classes],
-        "milestone_rows": _milestone_rows(found),
+        "milestone_rows": milestones,
+        "has_published_milestones": any(row[1] != ABSENT for row in milestones),
         "charts": charts,
         "galleries": {},
         "stills": {},
@@ -276,7 +278,7 @@ def page_values(found: Reproduction) -> tuple[dict[str, Any], dict[str, Any]]:
 def _cards(found: Reproduction) -> list[tuple[str, str, str]]:
     """Returns name, value and explanation of the figures at the top."""
     mean, places = found.mean, found.published.decimals
-    inside = sum(each.judgement == "within" for each in found.classes)
+    judgements = [each.judgement for each in found.classes if each.judgement != "unknown"]
     cards = [
         ("mAP", decimals(mean.ours), counted(len(found.runs), "seed")),
         (
@@ -286,8 +288,9 @@ def _cards(found: Reproduction) -> list[tuple[str, str, str]]:
         ),
         ("Verdict on the mean", mean.judgement, "the published spread"),
     ]
-    if found.classes:
-        cards.append(("Classes within", f"{inside} of {len(found.classes)}", "of their tolerance"))
+    if judgements:
+        inside = f"{judgements.count('within')} of {len(judgements)}"
+        cards.append(("Classes within", inside, "their tolerance"))
     return cards
 
 
@@ -297,7 +300,9 @@ def _lines(found: Reproduction) -> list[Series]:
         Series(run.name, {e.step: e.mean[metric] for e in run.record.evaluations})
         for run in found.runs
     ]
-    if found.reference is not None:
+    longest = max(run.record.about.planned_steps for run in found.runs)
+    # Beside a rehearsal of a few steps, its scale would hide the runs.
+    if found.reference is not None and longest >= found.reference.steps[0]:
         points = dict(zip(found.reference.steps, found.reference.mAP, strict=True))
         lines.append(Series(found.reference.title, points, dash=True))
     return lines
