@@ -45,7 +45,7 @@ def test_the_container_copies_files_that_exist() -> None:
         )
 
 
-def test_the_container_runs_as_a_user_without_rights() -> None:
+def test_the_container_runs_as_an_ordinary_user() -> None:
     users = [rest for word, rest in _instructions("Dockerfile") if word == "USER"]
     assert users == ["1000"]
     assert ("ENTRYPOINT", '["multibox"]') in _instructions("Dockerfile")
