@@ -98,6 +98,7 @@ def _run_values(
         "about": record.about,
         "classes": record.about.classes,
         "run_name": record.folder.resolve().name,
+        "run_path": str(record.folder),
         "evaluation": result,
         "last_step": record.last_step,
         "title": summary.title(record),
@@ -159,7 +160,7 @@ def _charts(
     reference: Reference | None,
 ) -> dict[str, Any]:
     charts = {"loss": series.loss_chart(record, reference), "rate": series.rate_chart(record)}
-    if record.evaluations:
+    if len(record.evaluations) > 1 or (record.evaluations and reference):
         charts["average_precision"] = series.precision_chart(record, metric, reference)
     if result and result.curves:
         charts["curves"] = series.recall_chart(result, metric)

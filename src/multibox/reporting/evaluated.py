@@ -17,7 +17,7 @@ from multibox.data.splits.draw import pool, take
 from multibox.errors import DataError, MultiboxError
 from multibox.evaluation.analysis import Analysis, analyse
 from multibox.evaluation.results import file_split, read_results
-from multibox.evaluation.voc import ClassDetections, ClassObjects, Verdicts, judge_classes
+from multibox.evaluation.voc import ClassDetections, ClassObjects
 from multibox.inference import objects_by_class
 from multibox.reporting.record import Evaluation, Record
 
@@ -29,14 +29,12 @@ class EvaluatedSplit(NamedTuple):
         dataset: The split.
         detections: The detections by class, with boxes in whole pixels.
         objects: The objects by class.
-        verdicts: The verdicts on the detections of each class.
         analysis: The strengths and weaknesses of the detector.
     """
 
     dataset: Dataset
     detections: dict[str, ClassDetections]
     objects: dict[str, ClassObjects]
-    verdicts: dict[str, Verdicts]
     analysis: Analysis
 
 
@@ -90,7 +88,6 @@ def _evaluated(record: Record, result: Evaluation, splits: "_Splits") -> Evaluat
         dataset,
         read.detections,
         objects,
-        judge_classes(read.detections, objects),
         analyse(read.detections, objects, sizes_px(dataset)),
     )
 
