@@ -172,12 +172,12 @@ def test_all_advice_is_printed(opened: Any) -> None:
 
 def test_places_without_a_picture_are_named(opened: Any) -> None:
     page = opened()
-    add = """() => {
+    add = r"""() => {
         const data = document.getElementById("data");
         const value = JSON.parse(data.textContent);
         value.galleries["cell-1-0"].entries.push([-1, "far away", "dog 0.20"]);
         value.galleries["cell-1-0"].count = 2;
-        return JSON.stringify(value);
+        return JSON.stringify(value).replaceAll("<", "\\u003c");
     }"""
     changed = page.content().replace(
         page.evaluate('document.getElementById("data").textContent'), page.evaluate(add)

@@ -178,7 +178,7 @@ def gather_facts(
     found: Mapping[str, Gallery],
 ) -> Facts:
     """Returns the figures that the sentences of the report follow from."""
-    every, run = record.evaluations, record.config["run"]
+    every = record.evaluations
     declared = result.metric if result else "voc07"
     counts = record.about.train.objects
     rarest = min(counts, key=lambda name: counts[name]) if counts else None
@@ -186,12 +186,7 @@ def gather_facts(
         run=str(record.folder),
         last_step=record.last_step,
         planned_steps=record.about.planned_steps,
-        stopped_early=bool(
-            run.get("patience", 0) > 0
-            and every
-            and sum(e.step > tables.best_evaluation(every, declared).step for e in every)
-            >= run["patience"]
-        ),
+        stopped_early=summary.stopped_early(record),
         means=tuple(e.mean[declared] for e in every),
         training_loss=record.training[-1].multibox if record.training else math.nan,
         validation_losses=tuple(loss.multibox for loss in record.validation),

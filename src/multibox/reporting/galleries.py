@@ -13,8 +13,9 @@ from jaxtyping import Bool, Int64
 from multibox.evaluation.errors import KINDS, ErrorKind
 from multibox.evaluation.found_objects import GRID, measure_objects
 from multibox.evaluation.pooled import pool_detections
+from multibox.inference import sizes_px
 from multibox.reporting.doubtful_labels import FAINT, compare, urgency
-from multibox.reporting.evaluated import EvaluatedSplit, sizes_px
+from multibox.reporting.evaluated import EvaluatedSplit
 from multibox.reporting.incidents import LISTED, Gallery, Incident, areas_px2, incident
 from multibox.reporting.pictures import Mark
 from multibox.structures import Detections
