@@ -2,7 +2,7 @@
 
 The first run is shown alone, and then beside the others. It needs Playwright and an installed
 Chromium. The pictures in docs/images are from BCCD, with `multibox train ssd300-efficientnet-lite0
---on-bad skip --steps 150 --evaluate-every 50`, and `--seed 1` or `--steps 60` in the others.
+--on-bad skip` and the seeds 0, 1 and 2.
 """
 
 import shutil

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
 from multibox.build import matcher
 from multibox.data.collate import Match, unmatched
@@ -168,8 +169,12 @@ def detections_by_class(
     dataset: Dataset, detections: Sequence[Detections]
 ) -> dict[str, ClassDetections]:
     """Returns the detections of each class, with boxes clipped to the image and in pixels."""
-    sizes = np.array([(a.height_px, a.width_px) for a in dataset.annotations], dtype=np.int64)
-    return by_class_in_pixels(detections, sizes, dataset.classes)
+    return by_class_in_pixels(detections, sizes_px(dataset), dataset.classes)
+
+
+def sizes_px(dataset: Dataset) -> Int64[np.ndarray, "I 2"]:
+    """Returns height and width of each image in pixels."""
+    return np.array([(a.height_px, a.width_px) for a in dataset.annotations], np.int64)
 
 
 def score(

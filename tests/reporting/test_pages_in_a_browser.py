@@ -153,6 +153,42 @@ def test_charts_show_values_and_zoom(opened: Any) -> None:
     assert figure.evaluate(scale) == [20, 600]
 
 
+def test_without_a_pointer_the_best_threshold_is_read(opened: Any) -> None:
+    page = opened()
+    charts = json.loads(page.locator("#data").text_content())["charts"]
+    ((threshold, _),) = charts["threshold"]["marks"]
+    readout = page.locator("figure[data-chart=threshold] output").inner_text()
+    assert readout == f"score threshold {round(threshold, 2)}"
+    # No recall is better than another.
+    assert page.locator("figure[data-chart=curves] output").inner_text() == ""
+
+
+def test_all_advice_is_printed(opened: Any) -> None:
+    page = opened()
+    assert page.locator("details").count() == 1
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details[open]").count() == 1
+
+
+def test_places_without_a_picture_are_named(opened: Any) -> None:
+    page = opened()
+    add = r"""() => {
+        const data = document.getElementById("data");
+        const value = JSON.parse(data.textContent);
+        value.galleries["cell-1-0"].entries.push([-1, "far away", "dog 0.20"]);
+        value.galleries["cell-1-0"].count = 2;
+        return JSON.stringify(value).replaceAll("<", "\\u003c");
+    }"""
+    changed = page.content().replace(
+        page.evaluate('document.getElementById("data").textContent'), page.evaluate(add)
+    )
+    page.set_content(changed)
+    page.locator("#confusion button[data-gallery=cell-1-0]").click()
+    dialog = page.get_by_role("dialog")
+    assert dialog.locator("li").count() == 1
+    assert "dog 0.20 in far away" in dialog.locator("#pictures-note").inner_text()
+
+
 def test_drops_are_marked_and_lines_can_be_hidden(opened: Any) -> None:
     page = opened()
     data = json.loads(page.locator("#data").text_content())["charts"]

@@ -6,10 +6,10 @@ It needs no GPU.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ from markupsafe import Markup
 from multibox.errors import ConfigError, StorageError
 from multibox.reporting import charts, summary
 from multibox.reporting.axes import LIGHT, png
-from multibox.reporting.comparison import compare, read_runs
+from multibox.reporting.comparison import CURVES, compare, read_runs
 from multibox.reporting.context import build_context
 from multibox.reporting.page import render
 from multibox.reporting.pictures import webp
@@ -83,10 +83,17 @@ def write_comparison(runs: Sequence[Path], *, refresh: int = 0) -> Path:
     metric = compared[0].result.metric if compared[0].result else "voc07"
 
     def write(folder: Path) -> None:
-        values, data = compare(compared, metric)
-        values["refresh"] = refresh
-        page = render("comparison.html.j2", values, data=data)
-        (folder / "index.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+        comparison = compare(compared, metric)
+        stills = {
+            key: Still(
+                f"{key.replace('_', '-')}.png",
+                f"{CURVES[key]} of each run over steps",
+                png(charts.comparison_chart(CURVES[key], lines, LIGHT)),
+            )
+            for key, lines in comparison.curves.items()
+        }
+        values = comparison.values | {"stills": stills, "refresh": refresh}
+        _write_files(folder, "comparison", values, comparison.data)
 
     return replace_folder(runs[0], "comparison", write)
 
@@ -150,19 +157,26 @@ def _write_pages(folder: Path, record: Record, reference: Reference | None, refr
     metric = _table_metric(record, reference)
     context = build_context(record, metric, reference)
     values = context.values
-    values["stills"] = stills = _draw(record, metric, reference)
+    values["stills"] = _draw(record, metric, reference)
     values["samples"] = []
     values["refresh"] = refresh
-    for still in stills.values():
-        (folder / still.file).write_bytes(still.png)
     shown = [s for s in record.samples if s.picture.suffix.lower() in SUFFIXES][:MAX_SAMPLES]
     for number, sample in enumerate(shown):
         content = sample.picture.read_bytes()
         file = f"sample-{number}{sample.picture.suffix.lower()}"
         (folder / file).write_bytes(content)
         values["samples"].append({"id": sample.id, "file": file, "uri": _small(content)})
-    for template, file in (("report.html.j2", "index.html"), ("report.md.j2", "report.md")):
-        page = render(template, values, data=context.data)
+    _write_files(folder, "report", values, context.data)
+
+
+def _write_files(
+    folder: Path, template: str, values: Mapping[str, Any], data: Mapping[str, Any]
+) -> None:
+    """Writes the charts, index.html and report.md of a page."""
+    for still in values["stills"].values():
+        (folder / still.file).write_bytes(still.png)
+    for name, file in ((f"{template}.html.j2", "index.html"), (f"{template}.md.j2", "report.md")):
+        page = render(name, values, data=data)
         (folder / file).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
@@ -194,7 +208,7 @@ def _draw(record: Record, metric: str, reference: Reference | None) -> dict[str,
             "Training and validation loss over steps, without and with the L2 term",
             png(charts.loss_chart(record, reference, LIGHT)),
         )
-    if record.evaluations:
+    if len(record.evaluations) > 1 or (record.evaluations and reference):
         drawn["average_precision"] = Still(
             "average-precision.png",
             "Mean average precision over steps",

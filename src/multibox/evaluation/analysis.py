@@ -11,13 +11,14 @@ from multibox.evaluation.confidence import ThresholdCurve, threshold_curve
 from multibox.evaluation.confusion import ConfusionMatrix, confusion_matrix
 from multibox.evaluation.errors import DetectionErrors, find_errors
 from multibox.evaluation.found_objects import FoundObjects, group_objects
-from multibox.evaluation.voc import ClassDetections, ClassObjects, judge_classes
+from multibox.evaluation.voc import ClassDetections, ClassObjects, Verdicts, judge_classes
 
 
 class Analysis(NamedTuple):
     """The strengths and weaknesses of a detector on a split.
 
     Attributes:
+        verdicts: The verdicts on the detections of each class.
         score_threshold: The threshold of `confusion` and `found_objects`; 0 without a right
             detection.
         errors: The errors by kind, and what each kind costs.
@@ -28,6 +29,7 @@ class Analysis(NamedTuple):
         found_objects: The objects that are found, by size, shape and position.
     """
 
+    verdicts: dict[str, Verdicts]
     score_threshold: float
     errors: DetectionErrors
     thresholds: dict[str, ThresholdCurve]
@@ -64,6 +66,7 @@ def analyse(
         best = all_thresholds.best()
         score_threshold = best.threshold if best else 0.0
     return Analysis(
+        verdicts,
         score_threshold,
         find_errors(detections, objects),
         {name: threshold_curve([each]) for name, each in verdicts.items()},

@@ -68,43 +68,41 @@ def group_objects(
         sizes_px: int64 (I, 2), height and width of each image in pixels.
         score_threshold: Lowest score of the detections, 0..1.
     """
-    found, sides, aspects, cells, labels = [], [], [], [], []
-    for label, (name, of_class) in enumerate(objects.items()):
-        is_found = np.zeros(len(of_class.images), dtype=bool)
-        judged = verdicts[name]
-        is_found[judged.hit[judged.right & (judged.scores >= score_threshold)]] = True
-        counts = ~of_class.difficult
-        boxes_px = of_class.boxes_px[counts]
-        width, height = (boxes_px[:, 2:] - boxes_px[:, :2]).T
-        stated = of_class.areas_px2
-        sides.append(np.sqrt(width * height if stated is None else stated[counts]))
-        aspects.append(width / np.maximum(height, np.finfo(np.float64).tiny))
-        centres = (boxes_px[:, 1::-1] + boxes_px[:, :1:-1]) / 2
-        place = (GRID * centres / sizes_px[of_class.images[counts]]).astype(np.int64)
-        cells.append(place.clip(0, GRID - 1) @ [GRID, 1])
-        found.append(is_found[counts])
-        labels.append(np.full(int(counts.sum()), label))
-    table = _Table(np.concatenate(labels), np.concatenate(found), len(objects))
-    side, aspect = np.concatenate(sides), np.concatenate(aspects)
-    found_at, missed_at = table.tally(np.concatenate(cells), GRID * GRID)
+    table = measure_objects(verdicts, objects, sizes_px, score_threshold=score_threshold)
+    found_at, missed_at = table.tally(table.cells, GRID * GRID)
     grid = (len(objects), GRID, GRID)
     return FoundObjects(
-        table.group(side, COCO_SIDES_PX),
-        table.group(side, SIDES_PX),
-        table.group(aspect, ASPECTS),
+        table.group(table.sides, COCO_SIDES_PX),
+        table.group(table.sides, SIDES_PX),
+        table.group(table.aspects, ASPECTS),
         found_at.reshape(grid),
         missed_at.reshape(grid),
     )
 
 
-class _Table(NamedTuple):
-    """The class of each object, and whether it is found."""
+class MeasuredObjects(NamedTuple):
+    """The objects of all classes that are not difficult.
 
-    labels: Int64[np.ndarray, " G"]
-    found: Bool[np.ndarray, " G"]
+    Attributes:
+        num_classes: Number of classes C.
+        labels: int64 (G,), the class.
+        places: int64 (G,), the index in the `ClassObjects` of the class.
+        found: bool (G,), whether it is found.
+        sides: float64 (G,), the square root of its area in pixels.
+        aspects: float64 (G,), its width divided by its height.
+        cells: int64 (G,), row * GRID + column of its centre in the image.
+    """
+
     num_classes: int
+    labels: Int64[np.ndarray, " G"]
+    places: Int64[np.ndarray, " G"]
+    found: Bool[np.ndarray, " G"]
+    sides: Float64[np.ndarray, " G"]
+    aspects: Float64[np.ndarray, " G"]
+    cells: Int64[np.ndarray, " G"]
 
     def group(self, values: Float64[np.ndarray, " G"], limits: tuple[float, ...]) -> Groups:
+        """Returns the numbers of found and missed objects between limits."""
         return Groups(limits, *self.tally(np.digitize(values, limits[1:-1]), len(limits) - 1))
 
     def tally(
@@ -117,3 +115,33 @@ class _Table(NamedTuple):
             for chosen in (self.found, ~self.found)
         )
         return found.reshape(-1, number), missed.reshape(-1, number)
+
+
+def measure_objects(
+    verdicts: Mapping[str, Verdicts],
+    objects: Mapping[str, ClassObjects],
+    sizes_px: Int64[np.ndarray, "I 2"],
+    *,
+    score_threshold: float,
+) -> MeasuredObjects:
+    """Returns whether each object is found, with its size, shape and position.
+
+    The arguments are those of `group_objects`.
+    """
+    columns = []
+    for label, (name, of_class) in enumerate(objects.items()):
+        is_found = np.zeros(len(of_class.images), dtype=bool)
+        judged = verdicts[name]
+        is_found[judged.hit[judged.right & (judged.scores >= score_threshold)]] = True
+        places = np.flatnonzero(~of_class.difficult)
+        boxes_px = of_class.boxes_px[places]
+        width, height = (boxes_px[:, 2:] - boxes_px[:, :2]).T
+        stated = of_class.areas_px2
+        sides = np.sqrt(width * height if stated is None else stated[places])
+        aspects = width / np.maximum(height, np.finfo(np.float64).tiny)
+        centres = (boxes_px[:, 1::-1] + boxes_px[:, :1:-1]) / 2
+        cells = (GRID * centres / sizes_px[of_class.images[places]]).astype(np.int64)
+        cells = cells.clip(0, GRID - 1) @ [GRID, 1]
+        labels = np.full(len(places), label)
+        columns.append((labels, places, is_found[places], sides, aspects, cells))
+    return MeasuredObjects(len(objects), *map(np.concatenate, zip(*columns, strict=True)))

@@ -1,7 +1,7 @@
 """The charts of the report: loss, average precision, and precision over recall."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from multibox.reporting.axes import Line, Theme, draw_lines, name_ends, new_figure, style
 from multibox.reporting.record import METRICS, Evaluation, Loss, Record
 from multibox.reporting.reference import Reference
+from multibox.reporting.series import Series
 from multibox.reporting.text import decimals, printable, rate
 
 LEGEND_CLASSES = 8
@@ -84,13 +85,34 @@ def average_precision_chart(record: Record, reference: Reference | None, theme: 
     if reference is not None:
         name = f"ref. {METRICS[reference.metric]}"
         lines.append(Line(name, reference.steps, reference.mAP, theme.muted, ":", "."))
+    return _over_steps("Mean average precision", lines, theme, unit_range=True)
+
+
+def comparison_chart(title: str, series: Sequence[Series], theme: Theme) -> Figure:
+    """Returns a chart with a line over steps for each run."""
+    colours = len(theme.lines)
+    lines = [
+        Line(
+            _short(line.name, 16),
+            list(line.points),
+            list(line.points.values()),
+            theme.lines[number % colours],
+            "-" if number < colours else "--",
+        )
+        for number, line in enumerate(series)
+    ]
+    return _over_steps(title, lines, theme, unit_range="precision" in title)
+
+
+def _over_steps(title: str, lines: list[Line], theme: Theme, *, unit_range: bool) -> Figure:
     figure = new_figure(3.2, theme)
     figure.subplots_adjust(left=0.07, right=0.71, top=0.9, bottom=0.15)
     axes = figure.subplots()
     draw_lines(axes, lines)
-    axes.set_yscale("linear")
-    axes.set_ylim(0, 1)
-    style(axes, theme, "Mean average precision")
+    if unit_range:
+        axes.set_yscale("linear")
+        axes.set_ylim(0, 1)
+    style(axes, theme, title)
     axes.set_xlabel("step", color=theme.muted, fontsize=9)
     name_ends(axes, lines)
     return figure

@@ -1,7 +1,7 @@
 """Compares runs: their results, whether they differ by more than chance, and their settings."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,10 @@ class Run(NamedTuple):
     record: Record
     result: Evaluation | None
     split: EvaluatedSplit | None
+
+    def mean(self, metric: str) -> float:
+        """Returns the mean average precision of the result; NaN if there is none."""
+        return self.result.mean[metric] if self.result else math.nan
 
 
 class Difference(NamedTuple):
@@ -103,35 +107,58 @@ def difference(run: Run, first: Run, metric: str, seeds: float) -> Difference:
         metric: One of METRICS.
         seeds: Standard deviation of a result over seeds; NaN if unknown.
     """
-    nan = math.nan
-    if run.result is None or first.result is None:
-        return Difference(nan, nan, nan, nan)
-    value = run.result.mean[metric] - first.result.mean[metric]
-    low = high = nan
+    value, low, high = run.mean(metric) - first.mean(metric), math.nan, math.nan
     ours, theirs = run.split, first.split
     if ours and theirs and ours.dataset.digest == theirs.dataset.digest:
         for name, means in ours.analysis.spread.means.items():
             if name == metric:
                 gaps = means - theirs.analysis.spread.means[name]
                 gaps = gaps[~np.isnan(gaps)]
-                low, high = np.quantile(gaps, (0.025, 0.975)).tolist() if len(gaps) else (nan, nan)
+                low, high = np.quantile(gaps, (0.025, 0.975)).tolist() if len(gaps) else (low, high)
     return Difference(value, low, high, 2 * math.sqrt(2) * seeds)
 
 
-def seed_groups(runs: Sequence[Run], metric: str) -> list[tuple[list[Run], float, float]]:
-    """Returns the groups of runs that differ only in the seed, with mean and standard deviation."""
+class SeedGroup(NamedTuple):
+    """Runs that differ only in the seed.
+
+    Attributes:
+        runs: The runs, at least two.
+        mean: Mean of their results.
+        deviation: Standard deviation of their results over the seeds.
+    """
+
+    runs: list[Run]
+    mean: float
+    deviation: float
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the runs."""
+        return [run.name for run in self.runs]
+
+    def error(self) -> float:
+        """Returns the standard error of the mean."""
+        return self.deviation / math.sqrt(len(self.runs))
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean and the standard deviation of a sample of at least two."""
+    return float(np.mean(values)), float(np.std(values, ddof=1))
+
+
+def seed_groups(runs: Sequence[Run], metric: str) -> list[SeedGroup]:
+    """Returns the groups of runs that differ only in the seed, in the order of the runs."""
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
         settings = {key: value for key, value in flat(run.record).items() if key != "run.seed"}
-        if run.result is not None and math.isfinite(run.result.mean[metric]):
+        if math.isfinite(run.mean(metric)):
             key = repr((sorted(settings.items()), run.record.facts.get("data_root")))
             groups.setdefault(key, {}).setdefault(run.record.config["run"]["seed"], run)
-    found = []
-    for group in (list(by_seed.values()) for by_seed in groups.values()):
-        values = [run.result.mean[metric] for run in group if run.result]
-        if len(values) > 1:
-            found.append((group, float(np.mean(values)), float(np.std(values, ddof=1))))
-    return found
+    return [
+        SeedGroup(group, *mean_and_deviation([run.mean(metric) for run in group]))
+        for group in (list(by_seed.values()) for by_seed in groups.values())
+        if len(group) > 1
+    ]
 
 
 def flat(record: Record) -> dict[str, Any]:
@@ -145,85 +172,172 @@ def flat(record: Record) -> dict[str, Any]:
     return settings
 
 
-def compare(runs: Sequence[Run], metric: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the values of the template of a comparison, and what its scripts read.
+class Comparison(NamedTuple):
+    """What a comparison shows.
+
+    Attributes:
+        values: The values of the templates.
+        data: What the scripts of the page read.
+        curves: The lines of each chart, by its key.
+    """
+
+    values: dict[str, Any]
+    data: dict[str, Any]
+    curves: dict[str, list[Series]]
+
+
+CURVES = {
+    "average_precision": "Mean average precision",
+    "validation": "Validation loss",
+    "training": "Training loss",
+}
+"""The titles of the charts by key."""
+
+
+def compare(runs: Sequence[Run], metric: str) -> Comparison:
+    """Returns what a comparison shows.
 
     Args:
         runs: The runs, at least two. The others are compared with the first.
         metric: One of METRICS.
     """
     groups = seed_groups(runs, metric)
-    spread = math.sqrt(np.mean([s**2 for *_, s in groups])) if groups else math.nan
-    gaps = [difference(run, runs[0], metric, spread) for run in runs]
-    charts = _charts(runs, metric)
+    spread = math.sqrt(np.mean([g.deviation**2 for g in groups])) if groups else math.nan
+    base = next((group for group in groups if runs[0].name in group.names), None)
+    first = base.names if base else [runs[0].name]
+    gaps = {
+        run.name: difference(run, runs[0], metric, spread) for run in runs if run.name not in first
+    }
+    curves = _curves(runs, metric)
+    charts = {
+        key: chart("step", lines, logarithmic=not precise, unit_range=precise, digits=3 + precise)
+        for key, lines in curves.items()
+        for precise in (key == "average_precision",)
+    }
+    same = len(first) == len(runs)
+    named = ["Mean", "Standard deviation"] if same else ["Span"]
     values = {
         "names": [run.name for run in runs],
         "metric_name": METRICS[metric],
         "sentences": [
-            *_sentences(runs, gaps),
-            *(_seed_sentence(group, mean, deviation) for group, mean, deviation in groups),
+            *(_seed_sentence(group, metric) for group in groups),
+            *(_group_sentence(group, base) for group in groups if base and group is not base),
+            *_sentences(runs[0], gaps, groups if base else [], spread),
         ],
-        "rows": [
-            _row(run, gap, run is runs[0], metric) for run, gap in zip(runs, gaps, strict=True)
+        "header": [
+            *(f"AP {name}" for name in METRICS.values()),
+            "Interval",
+            *(["Difference", "Verdict"] if gaps else []),
+            "Steps",
+            "Time",
         ],
-        "class_rows": _class_rows(runs, "voc07" if metric == "coco" else metric),
+        "rows": [_row(run, gaps, metric) for run in runs],
+        "means": [
+            _mean_row(group, f"{len(group.runs)} seeds" if same else ", ".join(group.names), gaps)
+            for group in groups
+        ],
+        "class_header": [*(run.name for run in runs), *named],
+        "class_rows": _class_rows(runs, "voc07" if metric == "coco" else metric, same=same),
         "settings": _settings(runs),
+        "titles": CURVES,
         "charts": charts,
         "galleries": {},
-        "stills": {},
         "refresh": 0,
     }
-    return values, {"charts": charts, "galleries": {}, "pictures": [], "samples": []}
+    data = {"charts": charts, "galleries": {}, "pictures": [], "samples": []}
+    return Comparison(values, data, curves)
 
 
-def _sentences(runs: Sequence[Run], gaps: Sequence[Difference]) -> list[str]:
-    found = []
-    for run, gap in list(zip(runs, gaps, strict=True))[1:]:
-        if not math.isfinite(gap.value):
-            continue
-        way = "higher" if gap.value >= 0 else "lower"
-        limits = ""
-        if math.isfinite(gap.low):
-            low, high = (decimals(limit, places=3, signed=True) for limit in (gap.low, gap.high))
-            limits = f" ({low} to {high} over resampled images)"
-        found.append(
-            f"{run.name} is {decimals(abs(gap.value), places=3)} {way} than {runs[0].name}"
-            f"{limits}: {gap.verdict()}."
-        )
-    return found or ["There are not yet two results to compare."]
+def _sentences(
+    first: Run, gaps: Mapping[str, Difference], compared: Sequence[SeedGroup], spread: float
+) -> list[str]:
+    """Returns a sentence on each run that is not in a group that was compared as a whole."""
+    if compared and not gaps:
+        limit = decimals(2 * math.sqrt(2) * spread, places=3)
+        return [
+            "If you change a setting and train once, the result exceeds the noise of the seeds if "
+            f"it is more than {limit} (2√2 standard deviations) away from one of these."
+        ]
+    grouped = {name for group in compared for name in group.names}
+    found = [
+        f"{name} is {_higher(gap.value)} than {first.name}.{_limits(gap)} This is {gap.verdict()}."
+        for name, gap in gaps.items()
+        if name not in grouped and math.isfinite(gap.value)
+    ]
+    return found if found or compared else ["There are not yet two results to compare."]
 
 
-def _seed_sentence(group: Sequence[Run], mean: float, deviation: float) -> str:
-    names = ", ".join(run.name for run in group)
+def _higher(value: float) -> str:
+    return f"{decimals(abs(value), places=3)} {'higher' if value >= 0 else 'lower'}"
+
+
+def _limits(gap: Difference) -> str:
+    if not math.isfinite(gap.low):
+        return ""
+    low, high = (decimals(limit, places=3, signed=True) for limit in (gap.low, gap.high))
+    return f" With other images, the difference would be {low} to {high} in 95 of 100 cases."
+
+
+def _seed_sentence(group: SeedGroup, metric: str) -> str:
+    results = [run.mean(metric) for run in group.runs]
+    low, high = (decimals(value, places=3) for value in (min(results), max(results)))
     return (
-        f"{names} differ only in the seed: their mean is {decimals(mean, places=3)}, with a "
-        f"standard deviation of {decimals(deviation, places=3)}."
+        f"{', '.join(group.names)} differ only in the seed. Their AP ({METRICS[metric]}) is "
+        f"{decimals(group.mean, places=3)} ± {decimals(group.deviation, places=3)}: mean and "
+        f"standard deviation over {len(group.runs)} seeds, from {low} to {high}."
     )
 
 
-def _row(run: Run, gap: Difference, is_first: bool, metric: str) -> tuple[str, list[Cell]]:
-    record, result = run.record, run.result
-    means = result.mean if result else dict.fromkeys(METRICS, math.nan)
+def _group_sentence(group: SeedGroup, base: SeedGroup) -> str:
+    """Returns a sentence on a group, compared with that of the first run."""
+    gap, noise = group.mean - base.mean, 2 * math.hypot(group.error(), base.error())
+    verdict = "more than" if abs(gap) > noise else "within"
+    return (
+        f"The mean of {', '.join(group.names)} is {_higher(gap)} than that of "
+        f"{', '.join(base.names)}. Two standard errors of this difference are "
+        f"{decimals(noise, places=3)}, so it is {verdict} the noise of the seeds."
+    )
+
+
+def _row(run: Run, gaps: Mapping[str, Difference], metric: str) -> tuple[str, list[Cell]]:
+    """Returns the results of a run, with a difference if any run has one."""
+    record = run.record
     interval = ABSENT
-    if run.split:
-        for name in run.split.analysis.spread.means:
-            if name == metric:
-                low, high = run.split.analysis.spread.interval(name)
-                interval = f"{decimals(low, places=3)} to {decimals(high, places=3)}"
-    times = tables.time_rows(record)[-1][2] if record.timings else ABSENT
+    for name in run.split.analysis.spread.means if run.split else ():
+        if run.split and name == metric:
+            low, high = run.split.analysis.spread.interval(name)
+            interval = f"{decimals(low, places=3)} to {decimals(high, places=3)}"
+    gap = gaps.get(run.name)
     shown = [
-        *(decimals(means[name]) for name in METRICS),
+        *(decimals(run.mean(name)) for name in METRICS),
         interval,
-        ABSENT if is_first else decimals(gap.value, signed=True),
-        ABSENT if is_first else gap.verdict(),
+        *([decimals(gap.value, signed=True), gap.verdict()] if gap else [ABSENT] * 2 * bool(gaps)),
         f"{record.last_step:,}",
-        times,
-        f"{record.about.parameters:,}",
+        tables.time_rows(record)[-1][2] if record.timings else ABSENT,
     ]
     return run.name, [Cell(text) for text in shown]
 
 
-def _class_rows(runs: Sequence[Run], metric: str) -> list[tuple[str, list[Cell]]]:
+def _mean_row(
+    group: SeedGroup, name: str, gaps: Mapping[str, Difference]
+) -> tuple[str, list[Cell]]:
+    cells = [Cell(_with_deviation([run.mean(metric) for run in group.runs])) for metric in METRICS]
+    return f"mean of {name}", [*cells, *[Cell("")] * (5 if gaps else 3)]
+
+
+def _with_deviation(values: Sequence[float]) -> str:
+    mean, deviation = mean_and_deviation(values)
+    return f"{decimals(mean)} ± {decimals(deviation)}" if math.isfinite(mean) else ABSENT
+
+
+def _class_rows(runs: Sequence[Run], metric: str, *, same: bool) -> list[tuple[str, list[Cell]]]:
+    """Returns the average precisions of each class in each run, and how much they vary.
+
+    Args:
+        runs: The runs.
+        metric: The metric.
+        same: Whether they differ only in the seed.
+    """
     names = dict.fromkeys(name for run in runs for name in run.record.about.classes)
     rows = []
     for name in names:
@@ -233,7 +347,8 @@ def _class_rows(runs: Sequence[Run], metric: str) -> list[tuple[str, list[Cell]]
         ]
         known = [ap for ap in aps if math.isfinite(ap)]
         span = max(known) - min(known) if known else math.nan
-        rows.append((name, [*(Cell(decimals(ap)) for ap in aps), Cell(decimals(span))]))
+        spread = [*mean_and_deviation(aps)] if same else [span]
+        rows.append((name, [Cell(decimals(value)) for value in (*aps, *spread)]))
     return rows
 
 
@@ -252,27 +367,19 @@ def _settings(runs: Sequence[Run]) -> list[list[str]]:
     ]
 
 
-def _charts(runs: Sequence[Run], metric: str) -> dict[str, Any]:
-    def lines(points: Any) -> list[Series]:
-        return [Series(run.name, points(run.record)) for run in runs]
-
-    charts = {
-        "training": chart(
-            "step",
-            lines(lambda record: {loss.step: loss.multibox for loss in record.training}),
-            logarithmic=True,
-            digits=3,
-        ),
-        "validation": chart(
-            "step",
-            lines(lambda record: {loss.step: loss.multibox for loss in record.validation}),
-            logarithmic=True,
-            digits=3,
-        ),
-        "average_precision": chart(
-            "step",
-            lines(lambda record: {e.step: e.mean[metric] for e in record.evaluations}),
-            unit_range=True,
-        ),
+def _curves(runs: Sequence[Run], metric: str) -> dict[str, list[Series]]:
+    """Returns the lines of each chart. One step alone makes no curve."""
+    read: dict[str, Callable[[Record], dict[int, float]]] = {
+        "average_precision": lambda record: {e.step: e.mean[metric] for e in record.evaluations},
+        "validation": lambda record: {loss.step: loss.multibox for loss in record.validation},
+        "training": lambda record: {loss.step: loss.multibox for loss in record.training},
     }
-    return {name: found for name, found in charts.items() if found}
+    curves = {
+        key: [Series(run.name, points) for run in runs if (points := of_run(run.record))]
+        for key, of_run in read.items()
+    }
+    return {
+        key: lines
+        for key, lines in curves.items()
+        if len(set().union(*(line.points for line in lines))) > 1
+    }

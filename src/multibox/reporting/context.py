@@ -98,6 +98,7 @@ def _run_values(
         "about": record.about,
         "classes": record.about.classes,
         "run_name": record.folder.resolve().name,
+        "run_path": str(record.folder),
         "evaluation": result,
         "last_step": record.last_step,
         "title": summary.title(record),
@@ -159,7 +160,7 @@ def _charts(
     reference: Reference | None,
 ) -> dict[str, Any]:
     charts = {"loss": series.loss_chart(record, reference), "rate": series.rate_chart(record)}
-    if record.evaluations:
+    if len(record.evaluations) > 1 or (record.evaluations and reference):
         charts["average_precision"] = series.precision_chart(record, metric, reference)
     if result and result.curves:
         charts["curves"] = series.recall_chart(result, metric)
@@ -177,7 +178,7 @@ def gather_facts(
     found: Mapping[str, Gallery],
 ) -> Facts:
     """Returns the figures that the sentences of the report follow from."""
-    every, run = record.evaluations, record.config["run"]
+    every = record.evaluations
     declared = result.metric if result else "voc07"
     counts = record.about.train.objects
     rarest = min(counts, key=lambda name: counts[name]) if counts else None
@@ -185,12 +186,7 @@ def gather_facts(
         run=str(record.folder),
         last_step=record.last_step,
         planned_steps=record.about.planned_steps,
-        stopped_early=bool(
-            run.get("patience", 0) > 0
-            and every
-            and sum(e.step > tables.best_evaluation(every, declared).step for e in every)
-            >= run["patience"]
-        ),
+        stopped_early=summary.stopped_early(record),
         means=tuple(e.mean[declared] for e in every),
         training_loss=record.training[-1].multibox if record.training else math.nan,
         validation_losses=tuple(loss.multibox for loss in record.validation),

@@ -3,13 +3,8 @@
 The detections are read from the devkit's results files, in which boxes are rounded to whole pixels.
 """
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from jaxtyping import Int64
+from typing import NamedTuple
 
 from multibox.data.dataset import Dataset
 from multibox.data.formats.layouts import DatasetFolder, open_dataset
@@ -17,9 +12,10 @@ from multibox.data.splits.draw import pool, take
 from multibox.errors import DataError, MultiboxError
 from multibox.evaluation.analysis import Analysis, analyse
 from multibox.evaluation.results import file_split, read_results
-from multibox.evaluation.voc import ClassDetections, ClassObjects, Verdicts, judge_classes
-from multibox.inference import objects_by_class
+from multibox.evaluation.voc import ClassDetections, ClassObjects
+from multibox.inference import objects_by_class, sizes_px
 from multibox.reporting.record import Evaluation, Record
+from multibox.storage.run_folder import read_split
 
 
 class EvaluatedSplit(NamedTuple):
@@ -29,14 +25,12 @@ class EvaluatedSplit(NamedTuple):
         dataset: The split.
         detections: The detections by class, with boxes in whole pixels.
         objects: The objects by class.
-        verdicts: The verdicts on the detections of each class.
         analysis: The strengths and weaknesses of the detector.
     """
 
     dataset: Dataset
     detections: dict[str, ClassDetections]
     objects: dict[str, ClassObjects]
-    verdicts: dict[str, Verdicts]
     analysis: Analysis
 
 
@@ -90,15 +84,8 @@ def _evaluated(record: Record, result: Evaluation, splits: "_Splits") -> Evaluat
         dataset,
         read.detections,
         objects,
-        judge_classes(read.detections, objects),
         analyse(read.detections, objects, sizes_px(dataset)),
     )
-
-
-def sizes_px(dataset: Dataset) -> Int64[np.ndarray, "I 2"]:
-    """Returns height and width of each image in pixels."""
-    sizes = [(item.height_px, item.width_px) for item in dataset.annotations]
-    return np.array(sizes, np.int64)
 
 
 class _Splits:
@@ -111,7 +98,7 @@ class _Splits:
             raise ValueError("run.json does not name the dataset")
         self._record = record
         self._folder = open_dataset(Path(root))
-        self._drawn = _drawn(record.folder / "split.json")
+        self._drawn = read_split(record.folder) or {}
         roles = ["train", "test", *(["validation"] if "validation" in facts["data"] else [])]
         digests = dict(zip(roles, str(facts.get("data_digest")).split("-"), strict=True))
         # Without a validation split, the test split has both roles.
@@ -143,15 +130,3 @@ class _Splits:
 def _read(folder: DatasetFolder, splits: str, record: Record) -> Dataset:
     on_bad = record.config["data"]["on_bad"]
     return folder.read(splits, classes=tuple(record.about.classes), on_bad=on_bad)
-
-
-def _drawn(file: Path) -> Mapping[str, Any]:
-    try:
-        drawn = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read ({error})") from None
-    if not isinstance(drawn, dict):
-        raise ValueError(f"{file} does not hold lists of image ids")
-    return drawn

@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Bool, Int64
 
 from multibox.evaluation.errors import KINDS, ErrorKind
-from multibox.evaluation.found_objects import GRID
+from multibox.evaluation.found_objects import GRID, measure_objects
+from multibox.evaluation.pooled import pool_detections
+from multibox.inference import sizes_px
 from multibox.reporting.doubtful_labels import FAINT, compare, urgency
-from multibox.reporting.evaluated import EvaluatedSplit, sizes_px
+from multibox.reporting.evaluated import EvaluatedSplit
 from multibox.reporting.incidents import LISTED, Gallery, Incident, areas_px2, incident
 from multibox.reporting.pictures import Mark
 from multibox.structures import Detections
@@ -106,20 +108,13 @@ def _doubts(split: EvaluatedSplit) -> Iterator[tuple[str, Gallery]]:
 
 def _per_image(split: EvaluatedSplit) -> Iterator[Detections]:
     """Yields the detections in each image that are not faint, by descending score."""
-    columns = [
-        (found.images, found.boxes_px, found.scores, np.full(len(found.images), label))
-        for label, found in enumerate(split.detections.values())
-    ]
-    images, boxes, scores, labels = map(np.concatenate, zip(*columns, strict=True))
-    order = np.lexsort((-scores, images))
-    order = order[scores[order] >= FAINT]
+    found = pool_detections(split.detections, split.objects, score_threshold=FAINT)
     frames = np.tile(sizes_px(split.dataset)[:, ::-1], 2)
-    boxes = boxes[order] / frames[images[order]]
-    limits = np.searchsorted(images[order], np.arange(len(split.dataset) + 1))
+    limits = np.searchsorted(found.images, np.arange(len(split.dataset) + 1))
     table = Detections(
-        torch.from_numpy(boxes).float(),
-        torch.from_numpy(scores[order]).float(),
-        torch.from_numpy(labels[order]),
+        torch.from_numpy(found.boxes_px / frames[found.images]).float(),
+        torch.from_numpy(found.scores).float(),
+        torch.from_numpy(found.classes),
     )
     for start, end in zip(limits[:-1].tolist(), limits[1:].tolist(), strict=True):
         yield Detections(*(column[start:end] for column in table))
@@ -143,7 +138,7 @@ def _worst(split: EvaluatedSplit) -> Gallery:
 
 
 def _classes(split: EvaluatedSplit) -> Iterator[tuple[str, Gallery]]:
-    for label, (name, verdicts) in enumerate(split.verdicts.items()):
+    for label, (name, verdicts) in enumerate(split.analysis.verdicts.items()):
         best = split.analysis.thresholds[name].best()
         shown = verdicts.counts & (verdicts.scores >= (best.threshold if best else np.inf))
         for word, chosen in (
@@ -224,31 +219,21 @@ def _cells(split: EvaluatedSplit) -> Iterator[tuple[str, Gallery]]:
 
 def _missed_groups(split: EvaluatedSplit) -> Iterator[tuple[str, Gallery]]:
     """Yields the missed objects by size, by shape and by position."""
-    groups, threshold = split.analysis.found_objects, split.analysis.score_threshold
-    labels, places, sides, aspects, cells = [], [], [], [], []
-    frames = sizes_px(split.dataset)
-    for number, (name, of_class) in enumerate(split.objects.items()):
-        verdicts = split.verdicts[name]
-        found = np.zeros(len(of_class.images), dtype=bool)
-        found[verdicts.hit[verdicts.right & (verdicts.scores >= threshold)]] = True
-        missed = np.flatnonzero(~found & ~of_class.difficult)
-        boxes = of_class.boxes_px[missed]
-        width, height = (boxes[:, 2:] - boxes[:, :2]).T
-        stated = of_class.areas_px2
-        sides.append(np.sqrt(width * height if stated is None else stated[missed]))
-        aspects.append(width / np.maximum(height, np.finfo(np.float64).tiny))
-        centres = (boxes[:, 1::-1] + boxes[:, :1:-1]) / 2
-        place = (GRID * centres / frames[of_class.images[missed]]).astype(np.int64)
-        cells.append(place.clip(0, GRID - 1) @ [GRID, 1])
-        labels.append(np.full(len(missed), number))
-        places.append(missed)
-    label, place = np.concatenate(labels), np.concatenate(places)
-    size = np.digitize(np.concatenate(sides), groups.sizes.limits[1:-1])
-    aspect = np.digitize(np.concatenate(aspects), groups.aspects.limits[1:-1])
-    cell = np.concatenate(cells)
+    analysis = split.analysis
+    table = measure_objects(
+        analysis.verdicts,
+        split.objects,
+        sizes_px(split.dataset),
+        score_threshold=analysis.score_threshold,
+    )
+    groups = analysis.found_objects
+    size = np.digitize(table.sides, groups.sizes.limits[1:-1])
+    aspect = np.digitize(table.aspects, groups.aspects.limits[1:-1])
 
     def gallery(what: str, chosen: Bool[np.ndarray, " E"]) -> Gallery:
-        return _missed_gallery(split, f"Missed objects {what}", label[chosen], place[chosen])
+        missed = chosen & ~table.found
+        title = f"Missed objects {what}"
+        return _missed_gallery(split, title, table.labels[missed], table.places[missed])
 
     for number in range(len(groups.sizes.limits) - 1):
         yield f"size-{number}", gallery("of this size", size == number)
@@ -256,4 +241,4 @@ def _missed_groups(split: EvaluatedSplit) -> Iterator[tuple[str, Gallery]]:
         yield f"aspect-{number}", gallery("of this shape", aspect == number)
     for number in range(GRID * GRID):
         row, column = divmod(number, GRID)
-        yield f"position-{row}-{column}", gallery("in this part", cell == number)
+        yield f"position-{row}-{column}", gallery("in this part", table.cells == number)

@@ -12,14 +12,12 @@ from multibox.reporting.pictures import picture, region_around
 MAX_BYTES = 3_600_000
 """Largest sum of the pictures' sizes in base64."""
 
-_SHOWN = 12
-
 
 def embed(split: EvaluatedSplit, galleries: Mapping[str, Gallery]) -> dict[str, Any]:
     """Returns the galleries and their pictures as a JSON value.
 
     Every gallery gets its first picture before any gets its second. If the limit is reached, the
-    remaining entries have a caption only. An image that cannot be read has no picture.
+    remaining entries have no picture. Neither does an image that cannot be read.
 
     Returns:
         `pictures`, and `galleries` by key: `title`, `count`, and `entries` of the picture's index
@@ -63,6 +61,6 @@ def embed(split: EvaluatedSplit, galleries: Mapping[str, Gallery]) -> dict[str, 
 
 
 def _in_turn(galleries: Mapping[str, Gallery]) -> Iterator[Incident]:
-    for place in range(min(_SHOWN, LISTED)):
+    for place in range(LISTED):
         for gallery in galleries.values():
             yield from gallery.incidents[place : place + 1]

@@ -1,6 +1,7 @@
 """Parts of images for the page: small WebP files with boxes that the page draws over them."""
 
 import base64
+import io
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -8,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 SIDE_PX = 320
 """Longer side of a picture on the page."""
@@ -87,10 +89,10 @@ def scaled_part(
 
 def webp(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
     """Returns an RGB image as a WebP file in base64."""
-    _, encoded = cv2.imencode(
-        ".webp", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, _QUALITY]
-    )
-    return base64.b64encode(encoded.tobytes()).decode("ascii")
+    buffer = io.BytesIO()
+    # OpenCV always uses method 4, which takes twice as long and makes files 5 % smaller.
+    Image.fromarray(pixels).save(buffer, "WEBP", quality=_QUALITY, method=2)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def picture(

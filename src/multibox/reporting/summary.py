@@ -29,7 +29,7 @@ def summary(record: Record) -> list[str]:
         f"{trained}, reaches {_named_mean(last)} on {about.validation.name} "
         f"({_contents(last)}) at step {last.step:,}."
     )
-    stopped = 0 < record.config["run"].get("patience", 0) <= sum(e.step > best.step for e in every)
+    stopped = stopped_early(record)
     if last.step < about.planned_steps and not stopped:
         status = "The run is not complete; this is its latest evaluation."
     elif not has_test_split(record):
@@ -52,6 +52,15 @@ def summary(record: Record) -> list[str]:
         "chosen on these images, so it is not reported as the result."
     )
     return [found, status, picked]
+
+
+def stopped_early(record: Record) -> bool:
+    """Whether a run ended by its patience: so many evaluations after the best one."""
+    every, patience = record.evaluations, int(record.config["run"]["patience"])
+    if not every or not patience:
+        return False
+    best = tables.best_evaluation(every, every[-1].metric)
+    return sum(e.step > best.step for e in every) >= patience
 
 
 def _test_summary(record: Record, test: Evaluation) -> list[str]:

@@ -56,7 +56,9 @@
     const values = chart.series.map((line) => line.values);
     const colour = (number) => COLOURS[number % COLOURS.length];
     const byStep = chart.axis === "step";
-    const show = (value) => (value == null ? "–" : value.toFixed(chart.digits));
+    // Learning rates go down to 0 over many powers of ten.
+    const show = (value) => (value == null ? "–" : chart.digits > 4 ? `${+value.toPrecision(3)}` : value.toFixed(chart.digits));
+    const nearest = (place) => chart.places.reduce((best, other, at) => (Math.abs(other - place) < Math.abs(chart.places[best] - place) ? at : best), 0);
     const axis = (extra) => ({
       stroke: () => resolve("var(--muted)"), grid: { stroke: () => resolve("var(--line)"), width: 1 },
       ticks: { show: false }, font: "12px system-ui, sans-serif", ...extra,
@@ -108,12 +110,13 @@
       return { button, value };
     });
     function tell(index) {
-      // While the pointer is outside, the last value of each line is shown.
-      const at = index ?? chart.places.length - 1;
-      const last = (line) => line.findLast((value) => value != null);
-      readout.textContent = index == null ? "last" : `${chart.axis} ${byStep ? chart.places[at].toLocaleString("en") : chart.places[at]}`;
+      // While the pointer is outside, the last value of each line is shown; over scores, the
+      // values at the marked threshold; over recalls, none.
+      const at = index ?? (byStep || !chart.marks.length ? null : nearest(chart.marks[0][0]));
+      const last = (line) => (byStep ? show(line.findLast((value) => value != null)) : "");
+      readout.textContent = at != null ? `${chart.axis} ${byStep ? chart.places[at].toLocaleString("en") : chart.places[at]}` : byStep ? "last" : "";
       lines.forEach(({ value }, number) => {
-        value.textContent = show(index == null ? last(values[number]) : values[number][at]);
+        value.textContent = at == null ? last(values[number]) : show(values[number][at]);
       });
     }
     const zoom = (from, to) => plot.setScale("x", { min: Math.max(low, from), max: Math.min(high, to) });

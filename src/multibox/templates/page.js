@@ -83,6 +83,8 @@
     list.append(...data.samples.map((sample, index) => tile(sample, `Sample ${index}`)));
   }
 
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
+
   const dialog = document.getElementById("pictures");
   const title = document.getElementById("pictures-title");
   const note = document.getElementById("pictures-note");
@@ -92,9 +94,11 @@
     if (!button) return;
     const gallery = data.galleries[button.dataset.gallery];
     title.textContent = `${gallery.title}: ${gallery.count.toLocaleString("en")}`;
-    const shown = gallery.entries.length;
-    note.textContent = gallery.count > shown ? `The first ${shown} are shown.` : "";
-    list.replaceChildren(...entries(gallery));
+    const shown = gallery.entries.filter(([index]) => index >= 0);
+    const rest = gallery.entries.filter(([index]) => index < 0).map(([, id, text]) => `${text} in ${id}`);
+    note.textContent = (gallery.count > shown.length ? `${shown.length} of them are shown.` : "")
+      + (rest.length ? ` The page has no room for the pictures of: ${rest.join("; ")}.` : "");
+    list.replaceChildren(...entries({ entries: shown }));
     dialog.showModal();
     dialog.scrollTop = 0;
   });

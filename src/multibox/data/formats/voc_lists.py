@@ -120,7 +120,7 @@ class LayoutFolder:
         Raises:
             DataError: It does not exist or cannot be listed.
         """
-        find_images(self.images)
+        list_folder(self.images, missing_ok=False)
 
     def read_list(self, file: Path) -> list[ListLine]:
         """Returns the lines of a list.
