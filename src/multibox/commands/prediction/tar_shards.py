@@ -34,7 +34,7 @@ def list_tar(address: str) -> Iterator[ImageRef]:
     try:
         with (
             _open(address) as stream,
-            tarfile.open(fileobj=_SmallReads(stream), mode="r:") as archive,
+            tarfile.open(fileobj=_SmallReads(stream), mode="r:") as archive,  # type: ignore[call-overload]
         ):
             for place, member in enumerate(archive, start=1):
                 # It would lead back to an earlier header, in an endless loop.
@@ -42,7 +42,7 @@ def list_tar(address: str) -> Iterator[ImageRef]:
                     raise ValueError("a member has a negative size")
                 # Otherwise the archive keeps all members, and memory grows with their number.
                 if place % _REMEMBERED == 0:
-                    archive.members = []  # type: ignore[attr-defined]
+                    archive.members = []
                 path = PurePosixPath(member.name)
                 name = f"{address}/{member.name}"
                 if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
