@@ -76,7 +76,7 @@ def test_the_table_and_the_json_say_the_same(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = [Figure("alone", 0.25, 4), Figure("all", 0.5, 4, 0.5, "alone")]
-    monkeypatch.setattr("multibox.cli.main.bench", lambda *_, **__: figures)
+    monkeypatch.setattr("multibox.cli.bench.bench", lambda *_, **__: figures)
     assert main(["bench", "step"]) == 0
     table = capsys.readouterr().out
     assert main(["bench", "step", "--json"]) == 0

@@ -19,6 +19,9 @@ from multibox.reporting import tables, text
 STYLES = ("base.css", "uplot.min.css", "report.css")
 SCRIPTS = ("uplot.min.js", "theme.js", "charts.js", "page.js")
 
+PICTURES = "img-src data:"
+"""What the pages of runs may load: pictures that they contain."""
+
 
 def render(
     template: str,
@@ -27,6 +30,7 @@ def render(
     styles: Sequence[str] = STYLES,
     scripts: Sequence[str] = SCRIPTS,
     data: Mapping[str, Any] | None = None,
+    allowed: str = PICTURES,
 ) -> str:
     """Returns a page.
 
@@ -36,20 +40,31 @@ def render(
         styles: The style sheets of an HTML page.
         scripts: The scripts of an HTML page.
         data: What the scripts read from the page.
+        allowed: What the page may load, as part of its policy.
     """
     values = dict(context)
     if template.endswith(".html.j2"):
-        # XML parsers ignore the comment signs, and browsers the section.
-        script = "//<![CDATA[\n" + "\n".join(map(_source, scripts)) + "\n//]]>"
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-        values["script"] = Markup(script)
+        values["script"] = Markup(_joined(scripts))
         values["styles"] = Markup("\n".join(map(_source, styles)))
-        values["policy"] = (
-            "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-            f"script-src 'sha256-{digest}'"
-        )
+        values["policy"] = policy(scripts, allowed)
         values["payload"] = json_for_script(data or {})
     return _environment(template).get_template(template).render(values)
+
+
+def policy(scripts: Sequence[str], allowed: str = PICTURES) -> str:
+    """Returns the policy (CSP) of a page with these scripts.
+
+    Args:
+        scripts: The scripts, as for `render`.
+        allowed: What the page may load.
+    """
+    digest = base64.b64encode(hashlib.sha256(_joined(scripts).encode()).digest()).decode("ascii")
+    return f"default-src 'none'; {allowed}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def _joined(scripts: Sequence[str]) -> str:
+    # XML parsers ignore the comment signs, and browsers the section.
+    return "//<![CDATA[\n" + "\n".join(map(_source, scripts)) + "\n//]]>"
 
 
 def _source(name: str) -> str:
