@@ -1,39 +1,40 @@
-"""Exported files beside PyTorch: processor time of an image, in one run on this machine.
+r"""Exported files beside PyTorch: agreement and average precision on BCCD, and speed, in one table.
 
-    python benchmarks/export.py --out benchmarks/results/export_DATE.md
+    python benchmarks/export.py BCCD --work FOLDER --out benchmarks/results/export_DATE.md \
+        [--runs ssd300-efficientnet-lite0=RUN ...]
 
-The networks have random weights and 20 classes. The files are written without the comparison that
-`export` makes. Each figure is the median of the processor time of one thread (`time.process_time`),
-so that other programs on the machine disturb it less. The runs of all files are interleaved.
+For each network, `multibox export` writes four files of a run and compares each with PyTorch on the
+test split. Then all of them are timed in turns. The run of a network is one of `--runs`, or that in
+FOLDER, or it is trained there for a few steps first. What is in FOLDER is used again, so a repeated
+command measures only the times.
+
+"ms" is the median time on the clock of an image of the input size with all threads, with decoding
+and suppression. "ms of one core" is the processor time (`time.process_time`), which other programs
+disturb less. PyTorch computes in bfloat16.
 """
 
 import argparse
+import json
 import os
 import platform
 import statistics
-import tempfile
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
 
-from multibox.build import new_network
-from multibox.commands.bench.bench import _leave_candidates
-from multibox.config import Config
+from multibox.data.formats.layouts import read_dataset
+from multibox.data.images import read_image
 from multibox.detector import Detector
 from multibox.export import files
-from multibox.export.runtimes import ExportedDetector, open_exported
-from multibox.precision import autocast, cast_convolutions
-from multibox.rng import stream
-from multibox.ssd.network import SSD
-from multibox.weights.files import make_header
+from multibox.export.runtimes import open_exported
 
 NETWORKS = ("ssd300-lite", "ssd300-efficientnet-lite0", "ssd300-vgg16")
-CLASSES = tuple(f"class{number}" for number in range(20))
 FILES: tuple[tuple[files.Format, files.Precision], ...] = (
     ("onnx", "fp32"),
     ("onnx", "int8"),
@@ -42,115 +43,138 @@ FILES: tuple[tuple[files.Format, files.Precision], ...] = (
 )
 
 
-def network_of(name: str, images: np.ndarray) -> SSD:
-    """Returns a network with random weights that finds 160 candidates, as a trained one does."""
-    network = new_network(Config(network=name), len(CLASSES)).eval()
-    if "vgg" in name:
-        # Without batch normalisation, random weights would overflow.
-        for head in (*network.offset_heads, *network.logit_heads):
-            head.weight.data *= 0.01
-    with torch.inference_mode():
-        output = network(torch.from_numpy(images[:1]).permute(0, 3, 1, 2))
-    _leave_candidates(network, output.logits)
-    return network
+# Recipe, and options of the training, for networks without a run.
+TRAINING = {
+    "ssd300-lite": ("ssd300-lite", ["--steps", "150"]),
+    "ssd300-efficientnet-lite0": ("ssd300-efficientnet-lite0", ["--steps", "150"]),
+    "ssd300-vgg16": (
+        "ssd300-vgg16-voc0712",
+        [
+            *("--steps", "60", "--batch-size", "4", "--optimizer", "adamw", "--lr", "0.0003"),
+            *("--schedule", "cosine", "--warmup-steps", "10"),
+        ],
+    ),
+}
 
 
-def pytorch(network: SSD, images: np.ndarray) -> Callable[[], object]:
-    """Returns the detection of the first image by PyTorch in bfloat16."""
-    cast_convolutions(torch.bfloat16, network)
-    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-
-    def run() -> object:
-        with torch.inference_mode(), autocast(torch.bfloat16, torch.device("cpu")):
-            output = network(batch)
-            return network.detect(output)
-
+def run_of(name: str, given: dict[str, Path], options: argparse.Namespace) -> Path:
+    """Returns the folder of a run of a network, which is trained if there is none."""
+    run = given.get(name, options.work / f"run-{name}")
+    if not (run / "checkpoints").is_dir() or name not in given:
+        recipe, extra = TRAINING[name]
+        words = ["train", recipe, "--data", str(options.data), "--out", str(run)]
+        words += ["--on-bad", "skip", *extra]
+        # A finished run ends at once.
+        command([*words])
     return run
 
 
-def measured(works: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Returns the median processor time of each work in ms."""
-    found: dict[str, list[float]] = {name: [] for name in works}
+def command(words: list[str]) -> None:
+    """Runs multibox, and ends if it fails."""
+    done = subprocess.run([sys.executable, "-m", "multibox", *words], check=False)
+    if done.returncode:
+        raise SystemExit(f"multibox {' '.join(words)} failed with {done.returncode}")
+
+
+def export(run: Path, name: str, options: argparse.Namespace) -> dict[str, Path]:
+    """Returns the exported files of a run, and writes those that do not exist."""
+    found = {}
+    for target, precision in FILES:
+        path = options.work / f"{name}-{precision}{files.SUFFIXES[target]}"
+        if not path.with_name(f"{path.name}.json").exists():
+            words = ["export", str(run), "--out", str(path), "--format", target]
+            words += ["--precision", precision, "--data", str(options.data), "--split", "test"]
+            words += ["--on-bad", "skip", "--max-loss", "1"]
+            command(words)
+        found[f"{target} {precision}"] = path
+    return found
+
+
+def measured(works: dict[str, Callable[[], object]], runs: int) -> dict[str, tuple[float, float]]:
+    """Returns the median time on the clock and of the processor of each work in ms."""
+    clock: dict[str, list[float]] = {name: [] for name in works}
+    cores: dict[str, list[float]] = {name: [] for name in works}
     for number in range(runs + 2):
         for name, work in works.items():
-            start = time.process_time()
+            # A second image at once, because the first one finds another runtime's threads awake
+            # and another work's data in the caches.
+            work()
+            started, start = time.perf_counter(), time.process_time()
             work()
             if number > 1:
-                found[name].append(1000 * (time.process_time() - start))
-    return {name: statistics.median(times) for name, times in found.items()}
+                clock[name].append(1000 * (time.perf_counter() - started))
+                cores[name].append(1000 * (time.process_time() - start))
+    return {name: tuple(statistics.median(t[name]) for t in (clock, cores)) for name in works}
 
 
-def rows_of(name: str, runs: int, folder: Path) -> list[str]:
+def rows_of(name: str, given: dict[str, Path], options: argparse.Namespace) -> list[str]:
     """Returns the table's rows of a network."""
-    rng = stream(0, "images")
-    noise = rng.integers(0, 256, (12, 12, 16, 3), dtype=np.uint8)
-    photographs = [cv2.resize(each, (500, 375), interpolation=cv2.INTER_CUBIC) for each in noise]
-    images = np.stack([cv2.resize(each, (300, 300)) for each in photographs])
-    opened: dict[str, ExportedDetector] = {}
-    for target, precision in FILES:
-        network = network_of(name, images)
-        path = folder / f"{name}-{precision}{files.SUFFIXES[target]}"
-        model = files.build(network, target, precision, images)
-        header = make_header(network, name, CLASSES, "")
-        files.write(model, path, target, precision, header)
-        opened[f"{target} {precision}"] = open_exported(path)
-    network = network_of(name, images)
-    detector = Detector(cast_convolutions(torch.bfloat16, network), CLASSES, torch.bfloat16)
-    one = images[:1]
-    alone = {"pytorch bf16": pytorch(network, one)}
-    alone |= {key: lambda each=each: each.detect(one) for key, each in opened.items()}
-    whole: dict[str, Callable[[], object]] = {
-        "pytorch bf16": lambda: detector.detect(photographs[0]),
-    }
-    for key, each in opened.items():
-        both = Detector(each, CLASSES, torch.float32)
-        whole[key] = lambda both=both: both.detect(photographs[0])
-    inside = {k: lambda each=each: each.detect(photographs[0][None]) for k, each in opened.items()}
-    times = [measured(works, runs) for works in (alone, whole, inside)]
-    first = times[0]["pytorch bf16"]
-    return [
-        f"| {name} | {key} | {times[0][key]:.1f} | {first / times[0][key]:.2f} | "
-        f"{times[1][key]:.1f} | {f'{times[2][key]:.1f}' if key in times[2] else ''} |"
-        for key in alone
-    ]
+    run = run_of(name, given, options)
+    paths = export(run, name, options)
+    dataset = read_dataset(options.data, "test", on_bad="skip")
+    image = read_image(dataset.annotations[0].image_path)
+    inputs = cv2.resize(image, (300, 300))
+    pytorch = Detector.open(run, device="cpu")
+    works: dict[str, Callable[[], object]] = {"pytorch bf16": lambda: pytorch.detect(inputs)}
+    for key, path in paths.items():
+        exported = open_exported(path)
+        works[key] = lambda exported=exported: exported.detect(inputs[None])
+    times = measured(works, options.repeats)
+    first = times["pytorch bf16"][0]
+    rows = []
+    for key in works:
+        cells = [name, key, "", "", "", "", ""]
+        if key in paths:
+            text = paths[key].with_name(f"{paths[key].name}.json").read_text(encoding="utf-8")
+            record = json.loads(text)["agreement"]
+            original, found = record["AP"]["original"], record["AP"]["exported"]
+            if key.endswith("fp32"):
+                cells[2:5] = f"{record['box_px']:.1g}", f"{record['score']:.1g}", record["alone"]
+            cells[5:7] = f"{found:.4f}", f"{found - original:+.4f}"
+        clock, core = times[key]
+        cells += [f"{clock:.1f}", f"{core:.1f}", f"{first / clock:.2f}"]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return rows
 
 
 def main() -> None:
     """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="folder of BCCD")
+    parser.add_argument("--work", type=Path, required=True, help="folder for runs and files")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--runs", nargs="*", default=(), help="NETWORK=RUN")
+    parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    pairs = [word.partition("=") for word in options.runs]
+    given = {name: Path(run) for name, _, run in pairs}
     names = ("torch", "onnxruntime", "openvino")
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
+    started = time.monotonic()
     lines = [
         "# Exported files beside PyTorch",
         "",
-        f"{models[0] if models else platform.machine()}, one thread, load "
+        f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads, load "
         f"{os.getloadavg()[0]:.1f} of {os.cpu_count()} cores at the start; Python "
         f"{platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in names)}.",
-        f"`python benchmarks/export.py --runs {arguments.runs}`. Milliseconds of processor time",
-        "for one image: the median of interleaved runs. Random weights, 20 classes.",
+        "`python benchmarks/export.py`. BCCD, the test split, each image in its own size. AP is",
+        "the area under the curve (VOC2012). The largest differences are those of float32 files.",
         "",
-        '- "network": an image of the input size, with decoding and suppression.',
-        '- "predict": as `Detector` does it, from 500 x 375 pixels: OpenCV resizes before.',
-        '- "resized inside": the graph resizes from 500 x 375 pixels.',
-        "",
-        "| network | runtime | network, ms | times as fast | predict, ms | resized inside, ms |",
-        "|---|---|---|---|---|---|",
+        "| network | runtime | box, pixels | score | without a counterpart | AP | to PyTorch | ms "
+        "| ms of one core | times as fast |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    with tempfile.TemporaryDirectory(prefix="multibox-") as folder:
-        for name in arguments.networks:
-            lines += rows_of(name, arguments.runs, Path(folder))
-            print("\n".join(lines[-5:]), flush=True)
-    arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name in options.networks:
+        lines += rows_of(name, given, options)
+        print("\n".join(lines[-5:]), flush=True)
+    print(f"{time.monotonic() - started:.0f} s in all")
+    options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

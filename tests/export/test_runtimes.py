@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -216,3 +217,31 @@ def test_openvino_alone_would_load_its_telemetry(tmp_path: Path) -> None:
         env={"HOME": str(tmp_path), "PATH": "", "CI": "true"},
     )
     assert result.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "xml"])
+def test_ctrl_c_ends_a_prediction_with_one_line(
+    request: pytest.FixtureRequest, tmp_path: Path, suffix: str
+) -> None:
+    """The runtimes keep Python's handler of SIGINT, also after they computed."""
+    model = request.getfixturevalue("onnx_file" if suffix == "onnx" else "xml_file")
+    image = tmp_path / "a.png"
+    cv2.imwrite(str(image), np.zeros((90, 120, 3), np.uint8))
+    code = """if True:
+    import os, signal, sys
+    from multibox.cli.main import main
+    from multibox.export.runtimes import ExportedDetector
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run = ExportedDetector.detect
+    def detect(self, *arguments, **options):
+        run(self, *arguments, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return run(self, *arguments, **options)
+    ExportedDetector.detect = detect
+    sys.exit(main(sys.argv[1:]))
+    """
+    words = ["predict", str(model), str(image), "--save", "none"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "Interrupted.")

@@ -209,8 +209,8 @@ def _suppression(
     by class, then by default box. OpenVINO's takes any of them. Its `stable` TopK takes 0.3 s.
 
     Most default boxes have no score above the threshold in any image of the batch. They are left
-    out before TopK, which would take half the time of a small network. Empty boxes are appended, so
-    that there are enough for TopK.
+    out before TopK, which would take a fifth of a small network's time. Empty boxes are appended,
+    so that there are enough for TopK.
     """
     return f"""
     outer_axes = Constant<value_ints = [0, 2]>()
