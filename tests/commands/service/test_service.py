@@ -426,12 +426,14 @@ def test_a_signal_ends_it_after_all_that_waits(tmp_path: Path, number: signal.Si
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(state, path, header)
     words = ["serve", path, "--port", "0", "--device", "cpu", "--batch-size", "1"]
+    (own := tmp_path / "own").mkdir()
     process = subprocess.Popen(
         [sys.executable, "-m", "multibox", *words],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=own,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(own)},
     )
     assert process.stderr is not None
     with process:
@@ -455,5 +457,7 @@ def test_a_signal_ends_it_after_all_that_waits(tmp_path: Path, number: signal.Si
                 assert [future.result().status for future in asked] == [200] * 6
             assert process.wait(60) == 0
             assert process.stderr.read() == "Stopped. 6 images answered.\n"
+            # Requests leave no file behind.
+            assert list(own.iterdir()) == []
         finally:
             process.kill()
