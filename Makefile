@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 FUZZ_SECONDS ?= 60
 TARGETS ?=
 
-.PHONY: demo test check soak fuzz release
+.PHONY: demo test check docs soak fuzz release
 
 demo: $(VENV)/.installed
 	$(BIN)/multibox demo --out runs/demo
@@ -21,6 +21,10 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed
+	$(BIN)/python tests/command_reference.py
+	NO_COLOR=1 $(BIN)/zensical build --clean --strict
 
 soak: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -rP

@@ -82,7 +82,8 @@ class Rig:
             folder: For what the processes say.
             ranks: How many.
             options: Attributes of `processes.heartbeat` or `processes.distributed` to set, `trace`,
-                or `slow_decoding`: seconds that the first process takes longer to decode.
+                `slow_decoding`: seconds that the first process takes longer to decode, or
+                `attempts`: torchrun's count of restarts, by rank.
         """
         folder.mkdir(parents=True, exist_ok=True)
         by_rank = arguments if isinstance(arguments[0], list) else [arguments] * ranks
@@ -132,14 +133,17 @@ def children(pid: int) -> list[int]:
 
 
 def _add_tiny() -> None:
+    from functools import partial
+
     import torch
-    from tiny import TINY
+    from tiny import TINY, TinyBackbone
 
     from multibox import build, recipes
     from multibox.config import Config, OptimizerConfig, RunConfig, ScheduleConfig
 
     torch.set_num_threads(1)
     build.NETWORKS["tiny"] = TINY
+    build.NETWORKS["tiny-bn"] = TINY._replace(backbone=partial(TinyBackbone, batch_norm=True))
 
     def tiny() -> Config:
         """Tiny."""
@@ -177,6 +181,8 @@ def _prepare(rank: int, request: dict[str, Any]) -> None:
     from multibox.training.train_step import Learner
 
     options = request["options"]
+    if attempts := options.pop("attempts", []):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempts[rank])
     if options.pop("trace", False):
         step = Learner.step
 

@@ -15,6 +15,7 @@ from multibox.config import (
     AugmentationConfig,
     Config,
     DataConfig,
+    LossConfig,
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
@@ -46,6 +47,9 @@ CHANGED = Config(
         crop=False,
         mirror_probability=0.0,
     ),
+    loss=LossConfig(
+        box_loss="ciou", box_weight=2.0, class_loss="focal", label_smoothing=0.1, pisa=True
+    ),
     optimizer=OptimizerConfig(
         optimizer="adamw",
         lr=0.1 + 0.2,
@@ -57,6 +61,7 @@ CHANGED = Config(
         accumulate_normaliser="part",
         l2norm_gradient="caffe",
         ema_decay=0.999,
+        swa_from=5,
         frozen_stages=2,
     ),
     schedule=ScheduleConfig(
@@ -72,6 +77,7 @@ CHANGED = Config(
     run=RunConfig(
         seed=2**63 - 1,
         batch_size=12,
+        sync_batch_norm=True,
         precision="bf16",
         log_every=1,
         validate_every=2,
@@ -284,6 +290,11 @@ def test_any_value_is_taken_or_refused(where: tuple[str, str], value: object) ->
         ("augmentation", "mirror_probability", 1.1),
         ("augmentation", "expand_max_ratio", 0.9),
         ("augmentation", "expand_max_ratio", 17.0),
+        ("loss", "box_weight", 0.0),
+        ("loss", "box_weight", math.inf),
+        ("loss", "label_smoothing", 1.0),
+        ("loss", "label_smoothing", -0.1),
+        ("optimizer", "swa_from", -1),
         ("optimizer", "lr", 0.0),
         ("optimizer", "lr", math.inf),
         ("optimizer", "momentum", 1.0),

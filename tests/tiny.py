@@ -31,14 +31,17 @@ class TinyBackbone(nn.Module):
 
     channels = (8, 8)
 
-    def __init__(self) -> None:
+    def __init__(self, *, batch_norm: bool = False) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 9, stride=8, padding=4)
         self.second = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(8) if batch_norm else nn.Identity() for _ in range(2)
+        )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        fine = self.first(images).relu()
-        return [fine, self.second(fine).relu()]
+        fine = self.norms[0](self.first(images)).relu()
+        return [fine, self.norms[1](self.second(fine)).relu()]
 
 
 TINY = Architecture(

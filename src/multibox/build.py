@@ -1,19 +1,20 @@
 """Builds the networks, optimizers and datasets of a configuration."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from multibox.config import Config, OptimizerConfig
+from multibox.config import Config, LossConfig, OptimizerConfig
 from multibox.data.dataset import Dataset, Note, require_objects
 from multibox.data.formats.layouts import open_dataset
 from multibox.data.pipeline import without_difficult
@@ -44,6 +45,8 @@ from multibox.ssd.default_boxes import (
     Level,
     default_boxes,
 )
+from multibox.ssd.loss import multibox_loss
+from multibox.ssd.loss_variants import Variant, variant_loss
 from multibox.ssd.matching import match
 from multibox.ssd.network import (
     CAFFE,
@@ -56,7 +59,7 @@ from multibox.ssd.network import (
     parameter_groups,
     pointwise,
 )
-from multibox.structures import Matches, Output, Targets
+from multibox.structures import Losses, Matches, Output, Targets
 
 
 class Architecture(NamedTuple):
@@ -78,6 +81,9 @@ class Architecture(NamedTuple):
     variances: Variances = CAFFE_VARIANCES
     head: Head = convolution
 
+
+_PRIOR = 0.01
+"""Probability of an object in each default box of a new network for the focal loss."""
 
 _SSD300: dict[Scales, tuple[Level, ...]] = {"voc": SSD300_VOC, "coco": SSD300_COCO}
 _SSD512: dict[Scales, tuple[Level, ...]] = {"voc": SSD512_VOC, "coco": SSD512_COCO}
@@ -236,6 +242,12 @@ def new_network(config: Config, num_classes: int, fitted: tuple[Level, ...] = ()
     """
     network = _chosen_network(config, num_classes, fitted)
     initialise(network, torch_generator(config.run.seed, "initialise"))
+    if config.loss.class_loss == "focal":
+        # Otherwise the many default boxes without an object dominate the first steps (Lin et al.
+        # 2017, section 3.3).
+        for layer in network.class_layers().values():
+            bias = cast(Tensor, layer.bias).detach()
+            bias.view(-1, num_classes + 1)[:, 0] = math.log(num_classes * (1 - _PRIOR) / _PRIOR)
     return network
 
 
@@ -271,6 +283,19 @@ def _chosen_network(config: Config, num_classes: int, fitted: tuple[Level, ...] 
         reason = f"frozen_stages is {frozen}, but {config.network} has {known} that can be frozen"
         raise ConfigError(reason, remedy="Change --frozen-stages")
     return network
+
+
+def build_loss(network: SSD, config: LossConfig) -> Callable[[Output, Matches, Tensor], Losses]:
+    """Returns the loss of a network in training: a function like `multibox_loss`.
+
+    Args:
+        network: The network, on its device.
+        config: The loss.
+    """
+    if config == LossConfig():
+        return multibox_loss
+    variant = Variant(network.default_boxes, network.variances, **asdict(config))
+    return partial(variant_loss, variant=variant)
 
 
 def matcher(network: SSD, *, difficult: bool) -> Callable[[Targets], Matches]:

@@ -27,6 +27,8 @@ ScheduleName = Literal["multistep", "cosine", "plateau"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 Precision = Literal["auto", "bf16", "fp32"]
 DefaultBoxes = Literal["own", "voc", "coco"]
+BoxLoss = Literal["smooth_l1", "giou", "ciou"]
+ClassLoss = Literal["softmax", "focal"]
 
 
 def _require(condition: bool, field: str, value: object, rule: str) -> None:
@@ -110,6 +112,34 @@ class AugmentationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """The loss in training. The validation loss is always that of SSD, so that runs compare."""
+
+    box_loss: BoxLoss = "smooth_l1"
+    """Loss of a matched box. smooth_l1: of its offsets, as in SSD. giou, ciou: 1 - GIoU or 1 - CIoU
+    of the decoded box."""
+
+    box_weight: float = 1.0
+    """Factor of the localization loss."""
+
+    class_loss: ClassLoss = "softmax"
+    """softmax: cross-entropy of matched boxes and hard negatives, as in SSD. focal: the focal loss
+    of all default boxes; the background of a new network starts with a probability of 0.99."""
+
+    label_smoothing: float = 0.0
+    """softmax: probability that the target spreads evenly over all classes and the background."""
+
+    pisa: bool = False
+    """Weight matched boxes by importance (PISA): those with the best overlap count most.
+    Each process ranks its own share of the batch."""
+
+    def __post_init__(self) -> None:
+        weight, smoothing = self.box_weight, self.label_smoothing
+        _require(0 < weight < float("inf"), "box_weight", weight, "it must be finite and above 0")
+        _require(0 <= smoothing < 1, "label_smoothing", smoothing, "it must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
     """How the weights are updated."""
 
@@ -150,6 +180,10 @@ class OptimizerConfig:
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, which is evaluated and saved. 0: no average."""
 
+    swa_from: int = 0
+    """Evaluate and save the plain average of the weights after this many steps and all later ones
+    (stochastic weight averaging), instead of the moving average. 0: no plain average."""
+
     frozen_stages: int = 0
     """Number of first stages that keep their initial weights and statistics of batch normalisation.
     The networks on EfficientNet-Lite0 and MobileNet have 5 stages, which end at strides 2, 4, 8, 16
@@ -168,6 +202,7 @@ class OptimizerConfig:
         )
         _require(self.accumulate >= 1, "accumulate", self.accumulate, "it must be at least 1")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it must lie in [0, 1)")
+        _require(self.swa_from >= 0, "swa_from", self.swa_from, "it must not be negative")
         _require(
             self.frozen_stages >= 0, "frozen_stages", self.frozen_stages, "it must not be negative"
         )
@@ -229,6 +264,10 @@ class RunConfig:
 
     batch_size: int = 32
     """Number of images per step, over all processes together."""
+
+    sync_batch_norm: bool = False
+    """Normalise with the statistics of all processes, so that the number of processes changes the
+    result only by rounding. Each layer then takes three sums over the processes per step."""
 
     precision: Precision = "auto"
     """Number format of the network. auto: bf16 if the hardware supports it, else fp32."""
@@ -314,6 +353,7 @@ class Config:
     fit_boxes: bool = False
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)

@@ -165,6 +165,12 @@ class Detector:
         stored = self.stored_threshold
         return DEFAULT_SCORE_THRESHOLD if stored is None else stored
 
+    @property
+    def uses_cpu_threads(self) -> bool:
+        """Whether PyTorch computes the network on the CPU, so that several threads can call it."""
+        network = self._network
+        return isinstance(network, SSD) and network.default_boxes.device.type == "cpu"
+
     @overload
     def __call__(
         self, images: _Image, *, score_threshold: float | None = None, batch_size: int = 8

@@ -19,6 +19,20 @@ COCO_2017 = DataConfig(train_split="train2017", test_split="val2017", train_diff
 COCO_SCHEDULE = ScheduleConfig(steps=400_000, drops=(280_000, 360_000))
 
 
+def scale_lr(config: Config, recipe: Config) -> Config:
+    """Returns the configuration with the learning rate scaled to its batch size.
+
+    The rate is multiplied by the batch size over that of the recipe (the linear scaling rule of
+    Goyal et al. 2017, https://arxiv.org/abs/1706.02677). The warm-up keeps its steps.
+
+    Args:
+        config: The configuration; its learning rate is meant for the batch size of the recipe.
+        recipe: The recipe without changes.
+    """
+    factor = config.run.batch_size / recipe.run.batch_size
+    return config.override({"lr": config.optimizer.lr * factor})
+
+
 def ssd300_vgg16_voc0712() -> Config:
     """The original SSD300 (`ssd_pascal.py:223-389`) with a warm-up of 500 steps.
 

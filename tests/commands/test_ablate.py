@@ -211,3 +211,24 @@ def test_the_command_prints_a_table(
     assert "within the noise" in " ".join(printed.split())
     stored = json.loads((table.parent / "out" / "results.jsonl").read_text().splitlines()[0])
     assert Config.from_value(stored["config"]) == read_table(table)[1][BASE]
+
+
+def test_every_row_of_the_table_of_options_trains(data: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "benchmarks" / "options.toml").read_text()
+    assert read_table(Path(__file__).parents[2] / "benchmarks" / "options.toml")
+    small = """
+network = "tiny"
+frozen-stages = 0
+batch-size = 4
+precision = "fp32"
+workers = 0
+device = "cpu"
+train-split = "train"
+val-split = "val"
+"""
+    text = text.replace("steps = 300", f"steps = 3{small}").replace(
+        "swa-from = 200", "swa-from = 2"
+    )
+    (tmp_path / "table.toml").write_text(text)
+    results, said = run(tmp_path / "table.toml", data)
+    assert said.count("seed 0: voc07") == len(results.metrics) == 11

@@ -246,3 +246,24 @@ def test_one_line_trains_reports_and_resumes(
     assert command_line.main(words) == 0
     assert f"{moved}, but the run began with {data}" in capsys.readouterr().err
     assert command_line.main([*words, "--out", str(moved / "run"), "--dry-run"]) == 2
+
+
+def test_the_rate_is_scaled_to_the_batch(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, (words, rate) in enumerate(
+        [
+            (["--batch-size", "4"], 0.002 * 4 / 16),
+            (["--batch-size", "4", "--lr", "0.1"], 0.1 * 4 / 16),
+            ([], 0.002),
+        ]
+    ):
+        out = tmp_path / f"{number}"
+        line = ["train", "ssd300-lite", "--data", str(data), "--out", str(out), "--scale-lr"]
+        line += ["--network", "tiny", "--steps", "1", "--workers", "0", *words]
+        # Twice: the same command resumes the run.
+        assert [command_line.main(line) for _ in range(2)] == [0, 0]
+        assert read_config(out).optimizer.lr == rate
+        assert read_config(out).schedule.warmup_steps == ssd300_lite().schedule.warmup_steps
+    assert command_line.main(["train", "--data", str(data), "--scale-lr"]) == 2
+    assert "scale_lr needs a recipe" in capsys.readouterr().err

@@ -241,11 +241,11 @@ def test_a_file_in_the_way_is_a_storage_error(tmp_path):
 def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
     calls = []
 
-    def interrupted(rng, *, empty_share):
+    def interrupted(rng, **options):
         calls.append(rng)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return draw_scene(rng, empty_share=empty_share)
+        return draw_scene(rng, **options)
 
     monkeypatch.setattr(drawn, "draw_scene", interrupted)
     with pytest.raises(KeyboardInterrupt):

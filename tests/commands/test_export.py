@@ -1,6 +1,7 @@
 """`export` leaves a file that agrees with the network, or none; the file is used like a run."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from multibox.commands.evaluate import evaluate_model
 from multibox.commands.export import Checks, export
 from multibox.config import Config, DataConfig, RunConfig
 from multibox.data.formats.layouts import read_dataset
-from multibox.errors import ConfigError, StorageError, WeightsError
+from multibox.errors import ConfigError, DataError, StorageError, WeightsError
 from multibox.export.files import Format, Precision
 from multibox.export.runtimes import open_exported
 from multibox.storage.checkpoint import Checkpoint, save
@@ -152,6 +153,22 @@ def test_int8_that_loses_too_much_is_refused(
     assert not list(tmp_path.iterdir())
     export(run, out, target="onnx", precision="int8", checks=Checks(max_loss=0.03))
     assert out.exists()
+
+
+def test_a_dataset_with_faults_is_refused_or_its_faults_are_left_out(
+    run: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(run.parent / "data", data)
+    for split in ("trainval", "test"):
+        name = (data / "ImageSets" / "Main" / f"{split}.txt").read_text().split()[0]
+        (data / "JPEGImages" / f"{name}.jpg").write_bytes(b"not an image")
+    out = tmp_path / "a.onnx"
+    words = ["export", str(run), "--data", str(data), "--out", str(out), "--precision", "int8"]
+    words += ["--max-loss", "1"]
+    assert main(words) == DataError.exit_code
+    assert main([*words, "--on-bad", "skip"]) == 0
+    assert json.loads((tmp_path / "a.onnx.json").read_text())["agreement"]["images"] == 2
 
 
 def test_weights_without_a_run_are_compared_on_drawn_pictures(tmp_path: Path) -> None:

@@ -76,3 +76,21 @@ def test_without_objects_there_is_no_spread() -> None:
     assert np.isnan(spread.means["voc07"]).all()
     assert np.isnan(spread.interval("voc07")).all()
     assert math.isnan(spread.deviation("voc07"))
+
+
+@given(problems)
+def test_the_mean_of_a_resample_is_that_of_its_classes(problem) -> None:
+    detections, objects = arrays(*problem)
+    spread = bootstrap(judge_classes(detections, objects), objects, IMAGES, resamples=4)
+    for metric in ("voc07", "voc12"):
+        every = np.stack([*spread.classes[metric].values()])
+        for row in range(4):
+            known = every[:, row][~np.isnan(every[:, row])]
+            expected = known.mean() if len(known) else math.nan
+            assert spread.means[metric][row] == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def test_the_spread_of_a_class_is_the_binomial_one() -> None:
+    spread = spread_of_half(400, 1000)
+    (name,) = (name for name, each in spread.classes["voc12"].items() if not np.isnan(each).all())
+    assert spread.class_deviation("voc12", name) == spread.deviation("voc12")

@@ -41,11 +41,12 @@ def _members(choices: Choices) -> list[tuple[str, bytes]]:
     return members
 
 
-def _tar(choices: Choices) -> bytes:
+def tar(choices: Choices, members: list[tuple[str, bytes]]) -> bytes:
+    """Returns a tar file, in which some headers may be changed."""
     stream = io.BytesIO()
     form = choices.pick((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT))
     with tarfile.open(fileobj=stream, mode="w", format=form, errors="surrogatepass") as opened:
-        for name, content in _members(choices):
+        for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             if choices.one_in(12):
@@ -62,6 +63,10 @@ def _tar(choices: Choices) -> bytes:
     for _ in range(choices.below(4)):
         _change_header(data, choices)
     return bytes(data)
+
+
+def _tar(choices: Choices) -> bytes:
+    return tar(choices, _members(choices))
 
 
 def _change_header(data: bytearray, choices: Choices) -> None:

@@ -7,7 +7,9 @@ from fuzz import (
     packed,
     pictures,
     records,
+    shards,
     tables,
+    videos,
     weights,
     zipped,
 )
@@ -34,6 +36,8 @@ TARGETS = (
     Target("arguments", records.arguments, quick=15, many=20_000),
     Target("archive", packed.archive, quick=500),
     Target("archive-member", packed.archive_member, quick=300),
+    Target("tar-shard", shards.shard, quick=200, many=20_000, extra_bytes=256 << 20),
+    Target("video", videos.video, quick=150, many=20_000, extra_bytes=256 << 20),
     Target("download", answers.download, quick=200),
     Target("image-header", pictures.header, quick=1_500),
     Target("image", pictures.image, quick=600, extra_bytes=256 << 20),

@@ -61,3 +61,20 @@ def test_a_process_that_does_not_connect_is_not_waited_for_for_ever() -> None:
     thread, _, found = first_of(2, seconds=0.2)
     thread.join(timeout=10)
     assert isinstance(found[0], TimeoutError)
+
+
+def test_the_address_of_an_earlier_attempt_is_refused() -> None:
+    """torchrun keeps the store, and with it an address whose port another run may have by now."""
+    thread, address, found = first_of(2, seconds=30.0)
+    port, token = address.split()
+    with pytest.raises(OSError, match="did not accept"):
+        Heartbeat.connect("localhost", f"{port} {token[::-1]}", 1)
+    other = Heartbeat.connect("localhost", address, 1)
+    thread.join(timeout=10)
+    (first,) = found
+    assert isinstance(first, Heartbeat)
+    assert first.token == other.token == token
+    for heartbeat in (first, other):
+        heartbeat.leave()
+    for heartbeat in (first, other):
+        heartbeat._thread.join(timeout=10)

@@ -31,10 +31,10 @@ PRECISIONS = ("fp32", "bf16", "auto")
 # Five, which has no divisor in common with three: each meets every optimizer and schedule.
 VARIED = (
     (),
-    ("--ema-decay", "0.9", "--clip-norm", "1", "--no-lr-in-velocity"),
-    ("--momentum", "0", "--lr-in-velocity"),
-    ("--pipeline", "cuda", "--lr-in-velocity"),
-    ("--on-nonfinite", "rollback", "--no-train-difficult"),
+    ("--ema-decay", "0.9", "--clip-norm", "1", "--no-lr-in-velocity", "--pisa"),
+    ("--momentum", "0", "--lr-in-velocity", "--class-loss", "focal"),
+    ("--pipeline", "cuda", "--lr-in-velocity", "--box-loss", "ciou", "--swa-from", "2"),
+    ("--on-nonfinite", "rollback", "--no-train-difficult", "--label-smoothing", "0.1"),
 )
 DROPS = ("--drops", "1", "2", "--plateau-patience", "1", "--plateau-threshold", "0.5")
 

@@ -42,3 +42,31 @@ def test_killed_runs_end_with_the_same_bits(wanted: int, tmp_path: Path) -> None
             shutil.rmtree(out)
         assert rig.orphans() == []
     print(f"{kills} kills of {kills} in {runs} runs, {redone} steps made again")  # noqa: T201
+
+
+LOSSES = ("--box-loss", "ciou", "--class-loss", "softmax", "--label-smoothing", "0.1", "--pisa")
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    "options",
+    [
+        (*LOSSES, "--box-weight", "2", "--swa-from", "4"),
+        ("--box-loss", "giou", "--class-loss", "focal", "--ema-decay", "0.9"),
+    ],
+)
+def test_options_of_the_loss_and_of_the_average_keep_the_bits(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    with Rig(tmp_path) as rig:
+        assert rig.start(tmp_path / "unbroken", workers=0, options=options).wait() == 0
+        out = tmp_path / "run"
+        for checkpoint in (2, 6, 10):
+            run = rig.start(out, workers=2, options=options)
+            while not (out / "checkpoints" / f"step-{checkpoint:08d}").is_dir():
+                time.sleep(0.001)
+            run.send(SIGKILL)
+            assert run.wait() in (-SIGKILL, 0), run.said()
+        assert rig.start(out, workers=1, options=options).wait() == 0
+        assert digests(out) == digests(tmp_path / "unbroken")
+        assert rig.orphans() == []

@@ -193,6 +193,15 @@ def test_a_rank_that_does_not_come(rig: Rig, data: Path, tmp_path: Path, missing
     assert not (tmp_path / "run").exists()
 
 
+def test_a_machine_that_came_back_counts_fewer_restarts(
+    rig: Rig, data: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    command = line(data, tmp_path / "run")
+    ranks = rig.start(command, tmp_path / "said", attempts=[1, 0], MEETING_SECONDS=20.0)
+    assert ranks.wait() == [0, 0], ranks.said(0) + ranks.said(1)
+    assert digests(tmp_path / "run") == digests(unbroken)
+
+
 def check_signal(rig: Rig, data: Path, unbroken: Path, tmp_path: Path, trial: int) -> None:
     rng = stream(trial, "signal to ranks")
     number = (signal.SIGTERM, signal.SIGINT)[trial % 2]
@@ -298,6 +307,37 @@ def test_each_sample_once_after_three_kills_per_epoch(
     rig: Rig, data: Path, alone: tuple[Path, Ranks], tmp_path: Path, ranks: int, workers: int
 ) -> None:
     check_elastic(rig, data, alone, tmp_path, ranks=ranks, workers=workers, kills_per_epoch=3)
+
+
+def test_batch_norm_over_all_processes_is_that_of_one(rig: Rig, data: Path, tmp_path: Path) -> None:
+    runs = []
+    for ranks in (1, 2):
+        out = tmp_path / f"{ranks}"
+        command = [*line(data, out), "--network", "tiny-bn", "--sync-batch-norm"]
+        assert rig.start(command, tmp_path / f"said-{ranks}", ranks=ranks).wait() == [0] * ranks
+        runs.append(out)
+    for kind in ("train", "validation"):
+        np.testing.assert_allclose(losses(runs[1], kind), losses(runs[0], kind), rtol=1e-4)
+
+
+def test_detections_are_the_same_bytes_in_any_number_of_processes(
+    rig: Rig, data: Path, tmp_path: Path
+) -> None:
+    """Five images, which neither two nor three processes can share equally."""
+    larger = tmp_path / "data"
+    draw_dataset(larger, train_images=6, test_images=5)
+    found = []
+    for ranks in (1, 2, 3):
+        out = tmp_path / f"{ranks}"
+        # One step that does not change the weights.
+        command = [*line(larger, out), "--steps", 1, "--lr", 1e-30, "--batch-size", 6]
+        started = rig.start(command, tmp_path / f"said-{ranks}", ranks=ranks)
+        assert started.wait() == [0] * ranks, started.said(0)
+        evaluated = [path for path in sorted((out / "evaluations").rglob("*")) if path.is_file()]
+        found.append({str(path.relative_to(out)): path.read_bytes() for path in evaluated})
+    assert any(name.endswith(".txt") and content for name, content in found[0].items())
+    assert found[1] == found[0]
+    assert found[2] == found[0]
 
 
 def spoilt(data: Path, copy: Path, kind: str) -> Path:

@@ -18,10 +18,11 @@ from rich.console import Console
 from tiny import SIDE, SMALLER, TINY
 
 from multibox import Detector, build
+from multibox.build import network_shape
 from multibox.commands.demo.dataset import draw_dataset
 from multibox.commands.evaluate import evaluate_model, evaluate_results
 from multibox.commands.report import write_report
-from multibox.commands.train import Request, train
+from multibox.commands.train import Request, check_shares, train
 from multibox.config import AugmentationConfig, Config, OptimizerConfig, RunConfig, ScheduleConfig
 from multibox.data.formats.voc import read_voc
 from multibox.data.pipeline import PlainExamples, batches, without_difficult
@@ -32,6 +33,7 @@ from multibox.errors import (
     StorageError,
     WeightsError,
 )
+from multibox.processes.distributed import Processes
 from multibox.processes.signals import Interrupted
 from multibox.recipes import ssd7
 from multibox.ssd.default_boxes import default_boxes
@@ -319,6 +321,19 @@ def test_one_image_at_a_time_is_not_normalised(data: Path, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="leaves one image at a time"):
         run(data, tmp_path / "run", alone)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_image_in_each_process_may_be_normalised_together() -> None:
+    cpu, two = torch.device("cpu"), replace(CONFIG.run, batch_size=2, sync_batch_norm=True)
+    config = replace(CONFIG, network="ssd300-lite", run=two)
+    shape = network_shape(config, 2)
+    check_shares(config, shape, Processes(0, 2, cpu))
+    for refused, processes in (
+        (replace(two, batch_size=1), 1),
+        (replace(two, sync_batch_norm=False), 2),
+    ):
+        with pytest.raises(ConfigError, match="leaves one image at a time"):
+            check_shares(replace(config, run=refused), shape, Processes(0, processes, cpu))
 
 
 def test_workers_and_checkpoints_may_change_on_resume(

@@ -1,16 +1,18 @@
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import jaxtyping
 import pytest
 import torch
 from tiny import batch, tiny_network
 
-from multibox.build import matcher
-from multibox.config import Config, OptimizerConfig, RunConfig
+from multibox.build import build_loss, matcher
+from multibox.config import Config, LossConfig, OptimizerConfig, RunConfig
 from multibox.errors import ConfigError
 from multibox.processes.distributed import Processes
 from multibox.ssd.loss import multibox_loss
+from multibox.ssd.loss_variants import Variant, variant_loss
 from multibox.ssd.matching import match
 from multibox.ssd.network import SSD
 from multibox.structures import Batch
@@ -150,9 +152,9 @@ def test_a_batch_without_objects_only_decays() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_a_restored_learner_goes_on_alike(name: str, ema_decay: float) -> None:
-    optimizer = replace(PLAIN, optimizer=name, ema_decay=ema_decay, lr_in_velocity=name == "sgd")
+@pytest.mark.parametrize("average", [{}, {"ema_decay": 0.9}, {"swa_from": 2}, {"swa_from": 4}])
+def test_a_restored_learner_goes_on_alike(name: str, average: dict[str, Any]) -> None:
+    optimizer = replace(PLAIN, optimizer=name, lr_in_velocity=name == "sgd", **average)
     taught = learner(optimizer)
     for number in range(3):
         taught.step(batch(8, seed=number), lr=0.01, number=number)
@@ -186,6 +188,47 @@ def test_the_average_follows_the_weights() -> None:
     taught.step(batch(8), lr=0.01, number=100)
     now = taught.network.logit_heads[0].weight.detach()
     torch.testing.assert_close(taught.model()["logit_heads.0.weight"], (start + now) / 2)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_the_plain_average_is_that_of_all_later_weights(ema_decay: float) -> None:
+    taught, kept = learner(replace(PLAIN, swa_from=3, ema_decay=ema_decay)), []
+    for number in range(6):
+        taught.step(batch(8, seed=number), lr=0.01, number=number)
+        now = taught.network.logit_heads[0].weight.detach().clone()
+        # After three updates there is one value: the average is that.
+        kept = [now] if number < 3 else [*kept, now]
+        expected = torch.stack(kept).mean(dim=0)
+        torch.testing.assert_close(taught.model()["logit_heads.0.weight"], expected)
+    assert len(kept) == 4
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    "options", [{"box_loss": "ciou"}, {"class_loss": "focal"}, {"label_smoothing": 0.1}]
+)
+def test_other_losses_are_used_and_do_not_depend_on_the_parts(
+    options: dict[str, Any], parts: int
+) -> None:
+    examples, run = batch(8), RunConfig(batch_size=8, precision="fp32")
+    config = Config(
+        network="tiny",
+        loss=LossConfig(**options),
+        optimizer=replace(PLAIN, accumulate=parts),
+        run=run,
+    )
+    network = tiny_network()
+    taught = Learner(network, config, ALONE)
+    positives = (examples.matches.classes > 0).sum().float()
+    variant = Variant(network.default_boxes, network.variances, **options)
+    wanted = variant_loss(network(examples.images), examples.matches, positives, variant)
+    found = taught.step(examples, lr=0.01, number=0)
+    assert found[:2] == pytest.approx([loss.item() for loss in wanted], rel=1e-5)
+
+
+def test_ssd_s_own_loss_is_not_computed_by_the_variants() -> None:
+    """So that its bits stay."""
+    assert build_loss(tiny_network(), LossConfig()) is multibox_loss
 
 
 def test_l2_is_that_of_the_convolution_kernels() -> None:

@@ -13,6 +13,7 @@ from multibox.commands.automatic import AUTOMATIC
 from multibox.commands.bench.bench import Part
 from multibox.commands.convert import Target
 from multibox.commands.predict import Save
+from multibox.commands.reproduction.targets import TARGETS
 from multibox.config import Config, flatten
 from multibox.data.writing.converted_copy import DataFormat
 from multibox.download.catalogue import SOURCES, WEIGHTS
@@ -42,6 +43,8 @@ class RecipeArguments:
     minutes: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Train for about this time: the number of steps is fixed at the start by the speed of this
     machine, and the schedule is fitted to it."""
+    scale_lr: bool = False
+    """Multiply --lr by --batch-size over the batch size of the recipe. The warm-up stays."""
     dry_run: bool = False
     """Print what would be done, and stop."""
     init: _OptionalPath = None
@@ -95,7 +98,7 @@ class TrainArguments:
 class CheckArguments:
     """List the faults of a dataset and show its statistics, or the doubtful labels of a run."""
 
-    data: tyro.conf.Positional[Path]
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
     """Folder or .zip archive of the dataset. It is not changed.
     For the folder of a run: compare the annotations of its training images with its detections."""
     runs: tuple[Path, ...] = ()
@@ -284,6 +287,8 @@ class ExportArguments:
     """Folder of the dataset. For a run, the default is the one it was trained on."""
     split: _OptionalText = None
     """Split to compare on. For a run, the default is its test split."""
+    on_bad: Literal["fail", "skip"] | None = None
+    """What to do with invalid objects and images. For a run, the default is the run's setting."""
     calibration_split: _OptionalText = None
     """int8: split to calibrate on. For a run, the default is its training split."""
     images: int = 200
@@ -335,12 +340,12 @@ class BenchArguments:
 
     part: tyro.conf.Positional[Part]
     """The part: input pipeline, training step, detection, evaluation or prediction."""
-    recipe: tyro.conf.Positional[str] = "ssd300-lite"
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[RECIPE]")] = "ssd300-lite"
     """Recipe with the network, the augmentation and the batch size.
     For predict also an exported file: .onnx or .xml."""
     data: _OptionalPath = None
     """Dataset with the images; by default drawn images."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Number of images per training step; by default the recipe's."""
     compile: bool = False
     """Time the training step with torch.compile; the network alone is not compiled."""
@@ -375,6 +380,35 @@ class DemoArguments:
     """Folder for the dataset and the run."""
 
 
+@dataclass(frozen=True)
+class ReproduceArguments:
+    """Reproduce a published training: download, check, train, and compare with what is published.
+
+    To resume, repeat the same command.
+    """
+
+    target: tyro.conf.Positional[Literal[tuple(TARGETS)]]  # type: ignore[valid-type]
+    """The published training. rehearsal: all stages on drawn images in minutes, without downloads.
+    """
+    data: _OptionalPath = None
+    """Folder for datasets and weights. By default data, or <out>/data for the rehearsal."""
+    out: _OptionalPath = None
+    """Folder for the runs and the summary page. By default runs/<target>."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds. Each has a run of its own; three tell how much results differ by chance."""
+    yes: bool = False
+    """Download without asking."""
+    dry_run: bool = False
+    """Print the stages with sizes, disk space and times by a short test, and stop."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the network. auto: a GPU if there is one."""
+    workers: int = -1
+    """Number of processes that prepare images. 0: the training process prepares them.
+    -1: chosen by the number of cores. The result does not depend on it."""
+    pipeline: Literal["cpu", "cuda"] = "cpu"
+    """Where images are cropped, resized and distorted: in the workers, or on the GPU."""
+
+
 _Verb = (
     Annotated[TrainArguments, tyro.conf.subcommand("train")]
     | Annotated[CheckArguments, tyro.conf.subcommand("check")]
@@ -389,6 +423,7 @@ _Verb = (
     | Annotated[BenchArguments, tyro.conf.subcommand("bench")]
     | Annotated[AblateArguments, tyro.conf.subcommand("ablate")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
+    | Annotated[ReproduceArguments, tyro.conf.subcommand("reproduce")]
 )
 
 

@@ -19,6 +19,7 @@ from multibox.cli.arguments import (
     ExportArguments,
     PredictArguments,
     ReportArguments,
+    ReproduceArguments,
     ServeArguments,
     TrainArguments,
     parse,
@@ -29,6 +30,7 @@ from multibox.cli.evaluate import run_evaluate
 from multibox.cli.predict import run_predict
 from multibox.cli.printing import print_result, print_written, printing, refuse
 from multibox.cli.report import run_report
+from multibox.cli.reproduce import run_reproduce
 from multibox.cli.serve import run_serve
 from multibox.cli.train import run_train
 from multibox.commands.convert import convert
@@ -107,6 +109,7 @@ def _run(verb: object, console: Console) -> int:
                 checks=Checks(
                     verb.data,
                     verb.split,
+                    verb.on_bad,
                     verb.calibration_split,
                     verb.images,
                     verb.calibration_images,
@@ -132,6 +135,8 @@ def _run(verb: object, console: Console) -> int:
             run_bench(verb)
         case AblateArguments():
             run_ablate(verb, console)
+        case ReproduceArguments():
+            run_reproduce(verb, console)
         case DemoArguments():
             page = demo(verb.out, console)
             console.print("Summary page:", end=" ")

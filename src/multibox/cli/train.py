@@ -9,6 +9,8 @@ from multibox.cli.printing import print_result, say
 from multibox.commands.automatic import AUTOMATIC, choose
 from multibox.commands.report import write_report
 from multibox.commands.train import Request, train
+from multibox.errors import ConfigError
+from multibox.recipes import RECIPES, scale_lr
 from multibox.reporting.loggers import LoggerName
 
 
@@ -19,10 +21,13 @@ def run_train(verb: RecipeArguments, console: Console) -> None:
         MultiboxError: The dataset or the configuration is unusable, or the run failed.
         Interrupted: A signal ended the run after it was saved.
     """
+    if verb.scale_lr and verb.recipe == AUTOMATIC:
+        raise ConfigError("scale_lr needs a recipe", remedy="Name a recipe or leave out --scale-lr")
     name = verb.data.resolve()
     out = verb.out or Path("runs") / (name.stem if name.suffix.lower() == ".zip" else name.name)
+    config = scale_lr(verb.config, RECIPES[verb.recipe]()) if verb.scale_lr else verb.config
     request = Request(
-        verb.recipe, verb.config, verb.data, out, verb.init, verb.licence, verb.decoded_cache_gib
+        verb.recipe, config, verb.data, out, verb.init, verb.licence, verb.decoded_cache_gib
     )
     chosen: dict[LoggerName, bool] = {
         "tensorboard": verb.tensorboard,

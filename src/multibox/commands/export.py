@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jinja2
 import numpy as np
@@ -81,6 +81,8 @@ class Checks(NamedTuple):
     Attributes:
         data: Folder of the dataset. None: the run's.
         split: The split to compare on. None: the run's test split, or its validation split.
+        on_bad: What to do with invalid objects and images. None: the run's setting, or `fail`; the
+            calibration then leaves them out.
         calibration_split: The split to calibrate int8 on. None: the run's training split.
         images: Maximum number of images to compare on, evenly spaced.
         calibration_images: Maximum number of images to calibrate on, evenly spaced.
@@ -89,6 +91,7 @@ class Checks(NamedTuple):
 
     data: Path | None = None
     split: str | None = None
+    on_bad: Literal["fail", "skip"] | None = None
     calibration_split: str | None = None
     images: int = 200
     calibration_images: int = 100
@@ -139,9 +142,8 @@ def export(
         calibration: Iterator[UInt8[np.ndarray, "H W 3"]] = iter(())
         if precision == "int8":
             name = checks.calibration_split or _training_split(source)
-            train, _ = open_split(
-                source, weights.classes, data=checks.data, split=name, on_bad="skip"
-            )
+            bad = checks.on_bad or "skip"
+            train, _ = open_split(source, weights.classes, data=checks.data, split=name, on_bad=bad)
             some = _some(train, checks.calibration_images)
             calibration = _inputs(some, network.image_size_px)
         model = build(network, target, precision, calibration)
@@ -236,7 +238,7 @@ def _test_images(source: Path, weights: Weights, checks: Checks, drawn: Path) ->
         dataset = read_dataset(drawn / "data", "test")
         return Images(dataset, "drawn pictures; use --data and --split for others", annotated=False)
     dataset, _ = open_split(
-        source, weights.classes, data=checks.data, split=checks.split, on_bad=None
+        source, weights.classes, data=checks.data, split=checks.split, on_bad=checks.on_bad
     )
     some = _some(dataset, checks.images)
     of = "" if len(some) == len(dataset) else f" of {len(dataset)}"

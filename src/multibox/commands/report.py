@@ -59,7 +59,7 @@ def write_report(run: Path, *, beside: str | None = None, refresh: int = 0) -> P
     def write(folder: Path) -> None:
         _write_pages(folder, record, reference, refresh)
 
-    return _replace_folder(run, "report", write)
+    return replace_folder(run, "report", write)
 
 
 def write_comparison(runs: Sequence[Path], *, refresh: int = 0) -> Path:
@@ -88,7 +88,7 @@ def write_comparison(runs: Sequence[Path], *, refresh: int = 0) -> Path:
         page = render("comparison.html.j2", values, data=data)
         (folder / "index.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
-    return _replace_folder(runs[0], "comparison", write)
+    return replace_folder(runs[0], "comparison", write)
 
 
 def is_finished(run: Path) -> bool:
@@ -109,8 +109,17 @@ def wait_for_interrupt() -> None:
         time.sleep(3600)
 
 
-def _replace_folder(run: Path, name: str, write: Callable[[Path], None]) -> Path:
-    """Replaces a folder of a run, and returns the path of its page."""
+def replace_folder(run: Path, name: str, write: Callable[[Path], None]) -> Path:
+    """Replaces a folder of a run, and returns the path of its page.
+
+    Args:
+        run: The folder that contains it.
+        name: Name of the folder.
+        write: Writes the content into a new folder.
+
+    Raises:
+        StorageError: The folder cannot be written. The earlier one is kept.
+    """
     try:
         with TemporaryDirectory(dir=run, prefix=".report-") as temporary:
             fresh = Path(temporary) / name

@@ -199,7 +199,8 @@ def check_shares(config: Config, network: SSD, processes: Processes) -> None:
     if batch % shares:
         raise ConfigError(f"a batch of {batch} cannot be shared equally by {by}", remedy=remedy)
     normalised = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    if normalised and batch == shares:
+    together = config.run.sync_batch_norm and processes.world_size > 1
+    if normalised and batch == shares and not together:
         raise ConfigError(
             f"a batch of {batch}, shared by {by}, leaves one image at a time, but the batch "
             f"normalisation of {config.network} needs several",
@@ -221,23 +222,59 @@ def _require_room(out: Path, config: Config, network: SSD, *, images: int) -> No
     Raises:
         StorageError: The folder cannot be written, or the disk does not have enough room.
     """
+    needed = needed_room(out, config, network, images=images)
+    if needed.checkpoints:
+        require_room(
+            out,
+            needed.total,
+            purpose=f"{needed.checkpoints} checkpoints of {mebibytes(needed.checkpoint_bytes)} and "
+            f"{needed.evaluations} evaluations",
+            remedy="Make room, lower --keep-checkpoints, or choose another folder for --out",
+        )
+
+
+class Room(NamedTuple):
+    """The disk space that a run will need.
+
+    Attributes:
+        checkpoints: Number of checkpoints that will be written and kept; 0 if the run is finished.
+        checkpoint_bytes: Size of one.
+        evaluations: Number of evaluations that will be written.
+        evaluation_bytes: Upper bound for the size of one.
+    """
+
+    checkpoints: int
+    checkpoint_bytes: int
+    evaluations: int
+    evaluation_bytes: int
+
+    @property
+    def total(self) -> int:
+        """The size of everything in bytes."""
+        return self.checkpoints * self.checkpoint_bytes + self.evaluations * self.evaluation_bytes
+
+
+def needed_room(out: Path, config: Config, network: SSD, *, images: int) -> Room:
+    """Returns the disk space that a run will need in addition to what it has written.
+
+    Args:
+        out: The run's folder. It may not exist.
+        config: The configuration of the run.
+        network: The network of the run.
+        images: Number of images in each evaluation.
+    """
     run, last = config.run, config.schedule.steps
+    size = _checkpoint_bytes(network, config.optimizer)
     present = steps(out / "checkpoints")
     done = present[-1] if present else 0
+    pictures = min(SAMPLE_PICTURES, images)
+    judged = images * RESULTS_BYTES + pictures * PICTURE_BYTES
     if done == last:
-        return
+        return Room(0, size, 0, judged)
     milestones = -(-last // run.evaluate_every) - done // run.evaluate_every
     saves = milestones + 1 + last // run.checkpoint_every - done // run.checkpoint_every
     count = max(1, min(saves, run.keep_checkpoints + 2 - len(present)))
-    size = _checkpoint_bytes(network, config.optimizer)
-    pictures = min(SAMPLE_PICTURES, images)
-    judged = milestones * (images * RESULTS_BYTES + pictures * PICTURE_BYTES)
-    require_room(
-        out,
-        count * size + judged,
-        purpose=f"{count} checkpoints of {mebibytes(size)} and {milestones} evaluations",
-        remedy="Make room, lower --keep-checkpoints, or choose another folder for --out",
-    )
+    return Room(count, size, milestones, judged)
 
 
 def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
@@ -246,7 +283,7 @@ def _checkpoint_bytes(network: SSD, config: OptimizerConfig) -> int:
     moments = 2 if config.optimizer != "sgd" else int(config.momentum > 0)
     trained = sum(parameter.nbytes for parameter in network.parameters())
     learnt = sum(tensor.nbytes for tensor in state if tensor.is_floating_point())
-    averaged = learnt if config.ema_decay > 0 else 0
+    averaged = learnt if config.ema_decay or config.swa_from else 0
     size: int = sum(tensor.nbytes for tensor in state) + moments * trained + averaged
     return size
 

@@ -6,7 +6,6 @@ already unpacked. The folder of weights contains the weights files. Those that c
 have a `.json` with their SHA-256; the archive itself is removed.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from multibox.download.archives import MORE_ROOM, merge, unpack, unpack_member
 from multibox.download.catalogue import SOURCES, WEIGHTS, Published, Source, WeightsFile
 from multibox.download.fetch import fetch
 from multibox.download.https import POLICY, Policy
+from multibox.download.stored_datasets import missing_archives, unpacking_record
 from multibox.download.stored_weights import digest, is_intact, record_of, weights_folder
 from multibox.errors import ConfigError, DownloadError, StorageError
 from multibox.storage.disk import require_room
@@ -78,10 +78,7 @@ def _download_datasets(
     chosen: list[Source], out: Path, console: Console, policy: Policy
 ) -> list[Path]:
     missing = [
-        (source, published)
-        for source in chosen
-        for published in source.archives
-        if not _is_done(out, source, published)
+        (source, published) for source in chosen for published in missing_archives(source, out)
     ]
     if missing:
         with _using(out, console):
@@ -118,7 +115,9 @@ def _download_archives(
                 merge(unpacked, out / source.folder)
             finally:
                 shutil.rmtree(unpacked, ignore_errors=True)
-            write_json(_record(out, published), {"sha256": published.sha256, "files": files})
+            write_json(
+                unpacking_record(out, published), {"sha256": published.sha256, "files": files}
+            )
             progress.remove_task(task)
             console.print(f"{name}: checked and unpacked", markup=False, highlight=False)
 
@@ -190,19 +189,3 @@ def _fetch(published: Published, target: Path, progress: Progress, policy: Polic
     task = progress.add_task(published.name, total=published.size)
     fetch(published, target, progress=progress, task=task, policy=policy)
     progress.remove_task(task)
-
-
-def _record(out: Path, published: Published) -> Path:
-    return out / ".downloaded" / f"{published.name}.json"
-
-
-def _is_done(out: Path, source: Source, published: Published) -> bool:
-    """Returns whether an archive was unpacked here and all of its files have the right size."""
-    try:
-        record = json.loads(_record(out, published).read_text(encoding="utf-8"))
-        return record["sha256"] == published.sha256 and all(
-            (out / source.folder / path).stat().st_size == size
-            for path, size in record["files"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False

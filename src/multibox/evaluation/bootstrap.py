@@ -1,7 +1,7 @@
-"""How much the mean average precision depends on the choice of the images.
+"""How much the average precision depends on the choice of the images.
 
-A resample draws as many images as there are, with replacement, and the mean average precision of
-the drawn images is computed (Efron's bootstrap). An image that is drawn twice counts as two images.
+A resample draws as many images as there are, with replacement, and the average precision of the
+drawn images is computed (Efron's bootstrap). An image that is drawn twice counts as two images.
 The detections keep their verdicts, so only sums over the images change.
 """
 
@@ -22,13 +22,17 @@ _AT_A_TIME = 50
 
 
 class Spread(NamedTuple):
-    """The mean average precisions of the resamples.
+    """The average precisions of the resamples.
 
     Attributes:
-        means: float64 (R,) by metric, 0..1. NaN for a resample without objects.
+        means: The means over the classes: float64 (R,) by metric, 0..1. NaN for a resample without
+            objects.
+        classes: The average precisions of each class: float64 (R,) by metric and class, 0..1. NaN
+            for a resample without objects of the class.
     """
 
     means: dict[VocMetric, Float64[np.ndarray, " R"]]
+    classes: dict[VocMetric, dict[str, Float64[np.ndarray, " R"]]]
 
     def interval(self, metric: VocMetric, share: float = 0.95) -> tuple[float, float]:
         """Returns the limits between which the middle share of the resamples lies.
@@ -43,12 +47,20 @@ class Spread(NamedTuple):
 
     def deviation(self, metric: VocMetric) -> float:
         """Returns the standard deviation of the resamples; NaN if fewer than two have objects."""
-        means = self._known(metric)
-        return float(means.std(ddof=1)) if len(means) > 1 else math.nan
+        return _deviation(self._known(metric))
+
+    def class_deviation(self, metric: VocMetric, name: str) -> float:
+        """Returns the standard deviation of a class; NaN if fewer than two resamples have it."""
+        precisions = self.classes[metric][name]
+        return _deviation(precisions[~np.isnan(precisions)])
 
     def _known(self, metric: VocMetric) -> Float64[np.ndarray, " r"]:
         means = self.means[metric]
         return np.asarray(means[~np.isnan(means)])
+
+
+def _deviation(values: Float64[np.ndarray, " r"]) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
 def bootstrap(
@@ -59,7 +71,7 @@ def bootstrap(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Spread:
-    """Returns the mean average precisions of resampled images.
+    """Returns the average precisions of resampled images.
 
     Args:
         verdicts: The verdicts on the detections of each class, from `voc.judge_classes`.
@@ -75,17 +87,27 @@ def bootstrap(
         drawn = rng.integers(num_images, size=(count, num_images))
         flat = drawn + num_images * np.arange(count)[:, None]
         weights = np.bincount(flat.ravel(), minlength=count * num_images)
-        parts.append(_means(verdicts, objects, weights.reshape(count, num_images)))
-    point, area = np.concatenate(parts, axis=1)
-    return Spread({"voc07": point, "voc12": area})
+        parts.append(_by_class(verdicts, objects, weights.reshape(count, num_images)))
+    found = np.concatenate(parts, axis=2)
+    known = (~np.isnan(found)).sum(axis=0)
+    sums = np.where(np.isnan(found), 0, found).sum(axis=0)
+    means = np.divide(sums, known, out=np.full_like(sums, np.nan), where=known > 0)
+    metrics: tuple[VocMetric, ...] = ("voc07", "voc12")
+    return Spread(
+        {metric: means[place] for place, metric in enumerate(metrics)},
+        {
+            metric: dict(zip(objects, found[:, place], strict=True))
+            for place, metric in enumerate(metrics)
+        },
+    )
 
 
-def _means(
+def _by_class(
     verdicts: Mapping[str, Verdicts],
     objects: Mapping[str, ClassObjects],
     weights: Int64[np.ndarray, "R I"],
-) -> Float64[np.ndarray, "2 R"]:
-    """Returns the mean over the classes with objects by both metrics.
+) -> Float64[np.ndarray, "C 2 R"]:
+    """Returns the average precisions of the classes by both metrics; NaN without objects.
 
     Args:
         verdicts: The verdicts by class.
@@ -93,15 +115,13 @@ def _means(
         weights: How often each image is drawn in each resample.
     """
     by_image = np.ascontiguousarray(weights.T, np.int32)
-    sums, known = np.zeros((2, len(weights))), np.zeros(len(weights))
+    found = []
     for name, of_class in objects.items():
         counts = np.bincount(of_class.images[~of_class.difficult], minlength=weights.shape[1])
         num_objects = weights @ counts
         precisions = _average_precisions(verdicts[name], by_image, np.maximum(num_objects, 1))
-        sums += np.where(num_objects > 0, precisions, 0)
-        known += num_objects > 0
-    means: np.ndarray = np.divide(sums, known, out=np.full_like(sums, np.nan), where=known > 0)
-    return means
+        found.append(np.where(num_objects > 0, precisions, np.nan))
+    return np.stack(found)
 
 
 def _average_precisions(

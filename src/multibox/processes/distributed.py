@@ -159,17 +159,16 @@ def _meet() -> tuple[_Store, int, int, Heartbeat]:
         _await_first()
         meeting = rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS))
         store, rank, world_size = next(meeting)
-        # After a restart by torchrun, the store still has the keys of the previous attempt.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]  # not exported
         host = os.environ["MASTER_ADDR"]
         if rank == 0:
             heartbeat = Heartbeat.listen(
                 host, world_size, MEETING_SECONDS, partial(store.set, "heartbeat")
             )
         else:
-            address = store.get("heartbeat").decode()
-            heartbeat = Heartbeat.connect(host, address, rank)
+            heartbeat = _connect(host, store, rank)
+        # After a restart by torchrun, the store still has the keys of previous attempts. The number
+        # of the attempt may differ between machines, but the token is the same on all.
+        store = dist.PrefixStore(heartbeat.token, store)  # type: ignore[attr-defined]  # not exported
     except ValueError as error:
         raise ConfigError(f"the processes cannot be joined: {error}") from None
     except (dist.DistError, OSError) as error:
@@ -180,6 +179,18 @@ def _meet() -> tuple[_Store, int, int, Heartbeat]:
             "MASTER_PORT",
         ) from None
     return store, rank, world_size, heartbeat
+
+
+def _connect(host: str, store: _Store, rank: int) -> Heartbeat:
+    """Connects to the first process, which may not have replaced the address in the store yet."""
+    end = time.monotonic() + MEETING_SECONDS
+    while True:
+        try:
+            return Heartbeat.connect(host, store.get("heartbeat").decode(), rank)
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
 
 
 def _await_first() -> None:

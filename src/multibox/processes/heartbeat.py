@@ -49,6 +49,9 @@ SAME_ERROR_SECONDS = 1.0
 PARTING_SECONDS = 10.0
 """How long a process that fails waits for the others to end."""
 
+_WELCOME = b"\n"
+"""The first process's answer to a process that has sent its token."""
+
 HINT = "See what ended it. The same command line continues a training from its last checkpoint"
 
 
@@ -81,10 +84,13 @@ class Heartbeat:
 
     Use `listen` or `connect` to make one. Forked processes close their copies of the connections at
     once, so a worker that outlives its process does not keep them open.
+
+    Attributes:
+        token: A secret that all processes share. It differs after a restart.
     """
 
-    def __init__(self, rank: int, peers: Iterable[_Peer]) -> None:
-        self._rank = rank
+    def __init__(self, rank: int, token: str, peers: Iterable[_Peer]) -> None:
+        self._rank, self.token = rank, token
         self._peers = list(peers)
         self._left = threading.Event()
         self._failing = False
@@ -127,9 +133,10 @@ class Heartbeat:
                 rank = _introduced(connection, token)
                 if rank in missing:
                     peers[rank] = _Peer(connection, rank)
+                    connection.sendall(_WELCOME)
                 else:
                     connection.close()
-        return cls(0, peers.values())
+        return cls(0, token, peers.values())
 
     @classmethod
     def connect(cls, host: str, address: str, rank: int) -> "Heartbeat":
@@ -141,12 +148,18 @@ class Heartbeat:
             rank: The number of this process.
 
         Raises:
-            OSError: The first process cannot be reached.
+            OSError: The first process cannot be reached, or the address is that of an earlier run.
         """
         port, token = address.split()
         connection = socket.create_connection((host, int(port)), timeout=GONE_SECONDS)
-        connection.sendall(f"{rank} {token}\n".encode())
-        return cls(rank, [_Peer(connection, 0)])
+        try:
+            connection.sendall(f"{rank} {token}\n".encode())
+            if connection.recv(len(_WELCOME)) != _WELCOME:
+                raise ConnectionRefusedError("the first process did not accept the connection")
+        except OSError:
+            connection.close()
+            raise
+        return cls(rank, token, [_Peer(connection, 0)])
 
     def leave(self) -> None:
         """Tells the others that this process is done. From now on they may end without it."""

@@ -60,16 +60,16 @@ def multibox_loss(output: Output, matches: Matches, num_positives: Float[Tensor,
         background = -output.logits.float().log_softmax(dim=2)[..., 0]
         negatives, hard = hard_negatives(background, matches)
     # Only these rows of the output have a gradient.
-    logits = _rows(output.logits, torch.cat([matches.boxes, negatives], dim=1))
+    logits = rows(output.logits, torch.cat([matches.boxes, negatives], dim=1))
     classes = torch.cat([matches.classes, torch.zeros_like(negatives)], dim=1)
     losses = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none")
     confidence = (losses * torch.cat([positive, hard], dim=1).flatten()).sum()
-    offsets = _rows(output.offsets, matches.boxes)
+    offsets = rows(output.offsets, matches.boxes)
     distance = F.smooth_l1_loss(offsets, matches.offsets, reduction="none")
     localization = (distance * positive.unsqueeze(2)).sum()
     return Losses(confidence / num_positives, localization / num_positives)
 
 
-def _rows(table: Float[Tensor, "B K n"], boxes: Int64[Tensor, "B N"]) -> Float[Tensor, "B N n"]:
+def rows(table: Float[Tensor, "B K n"], boxes: Int64[Tensor, "B N"]) -> Float[Tensor, "B N n"]:
     """Returns the rows of some default boxes of each image, as float32."""
     return table.gather(1, boxes.unsqueeze(2).expand(-1, -1, table.shape[2])).float()

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from multibox.build import build_optimizer, compile_network, compiler_errors
+from multibox.build import build_loss, build_optimizer, compile_network, compiler_errors
 from multibox.config import Config
 from multibox.precision import autocast, compute_dtype
 from multibox.processes.distributed import Processes, replicate, sum_over_processes, summing
-from multibox.ssd.loss import multibox_loss
 from multibox.ssd.network import SSD
 from multibox.structures import Batch, Matches
+from multibox.training.batch_norm import synchronise_batch_norm
 
 REPORTED_DECAY = 0.0005
 """Factor of the L2 term in ssd_keras's loss. It does not depend on the run's weight decay."""
@@ -63,10 +63,13 @@ class Learner:
 
     def __init__(self, network: SSD, config: Config, processes: Processes) -> None:
         self.network = network.to(processes.device)
+        if config.run.sync_batch_norm:
+            synchronise_batch_norm(self.network, processes)
         self.precision = compute_dtype(config.run.precision, processes.device)
         self._config = config.optimizer
         self._processes = processes
         self._optimizer = build_optimizer(self.network, config.optimizer)
+        self._loss = build_loss(self.network, config.loss)
         blank = torch.zeros(1, 3, *network.image_size_px, dtype=torch.uint8)
         # In benchmark mode, the fastest algorithm and so the order of additions could vary.
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -80,7 +83,7 @@ class Learner:
         state: dict[str, Tensor] = self.network.state_dict()
         self._learnt = {name: t for name, t in state.items() if t.is_floating_point()}
         self._average: dict[str, Tensor] = {}
-        if self._config.ema_decay:
+        if self._config.ema_decay or self._config.swa_from:
             self._average = {name: t.clone() for name, t in self._learnt.items()}
 
     def step(self, batch: Batch, *, lr: float, number: int) -> StepLosses:
@@ -111,7 +114,7 @@ class Learner:
             with summing(self._replica, last=part == parts - 1), compiler_errors():
                 with autocast(self.precision, processes.device):
                     output = self._forward(images[share])
-                losses = multibox_loss(output, part_matches, normalisers[part])
+                losses = self._loss(output, part_matches, normalisers[part])
                 torch.autograd.backward(losses.confidence + losses.localization)
             sums += torch.stack([losses.confidence, losses.localization]).detach()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -169,10 +172,18 @@ class Learner:
 
     @torch.no_grad()
     def _update_average(self, number: int) -> None:
-        """Moves the average towards the weights, by larger steps early in the run."""
+        """Moves the average towards the weights, by larger steps early in the run.
+
+        With `swa_from`, it is the plain average of the weights after that step and all later ones
+        (Izmailov et al. 2018, https://arxiv.org/abs/1803.05407), and before it the weights. Running
+        statistics of batch normalisation are averaged too, not computed again.
+        """
         if not self._average:
             return
         decay = min(self._config.ema_decay, (1 + number) / (10 + number))
+        if self._config.swa_from:
+            earlier = max(0, number + 1 - self._config.swa_from)
+            decay = earlier / (earlier + 1)
         torch._foreach_lerp_(list(self._average.values()), list(self._learnt.values()), 1 - decay)
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 import io
 import tarfile
 import zipfile
+from itertools import islice
 from pathlib import Path
 
 import fsspec
@@ -111,6 +112,26 @@ def test_hostile_members_of_a_tar_are_named_and_not_read(photos: Path, tmp_path:
         with pytest.raises(DataError, match=r"leads out of the archive|not followed"):
             read_pixels(ref, no_addresses)
     assert read_pixels(found[3], no_addresses).shape == (80, 100, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [b"\xff" * 12, b"\xff" * 10 + b"\xf0\0"])
+def test_a_tar_with_a_negative_size_is_not_read_in_circles(
+    photos: Path, tmp_path: Path, size: bytes
+) -> None:
+    content = (photos / "0.png").read_bytes()
+    shard = write_tar(tmp_path / "s.tar", ("a.png", content), ("b.png", content))
+    data = bytearray(shard.read_bytes())
+    start = data.index(b"b.png")
+    data[start + 124 : start + 136] = size
+    checksum = sum(data[start : start + 148]) + sum(data[start + 156 : start + 512]) + 8 * 32
+    data[start + 148 : start + 156] = b"%06o\0 " % checksum
+    shard.write_bytes(data)
+    sound, damaged = islice(find_sources(Listing([str(shard)])), 10)
+    assert isinstance(sound, ImageRef)
+    assert isinstance(damaged, ImageRef)
+    assert read_pixels(sound, no_addresses).shape == (80, 100, 3)
+    with pytest.raises(DataError, match="negative size"):
+        read_pixels(damaged, no_addresses)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 0.9])

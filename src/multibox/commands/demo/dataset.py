@@ -1,4 +1,4 @@
-"""The demo's dataset: scenes of six classes of drawn things, in VOC's layout.
+"""Drawn datasets in VOC's layout: scenes of things on clouds. The demo's has six classes.
 
 This code alone produces the pictures. A change that alters them increases `VERSION`.
 """
@@ -6,6 +6,7 @@ This code alone produces the pictures. A change that alters them increases `VERS
 import colorsys
 import json
 import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,6 +101,44 @@ PARTS = [
 ]
 
 
+class Style(NamedTuple):
+    """What the scenes of a dataset show.
+
+    Attributes:
+        looks: The shape of each class, one of `HUES`, and its hue in [0, 1].
+        frame_px: Draws the width and height of an image.
+        count: Draws the number of objects of an image.
+        name: Draws the class of an object.
+        side_px: Draws the longer side of an object. It must fit into every frame.
+        longest_px: The longest side that is drawn.
+        overlap: The largest part of the smaller of two boxes that the other one covers, except for
+            objects that are placed near another one.
+    """
+
+    looks: Mapping[str, tuple[str, float]]
+    frame_px: Callable[[Generator], tuple[int, int]]
+    count: Callable[[Generator], int]
+    name: Callable[[Generator], str]
+    side_px: Callable[[Generator], float]
+    longest_px: float
+    overlap: float = OVERLAP
+
+
+def _any_frame(rng: Generator) -> tuple[int, int]:
+    width, height = rng.integers(*SIDE_PX, 2, endpoint=True).tolist()
+    return width, height
+
+
+DEMO = Style(
+    {name: (name, hue) for name, hue in HUES.items()},
+    _any_frame,
+    lambda rng: int(rng.integers(*OBJECTS, endpoint=True)),
+    lambda rng: str(rng.choice(CLASSES)),
+    lambda rng: SIZE_PX[0] * (SIZE_PX[1] / SIZE_PX[0]) ** (rng.random() ** SIZE_SKEW),
+    SIZE_PX[1],
+)
+
+
 class Thing(NamedTuple):
     """A thing that may leave the frame; pixels. The first of the `colours` is the outline's."""
 
@@ -171,14 +210,15 @@ def photograph(rng: Generator, image: Image) -> Image:
     return (blurred * light[..., None] + noise[..., None]).clip(0, 255).astype(np.uint8)
 
 
-def make_thing(rng: Generator, name: str, size_px: float) -> Thing:
+def make_thing(rng: Generator, name: str, size_px: float, style: Style = DEMO) -> Thing:
     """Returns a thing at (0, 0): turned, sheared, bent, and scaled to its longer side."""
+    shape, hue = style.looks[name]
     turn = np.diag([rng.choice([-1.0, 1.0]), 1.0]) + rng.uniform(-0.3, 0.3, (2, 2))
     bend = rng.uniform(-0.1, 0.1, (3, 2))
-    palette = {c: _colour(rng, HUES[name], *c) for c in (MAIN, SECOND, PALE, DARK, DETAIL)}
+    palette = {c: _colour(rng, hue, *c) for c in (MAIN, SECOND, PALE, DARK, DETAIL)}
     shade: Colour = (float(rng.choice([15, 15, 245])),) * 3
     posed, colours = list[Points](), [shade]
-    for _, colour, points in (part for part in PARTS if part[0] == name):
+    for _, colour, points in (part for part in PARTS if part[0] == shape):
         if colour != DETAIL or rng.random() < 0.75:
             x, y = points.T
             posed.append(points @ turn + np.stack([x * x, x * y, y * y], axis=1) @ bend)
@@ -190,18 +230,20 @@ def make_thing(rng: Generator, name: str, size_px: float) -> Thing:
     return Thing(name, np.zeros(2), (high - low) * scale + outline, outline, polygons, colours)
 
 
-def place_thing(rng: Generator, others: list[Thing], width: int, height: int) -> Thing | None:
+def place_thing(
+    rng: Generator, others: list[Thing], width: int, height: int, style: Style
+) -> Thing | None:
     """Returns a new thing, or None if a few tries find no place for it."""
     near = others[rng.integers(len(others))] if others and rng.random() < NEAR else None
-    size = SIZE_PX[0] * (SIZE_PX[1] / SIZE_PX[0]) ** (rng.random() ** SIZE_SKEW)
-    thing = make_thing(rng, str(rng.choice(CLASSES)), size)
+    size = style.side_px(rng)
+    thing = make_thing(rng, style.name(rng), size, style)
     if near and rng.random() < 0.7:
         # NMS is hardest for two objects of the same class and about the same size.
-        size = min(near.extent.max() * rng.uniform(0.8, 1.15), SIZE_PX[1])
-        thing = make_thing(rng, near.name, size)
+        size = min(near.extent.max() * rng.uniform(0.8, 1.15), style.longest_px)
+        thing = make_thing(rng, near.name, size, style)
     extent = thing.extent
     outside = extent * CUT_MOST * (rng.random() < CUT)
-    limit = OVERLAP_NEAR if near else OVERLAP
+    limit = OVERLAP_NEAR if near else style.overlap
     for _ in range(12):
         corner = rng.uniform(-outside, (width, height) - extent + outside)
         if near:
@@ -220,19 +262,21 @@ def _overlap(a: Thing, b: Thing) -> float:
     return float(np.prod(sides) / min(np.prod(a.extent), np.prod(b.extent)))
 
 
-def draw_scene(rng: Generator, *, empty_share: float) -> tuple[Image, list[Drawn]]:
+def draw_scene(
+    rng: Generator, *, empty_share: float, style: Style = DEMO
+) -> tuple[Image, list[Drawn]]:
     """Returns an image and its objects; it has none with the probability `empty_share`."""
-    width, height = rng.integers(*SIDE_PX, 2, endpoint=True).tolist()
+    width, height = style.frame_px(rng)
     canvas = paint_background(rng, width + 2 * MARGIN, height + 2 * MARGIN)
     for _ in range(rng.integers(*CLUTTER, endpoint=True)):
         paint_clutter(rng, canvas)
     frame = (slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
     things, objects = list[Thing](), list[Drawn]()
     hidden = np.zeros((height, width), bool)
-    count = int(rng.integers(*OBJECTS, endpoint=True))
+    count = style.count(rng)
     # From front to back, so that it is known how much of each is visible.
     for _ in range(0 if rng.random() < empty_share else count):
-        thing = place_thing(rng, things, width, height)
+        thing = place_thing(rng, things, width, height, style)
         if thing is None:
             continue
         mask = np.zeros(canvas.shape[:2], np.uint8)
@@ -268,15 +312,43 @@ def draw_dataset(
     if min(train_images, test_images) < 1:
         raise ConfigError("a split needs an image", remedy="Ask for at least one image in each")
     marker = {"version": VERSION, "seed": seed, "train": train_images, "test": test_images}
+
+    def write(drawn: Path) -> None:
+        train = range(1, train_images + 1)
+        write_split(drawn, "trainval", train, seed=seed, empty_share=EMPTY)
+        test = range(train_images + 1, train_images + test_images + 1)
+        write_split(drawn, "test", test, seed=seed)
+
+    draw_folder(folder, marker, train_images + test_images, write)
+
+
+def draw_folder(
+    folder: Path, marker: Mapping[str, int], images: int, write: Callable[[Path], None]
+) -> None:
+    """Draws a folder that appears when it is complete.
+
+    A folder that already contains exactly this dataset is left as it is.
+
+    Args:
+        folder: The new folder.
+        marker: What decides the content. It is written to `MARKER`.
+        images: Number of images in all layouts below the folder.
+        write: Writes the content into a new folder.
+
+    Raises:
+        StorageError: The folder contains something else, or cannot be written.
+    """
     folder = folder.absolute()
     try:
-        if _is_drawn(folder, marker):
+        if _is_drawn(folder, marker, images):
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".drawing-", dir=folder.parent) as staging:
             # One level down, because other users cannot open a temporary folder itself.
             drawn = Path(staging) / folder.name
-            _write(drawn, marker)
+            drawn.mkdir()
+            write(drawn)
+            (drawn / MARKER).write_text(json.dumps(marker) + "\n", newline="\n")
             if folder.exists():
                 folder.rmdir()
             drawn.rename(folder)
@@ -286,7 +358,7 @@ def draw_dataset(
         ) from None
 
 
-def _is_drawn(folder: Path, marker: dict[str, int]) -> bool:
+def _is_drawn(folder: Path, marker: Mapping[str, int], images: int) -> bool:
     """Returns whether the folder has the dataset; raises StorageError if it has something else."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
@@ -294,24 +366,43 @@ def _is_drawn(folder: Path, marker: dict[str, int]) -> bool:
         found = json.loads((folder / MARKER).read_text())
     except (FileNotFoundError, ValueError):
         found = None
-    drawn = [len(list((folder / part).glob("*"))) for part in ("JPEGImages", "Annotations")]
-    if found != marker or drawn != [marker["train"] + marker["test"]] * 2:
+    drawn = [len(list(folder.glob(f"**/{part}/*"))) for part in ("JPEGImages", "Annotations")]
+    if found != marker or drawn != [images] * 2:
         reason = "has files already, which are not exactly the dataset asked for"
         remedy = "Choose a new folder, or remove this one"
         raise StorageError(reason, file=folder, remedy=remedy)
     return True
 
 
-def _write(folder: Path, marker: dict[str, int]) -> None:
-    """Writes the whole dataset into a new folder, the marker last."""
+def write_split(
+    folder: Path,
+    split: str,
+    numbers: Iterable[int],
+    *,
+    seed: int,
+    empty_share: float = 0.0,
+    style: Style = DEMO,
+    prefix: str = "",
+) -> None:
+    """Draws the images of a split into a folder in VOC's layout.
+
+    Args:
+        folder: The folder. It may contain other splits.
+        split: Name of the split.
+        numbers: The number of each image. An image depends on the seed and its number only.
+        seed: Seed of the drawing.
+        empty_share: Share of images without objects.
+        style: What the scenes show.
+        prefix: What the ids of the images begin with.
+    """
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (folder / part).mkdir(parents=True)
-    splits: dict[str, list[str]] = {"trainval": [], "test": []}
-    for number in range(1, marker["train"] + marker["test"] + 1):
-        name, train = f"{number:06d}", number <= marker["train"]
-        splits["trainval" if train else "test"].append(f"{name}\n")
-        rng = stream(marker["seed"], "drawn", number)
-        image, objects = draw_scene(rng, empty_share=EMPTY if train else 0.0)
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    ids = []
+    for number in numbers:
+        name = f"{prefix}{number:06d}"
+        ids.append(f"{name}\n")
+        rng = stream(seed, "drawn", number)
+        image, objects = draw_scene(rng, empty_share=empty_share, style=style)
         jpeg = simplejpeg.encode_jpeg(image, int(rng.integers(85, 93)), colorsubsampling="420")
         (folder / "JPEGImages" / f"{name}.jpg").write_bytes(jpeg)
         height, width, _ = image.shape
@@ -324,6 +415,4 @@ def _write(folder: Path, marker: dict[str, int]) -> None:
             lines.append(f"<object><name>{thing}</name>{flags}{box}</object>")
         xml = "\n".join(["<annotation>", *lines, "</annotation>", ""])
         (folder / "Annotations" / f"{name}.xml").write_text(xml, newline="\n")
-    for split, ids in splits.items():
-        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(ids), newline="\n")
-    (folder / MARKER).write_text(json.dumps(marker) + "\n", newline="\n")
+    (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(ids), newline="\n")

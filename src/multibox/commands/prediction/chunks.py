@@ -19,11 +19,10 @@ from multibox.commands.prediction.pipeline import (
     How,
     Refused,
     batched,
-    detect_loaded,
+    detect_batches,
     load_image,
     map_ahead,
 )
-from multibox.data.workers import one_ahead
 from multibox.detector import Detector
 from multibox.errors import ConfigError, StorageError, one_line
 
@@ -269,8 +268,9 @@ def detect_chunk(detector: Detector, chunk: Chunk, how: How, files: ChunkFiles) 
         ahead=2 * how.batch_size,
     )
     rows, done = list[dict[str, Any]](), Done()
-    for batch in one_ahead(batched(loaded, how.batch_size)):
-        for result in detect_loaded(detector, batch, how, pad=True):
+    batches = batched(loaded, how.batch_size)
+    for results in detect_batches(detector, batches, how, pad=True):
+        for result in results:
             if isinstance(result, Refused):
                 text = str(result.error)
                 rows.append({"image": _text(result.source.name), "error": _text(text)})

@@ -1,17 +1,19 @@
 """Decodes, detects and writes at the same time, in the order of the sources.
 
-Threads decode and resize the images of the next batches while the network computes one batch. One
-further thread writes the results of earlier batches. Each queue is short, so memory does not grow
-with the number of images.
+Threads decode and resize the images of the next batches while the network computes. On a CPU, the
+network computes several batches at once, each with a part of the cores. One further thread writes
+the results of earlier batches. Each queue is short, so memory does not grow with the number of
+images.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
 from multibox.commands.prediction.items import Fetch, ImageRef, VideoRef, read_pixels
@@ -29,6 +31,8 @@ _R = TypeVar("_R")
 # Addresses on the network answer late, so more of them are read at once than there are cores.
 _MIN_THREADS = 4
 _BATCHES_IN_WRITING = 2
+# Each of them holds the activations of a batch.
+_MAX_BATCHES_AT_ONCE = 4
 
 
 class How(NamedTuple):
@@ -111,8 +115,9 @@ def detect_sources(
         sources: Images and videos, each with the name of its results.
         how: Settings.
     """
-    for batch in one_ahead(_batches(detector, sources, how)):
-        yield detect_loaded(detector, batch, how)
+    # A frame of a live source is not held back until the next one is there.
+    live = any(isinstance(source, VideoRef) and source.live for source, _ in sources)
+    yield from detect_batches(detector, _batches(detector, sources, how), how, at_once=not live)
 
 
 def _batches(
@@ -163,6 +168,52 @@ def _load_frames(
             yield Loaded(ref, key, pixels, resized, width, height, number, time_s)
     except MultiboxError as error:
         yield Refused(ref, error)
+
+
+def detect_batches(
+    detector: Detector,
+    batches: Iterator[list[Loaded | Refused]],
+    how: How,
+    *,
+    pad: bool = False,
+    at_once: bool = True,
+) -> Iterator[list[Result | Refused]]:
+    """Yields the results of batches, in order.
+
+    Threads that share one batch wait for each other after each layer, and the suppression uses only
+    one of them. So on a CPU each thread computes batches of its own.
+
+    Args:
+        detector: Detects the objects.
+        batches: Decoded images, and images that cannot be read. A thread makes the next batch.
+        how: Settings.
+        pad: Whether all batches have the same size (see `detect_loaded`).
+        at_once: Whether several batches may be computed at once on a CPU. Then the results of a
+            batch are yielded after the next batches are there.
+    """
+    ahead = one_ahead(batches)
+    threads = torch.get_num_threads()
+    count = min(threads, _MAX_BATCHES_AT_ONCE) if at_once and detector.uses_cpu_threads else 1
+    first = list(islice(ahead, min(count, 2)))
+    if len(first) < 2:
+        for batch in chain(first, ahead):
+            yield detect_loaded(detector, batch, how, pad=pad)
+        return
+    shares = iter([(threads + place) // count for place in range(count)])
+    # PyTorch keeps the number of threads for each calling thread.
+    pool = ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(next(shares)))
+    pending = deque[Future[list[Result | Refused]]]()
+    try:
+        for batch in chain(first, ahead):
+            pending.append(pool.submit(detect_loaded, detector, batch, how, pad=pad))
+            if len(pending) > count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        # For threads that start later.
+        torch.set_num_threads(threads)
 
 
 def detect_loaded(

@@ -3,6 +3,7 @@
 Nothing is unpacked. Each image is read from its position in the archive.
 """
 
+import struct
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,12 @@ from multibox.data.files import SUFFIXES
 from multibox.errors import DataError
 
 _REMEMBERED = 1000
-_DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError)
+_MAX_READ_BYTES = 1 << 20
+# Errors that the standard library raises for a damaged header.
+_DAMAGED = (
+    *(tarfile.TarError, OSError, EOFError, struct.error),
+    *(ValueError, RuntimeError, LookupError, ArithmeticError),
+)
 
 
 def list_tar(address: str) -> Iterator[ImageRef]:
@@ -26,8 +32,14 @@ def list_tar(address: str) -> Iterator[ImageRef]:
         address: Path or fsspec address of an uncompressed tar file.
     """
     try:
-        with _open(address) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        with (
+            _open(address) as stream,
+            tarfile.open(fileobj=_SmallReads(stream), mode="r:") as archive,
+        ):
             for place, member in enumerate(archive, start=1):
+                # It would lead back to an earlier header, in an endless loop.
+                if member.size < 0:
+                    raise ValueError("a member has a negative size")
                 # Otherwise the archive keeps all members, and memory grows with their number.
                 if place % _REMEMBERED == 0:
                     archive.members = []  # type: ignore[attr-defined]
@@ -42,6 +54,17 @@ def list_tar(address: str) -> Iterator[ImageRef]:
     except _DAMAGED as error:
         reason = f"is not a tar file that can be read to its end: {error}"
         yield ImageRef(address, address, 0, 0, f"{reason}. Compressed shards are not read")
+
+
+class _SmallReads:
+    """A file that returns small pieces, because tarfile reads as much as a header claims."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.seek, self.tell = stream, stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        content: bytes = self._stream.read(min(size, _MAX_READ_BYTES) if size >= 0 else 0)
+        return content
 
 
 def _fault(member: tarfile.TarInfo, path: PurePosixPath) -> str:
