@@ -31,7 +31,13 @@ def run_serve(verb: ServeArguments, console: Console) -> None:
             remedy="Run pip install 'multibox[serve]'",
         )
     # Imported here, because the packages may be absent, and no other verb needs them.
-    from multibox.commands.service.application import Service, Settings, check_settings, identify
+    from multibox.commands.service.application import (
+        Service,
+        Settings,
+        check_settings,
+        identify,
+        is_loopback,
+    )
     from multibox.commands.service.batching import Batcher, Limits
     from multibox.commands.service.metrics import Metrics
     from multibox.commands.service.server import listen, make_server
@@ -72,6 +78,8 @@ def run_serve(verb: ServeArguments, console: Console) -> None:
         host, port = listening.getsockname()[:2]
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         say(f"The service is at {place}. Ctrl-C ends it.", console)
+        if not is_loopback(verb.host):
+            say("Other machines can reach it, without a password.", console)
         server.run(sockets=[listening])
         batcher.close()
     say(f"Stopped. {counted(service.answered, 'image')} answered.", console)

