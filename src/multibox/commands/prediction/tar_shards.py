@@ -42,7 +42,7 @@ def list_tar(address: str) -> Iterator[ImageRef]:
                     raise ValueError("a member has a negative size")
                 # Otherwise the archive keeps all members, and memory grows with their number.
                 if place % _REMEMBERED == 0:
-                    archive.members = []
+                    archive.members = []  # type: ignore[attr-defined]
                 path = PurePosixPath(member.name)
                 name = f"{address}/{member.name}"
                 if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
