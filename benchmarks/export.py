@@ -52,6 +52,7 @@ TRAINING = {
         [
             *("--steps", "60", "--batch-size", "4", "--optimizer", "adamw", "--lr", "0.0003"),
             *("--schedule", "cosine", "--warmup-steps", "10"),
+            *("--train-split", "trainval", "--test-split", "test"),
         ],
     ),
 }
