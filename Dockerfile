@@ -10,7 +10,7 @@ FROM python:${PYTHON}-slim
 # The build of PyTorch: cpu, or the CUDA version as PyTorch's index names it, such as cu130.
 ARG TORCH_BUILD=cpu
 # Optional parts of multibox.
-ARG EXTRAS=onnx,parquet,pretrained,video
+ARG EXTRAS=onnx,parquet,pretrained,serve,video
 
 WORKDIR /tmp/build
 COPY constraints.txt dist/*.whl ./
