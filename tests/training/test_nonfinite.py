@@ -25,7 +25,6 @@ from multibox.processes.distributed import Processes
 from multibox.rng import stream
 from multibox.structures import Batch
 from multibox.training import loop
-from multibox.training import train_step as learner_module
 from multibox.training.train_step import Learner, NonFinite, StepLosses
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -37,18 +36,18 @@ Plant = Callable[[Learner, float, int], Any]
 
 @contextmanager
 def in_loss(taught: Learner, value: float, place: int) -> Iterator[None]:
-    original = learner_module.multibox_loss
+    original = taught._loss
     name = ("confidence", "localization")[place % 2]
 
     def spoiled(*arguments: Any) -> Any:
         losses = original(*arguments)
         return losses._replace(**{name: getattr(losses, name) * value})
 
-    learner_module.multibox_loss = spoiled
+    taught._loss = spoiled
     try:
         yield
     finally:
-        learner_module.multibox_loss = original
+        taught._loss = original
 
 
 @contextmanager
