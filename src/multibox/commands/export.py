@@ -39,6 +39,8 @@ _RESIZED = 8
 # Largest differences of a file in float32. Boxes of a large image differ by more pixels.
 _MAX_BOX_PX, _SIDE_PX = 0.01, 1000
 _MAX_SCORE = 1e-4
+# IoU of counterparts.
+_SAME_BOX, _SAME_OBJECT = 0.98, 0.5
 _MAX_AP_DIFFERENCE = 1e-4
 # Of the detections. An IoU within rounding of the threshold suppresses one and not the other.
 _MAX_ALONE = 1e-3
@@ -151,7 +153,8 @@ def export(
         with _staging(out) as folder:
             trial, fresh = folder / f"trial{out.suffix}", folder / "final" / out.name
             write(model, trial, target, precision, header)
-            agreement = _compare(detector, open_exported(trial), test)
+            same = _SAME_BOX if precision == "fp32" else _SAME_OBJECT
+            agreement = _compare(detector, open_exported(trial), test, same)
             _require_agreement(agreement, out, precision, checks.max_loss)
             record = _record(weights, network.image_size_px, target, precision, agreement, test)
             record["training"] = _training_data(source)
@@ -260,7 +263,9 @@ def _input(pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[n
     return render(pixels, whole_image(pixels.shape[1], pixels.shape[0]), None, size)
 
 
-def _compare(detector: Detector, exported: ExportedDetector, images: Images) -> Agreement:
+def _compare(
+    detector: Detector, exported: ExportedDetector, images: Images, min_iou: float
+) -> Agreement:
     """Runs both on images.
 
     The exported detector resizes all of them itself. A few are also resized before, as `predict`
@@ -276,7 +281,9 @@ def _compare(detector: Detector, exported: ExportedDetector, images: Images) -> 
         found = [theirs[-1]]
         if number < _RESIZED:
             found += exported.detect(_input(pixels, exported.image_size_px)[None])
-        differences += [compare(ours[-1], each, size, margin=_MARGIN) for each in found]
+        differences += [
+            compare(ours[-1], each, size, margin=_MARGIN, min_iou=min_iou) for each in found
+        ]
     means: list[float | None] = [None, None]
     if images.annotated:
         means = [_mean(images.dataset, each) for each in (ours, theirs)]

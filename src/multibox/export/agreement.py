@@ -9,9 +9,6 @@ from torch import Tensor
 from multibox.boxes import pairwise_iou
 from multibox.structures import Detections
 
-# Detections of the same object.
-_MIN_IOU = 0.5
-
 
 class Difference(NamedTuple):
     """How two lists of detections differ.
@@ -41,18 +38,21 @@ def largest(differences: Iterable[Difference]) -> Difference:
 
 
 def compare(
-    ours: Detections, theirs: Detections, size: tuple[int, int], *, margin: float
+    ours: Detections, theirs: Detections, size: tuple[int, int], *, margin: float, min_iou: float
 ) -> Difference:
     """Compares two lists of detections in one image.
 
-    A counterpart has the same label and an IoU of at least 0.5. A detection near the lowest score
-    of a list may be missing in the other, so those within `margin` of it do not count as alone.
+    A counterpart has the same label and an IoU of at least `min_iou`. A detection near the lowest
+    score of a list may be missing in the other, so those within `margin` of it do not count as
+    alone.
 
     Args:
         ours: Detections with boxes in the unit frame.
         theirs: The same.
         size: (height, width) of the image in pixels.
         margin: A score.
+        min_iou: 0.5 for the same object. Close to 1 for the same default box: if two scores differ
+            by rounding only, suppression may keep the other box.
     """
     height, width = size
     sides = torch.tensor([width, height, width, height])
@@ -61,7 +61,7 @@ def compare(
         (float(each.scores.min()) for each in (ours, theirs) if len(each.scores)), default=0
     )
     iou = pairwise_iou(a, b) * (ours.labels.unsqueeze(1) == theirs.labels)
-    rows, columns = _pairs(iou)
+    rows, columns = _pairs(iou, min_iou)
     boxes, scores = a[rows] - b[columns], ours.scores[rows] - theirs.scores[columns]
     alone = sum(
         int((each.scores >= lowest + margin).sum() - (each.scores[pair] >= lowest + margin).sum())
@@ -72,12 +72,12 @@ def compare(
     return Difference(float(boxes.abs().max()), float(scores.abs().max()), len(rows), alone)
 
 
-def _pairs(iou: Tensor) -> tuple[Tensor, Tensor]:
+def _pairs(iou: Tensor, min_iou: float) -> tuple[Tensor, Tensor]:
     """Returns the indices of the pairs in which each is the best of the other."""
     none = torch.zeros(0, dtype=torch.int64)
     if 0 in iou.shape:
         return none, none
     best, column = iou.max(dim=1)
     rows = torch.arange(len(column))
-    mutual = (iou.argmax(dim=0)[column] == rows) & (best >= _MIN_IOU)
+    mutual = (iou.argmax(dim=0)[column] == rows) & (best >= min_iou)
     return rows[mutual], column[mutual]
