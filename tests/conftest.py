@@ -1,7 +1,10 @@
 """What all tests share: shape checks at run time, and the files beside the checkout."""
 
 import pkgutil
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -21,6 +24,7 @@ install_import_hook(CHECKED, "beartype.beartype")
 LONG_FILES = (
     *("test_kills", "test_train", "test_workers", "test_ranks", "test_resume", "test_untouched"),
     *("test_fuzz", "test_signals", "test_foreign", "test_nonfinite", "test_writing"),
+    *("test_docs", "test_reproduce", "test_pages_in_a_browser", "test_service", "test_page"),
 )
 
 
@@ -37,3 +41,17 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the reference data (../shared) are not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """An installed Chromium, driven by Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    names = ("chromium", "chromium-browser", "chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()

@@ -8,16 +8,18 @@ import sys
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from chromium import MARKS
 
 ROOT = Path(__file__).parents[1]
 ZENSICAL = Path(sys.executable).with_name("zensical")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    not ZENSICAL.exists(), reason="Zensical is not installed (the extra docs)"
-)
+pytestmark = [
+    pytest.mark.skipif(not ZENSICAL.exists(), reason="Zensical is not installed (the extra docs)"),
+    *MARKS,
+]
 
 
 class _Page(HTMLParser):
@@ -114,21 +116,14 @@ def test_pages_load_nothing_from_elsewhere(site: Path, pages: dict[Path, _Page])
         assert not re.search(r"(url\(|@import )[\"']?(https?:)?//", text), path.name
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_pages_fit_and_ask_nothing(site: Path) -> None:
+def test_pages_fit_and_ask_nothing(site: Path, browser: Any) -> None:
     """On a phone nothing but tables and code scrolls sideways, and nothing is requested."""
-    sync_api = pytest.importorskip("playwright.sync_api")
     asked: list[str] = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 844})
-        page.on("request", lambda request: asked.append(request.url))
-        for name in ("index", "weights", "api", "commands"):
-            page.goto((site / f"{name}.html").as_uri())
-            widths = "[document.documentElement.scrollWidth, window.innerWidth]"
-            scrolled, shown = page.evaluate(widths)
-            assert scrolled <= shown, name
-        browser.close()
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.on("request", lambda request: asked.append(request.url))
+    for name in ("index", "weights", "api", "commands"):
+        page.goto((site / f"{name}.html").as_uri())
+        widths = "[document.documentElement.scrollWidth, window.innerWidth]"
+        scrolled, shown = page.evaluate(widths)
+        assert scrolled <= shown, name
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
