@@ -23,7 +23,7 @@ RUN pip install --no-cache-dir --constraint constraints.txt "$(echo ./*.whl)[${E
 # Any other user works as well: `docker run --user "$(id -u):$(id -g)"` lets files belong to you.
 RUN useradd --create-home --uid 1000 multibox
 USER 1000
-WORKDIR /work
+WORKDIR /project
 ENV MPLCONFIGDIR=/tmp/matplotlib
 ENTRYPOINT ["multibox"]
 CMD ["--help"]

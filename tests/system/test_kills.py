@@ -12,7 +12,7 @@ from multibox.rng import stream
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("wanted", [30, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wanted", [50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_killed_runs_end_with_the_same_bits(wanted: int, tmp_path: Path) -> None:
     kills = runs = redone = 0
     with Rig(tmp_path) as rig:

@@ -43,7 +43,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("wanted", [12, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wanted", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_signal_loses_no_completed_step(
     wanted: int, rig: Rig, seconds: dict[int, float], tmp_path: Path
 ) -> None:
