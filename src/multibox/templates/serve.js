@@ -92,7 +92,7 @@
     for (const each of classes.values()) each.count = 0;
     let [pictures, objects] = [0, 0];
     for (const entry of entries) {
-      if (!entry.answer) continue;
+      if (!entry.parts) continue;
       let shown = 0;
       for (const { found, box, row } of entry.parts) {
         const visible = isShown(found);

@@ -121,6 +121,25 @@ def test_boxes_appear_and_the_slider_filters(
     assert page.locator("article").count() == 0
 
 
+_SLOW_TO_SHOW = """() => {
+    const decode = HTMLImageElement.prototype.decode;
+    HTMLImageElement.prototype.decode = async function () {
+        if (this.alt.includes("one.png")) await new Promise((done) => setTimeout(done, 500));
+        return decode.call(this);
+    };
+}"""
+
+
+def test_a_picture_may_be_detected_before_the_browser_shows_it(
+    opened: Any, files: dict[str, Path]
+) -> None:
+    page = opened()
+    page.evaluate(_SLOW_TO_SHOW)
+    choose(page, files["one.png"], files["turned.jpg"])
+    assert page.locator(".canvas").count() == 2
+    assert "in 2 pictures" in page.locator("#status").inner_text()
+
+
 def test_files_that_are_refused_say_why(opened: Any, files: dict[str, Path]) -> None:
     page = opened()
     choose(page, files["notes.png"], files["large.png"], files["one.png"])
