@@ -14,7 +14,8 @@ demo: $(VENV)/.installed
 	$(BIN)/multibox demo --out runs/demo
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 0
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

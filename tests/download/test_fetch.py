@@ -311,7 +311,8 @@ def test_an_interruption_keeps_the_received_bytes(target: Path) -> None:
 
     with serve(_then_sound(interrupt)) as server:
         facts = (server.address, str(len(BODY)), hashlib.sha256(BODY).hexdigest(), str(target))
-        # Libraries that other tests loaded into this process may have their own way with signals.
+        # Not in this process: pytest gives handlers a stack of their own, which a library that
+        # another test loaded can spoil. Then the signal ends the process.
         command = [sys.executable, "-c", _DOWNLOAD, *facts]
         started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
         assert started[0].wait() == -signal.SIGINT
