@@ -1,6 +1,6 @@
 """What all tests share: shape checks at run time, and the files beside the checkout."""
 
-import pkgutil
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +11,13 @@ from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# All but the command line, where tyro's marker of a missing value stands in for paths.
+# The modules with annotated shapes. Each call of a checked function takes longer, so the others are
+# not checked.
+SOURCE = ROOT / "src"
 CHECKED = [
-    f"multibox.{module.name}"
-    for module in pkgutil.iter_modules([str(ROOT / "src" / "multibox")])
-    if module.name not in ("arguments", "cli", "__main__")
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    for path in (SOURCE / "multibox").rglob("*.py")
+    if "from jaxtyping import" in path.read_text(encoding="utf-8")
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
@@ -26,6 +28,13 @@ LONG_FILES = (
     *("test_fuzz", "test_signals", "test_foreign", "test_nonfinite", "test_writing"),
     *("test_docs", "test_reproduce", "test_pages_in_a_browser", "test_service", "test_page"),
 )
+
+
+def pytest_configure() -> None:
+    """The tests wait for the disk thousands of times. In memory, if there is much, they do not."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and shutil.disk_usage(memory).free > 8 << 30:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

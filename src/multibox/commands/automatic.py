@@ -26,6 +26,7 @@ from multibox.recipes import (
 )
 from multibox.storage.checkpoint import steps as saved_steps
 from multibox.storage.run_folder import read_run
+from multibox.weights.files import find_weights
 from multibox.weights.pretrained import find_pretrained
 
 AUTOMATIC = "auto"
@@ -71,6 +72,7 @@ def choose(
         ConfigError: An option is out of range, two options exclude each other, or the time is too
             short for a step.
         DataError: The dataset cannot be used.
+        WeightsError: There are no weights to start from at the request's path.
     """
     if minutes is not None and not 0 < minutes < math.inf:
         raise ConfigError(
@@ -84,6 +86,9 @@ def choose(
         config = stored.override(values) if automatic or minutes is not None else request.config
         lines = _describe_run(request, stored, facts)
         return Chosen(request._replace(config=config), lines)
+    if request.init is not None:
+        # Before the dataset is read and the speed is measured.
+        find_weights(request.init)
     lines = []
     config = request.config
     if automatic:
