@@ -60,8 +60,12 @@ _GLOBALS = {
 _STORED = {
     *("argparse.Namespace", "types.SimpleNamespace", "collections.defaultdict"),
     *(f"datetime.{kind}" for kind in ("date", "datetime", "timedelta", "timezone")),
-    *(f"pathlib.{kind}Path" for kind in ("", "Posix", "Windows", "PurePosix", "PureWindows")),
-    *(f"pathlib._local.{kind}Path" for kind in ("", "Posix", "Windows")),
+    # Python 3.13 calls the module `pathlib._local`.
+    *(
+        f"{module}.{kind}Path"
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("", "Posix", "Windows", "PurePosix", "PureWindows")
+    ),
     *(f"builtins.{kind}" for kind in ("list", "dict", "tuple", "int", "float", "str", "bytes")),
     *("builtins.object", "builtins.getattr", "copyreg._reconstructor"),
 }
