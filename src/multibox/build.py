@@ -39,6 +39,7 @@ from multibox.ssd.default_boxes import (
     SSD300_COCO,
     SSD300_MOBILENET,
     SSD300_VOC,
+    SSD384_COCO,
     SSD512_COCO,
     SSD512_VOC,
     SSDLITE320,
@@ -87,6 +88,8 @@ _PRIOR = 0.01
 
 _SSD300: dict[Scales, tuple[Level, ...]] = {"voc": SSD300_VOC, "coco": SSD300_COCO}
 _SSD512: dict[Scales, tuple[Level, ...]] = {"voc": SSD512_VOC, "coco": SSD512_COCO}
+# Pixels as in the training on ImageNet (`efficientnet_lite_builder.py`).
+_EFFICIENTNET_LITE = Traits((127.0, 127.0, 127.0), 1 / 128, scales="coco")
 # qfgaohao/pytorch-ssd (`mobilenetv1_ssd_config.py:6-8`, `mobilenetv1_ssd.py:65`).
 _MOBILENET_SSD = Traits((127.0, 127.0, 127.0), 1 / 128, clip="centre", per_class=200)
 
@@ -115,12 +118,11 @@ NETWORKS = {
     "ssd300-lite": Architecture(
         Lite, (300, 300), _SSD300, Traits(pixel_scale=1 / 64, scales="coco")
     ),
-    # Pixels as in the training on ImageNet (`efficientnet_lite_builder.py`).
     "ssd300-efficientnet-lite0": Architecture(
-        EfficientNetLite0,
-        (300, 300),
-        _SSD300,
-        Traits(mean_rgb=(127.0, 127.0, 127.0), pixel_scale=1 / 128, scales="coco"),
+        EfficientNetLite0, (300, 300), _SSD300, _EFFICIENTNET_LITE
+    ),
+    "ssd384-efficientnet-lite0": Architecture(
+        EfficientNetLite0, (384, 384), {"coco": SSD384_COCO}, _EFFICIENTNET_LITE
     ),
     # As in qfgaohao/pytorch-ssd, which replaced the L2 normalisation (`vgg_ssd.py:15-18`).
     "ssd300-vgg16-bn-conv4": Architecture(

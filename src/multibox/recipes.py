@@ -159,6 +159,14 @@ def ssd300_efficientnet_lite0() -> Config:
     )
 
 
+def ssd384_efficientnet_lite0() -> Config:
+    """Like `ssd300-efficientnet-lite0` with inputs of 384 pixels, for smaller objects.
+
+    A step takes 1.5 times as long. `train` chooses this recipe for few photographs.
+    """
+    return dataclasses.replace(ssd300_efficientnet_lite0(), network="ssd384-efficientnet-lite0")
+
+
 def ssd300_mobilenetv1() -> Config:
     """`mb1-ssd` of qfgaohao/pytorch-ssd, as its README trains it for VOC.
 
@@ -281,6 +289,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "ssd300-vgg16-bn": ssd300_vgg16_bn,
     "ssd300-lite": ssd300_lite,
     "ssd300-efficientnet-lite0": ssd300_efficientnet_lite0,
+    "ssd384-efficientnet-lite0": ssd384_efficientnet_lite0,
     "ssd300-mobilenetv1": ssd300_mobilenetv1,
     "ssd300-mobilenetv2-lite": ssd300_mobilenetv2_lite,
     "ssdlite320-mobilenetv3": ssdlite320_mobilenetv3,

@@ -86,7 +86,7 @@ def test_the_file_is_used_like_the_run(
     picture = next((run.parent / "data" / "JPEGImages").iterdir())
     for name, model in (("ours", run), ("theirs", out)):
         words = [str(model), str(picture), "--out", str(tmp_path / name)]
-        assert main(["predict", *words, "--score-threshold", "0.05"]) == 0
+        assert main(["predict", *words, "--score-threshold", "0.05", "--device", "cpu"]) == 0
     files = [tmp_path / name / f"{picture.stem}.json" for name in ("ours", "theirs")]
     first, second = (json.loads(file.read_text())["detections"] for file in files)
     assert [one["name"] for one in first] == [one["name"] for one in second]

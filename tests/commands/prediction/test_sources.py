@@ -114,9 +114,17 @@ def test_hostile_members_of_a_tar_are_named_and_not_read(photos: Path, tmp_path:
     assert read_pixels(found[3], no_addresses).shape == (80, 100, 3)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("size", [b"\xff" * 12, b"\xff" * 10 + b"\xf0\0"])
-def test_a_tar_with_a_negative_size_is_not_read_in_circles(
-    photos: Path, tmp_path: Path, size: bytes
+# Newer versions of Python end the archive at a negative size, others go back.
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (b"\xff" * 12, "negative size|is damaged"),
+        (b"\xff" * 10 + b"\xf0\0", "negative size|is damaged"),
+        (b"00000x00000\0", r"header at byte \d+ is damaged"),
+    ],
+)
+def test_a_tar_with_a_damaged_size_is_named(
+    photos: Path, tmp_path: Path, size: bytes, reason: str
 ) -> None:
     content = (photos / "0.png").read_bytes()
     shard = write_tar(tmp_path / "s.tar", ("a.png", content), ("b.png", content))
@@ -130,7 +138,7 @@ def test_a_tar_with_a_negative_size_is_not_read_in_circles(
     assert isinstance(sound, ImageRef)
     assert isinstance(damaged, ImageRef)
     assert read_pixels(sound, no_addresses).shape == (80, 100, 3)
-    with pytest.raises(DataError, match="negative size"):
+    with pytest.raises(DataError, match=reason):
         read_pixels(damaged, no_addresses)
 
 

@@ -49,6 +49,10 @@ def list_tar(address: str) -> Iterator[ImageRef]:
                     continue
                 fault = _fault(member, path)
                 yield ImageRef(name, address, member.offset_data, member.size, fault)
+            # At a damaged header, tarfile ends as at the end of the archive, which is zeros.
+            stream.seek(archive.offset)
+            if any(stream.read(tarfile.BLOCKSIZE)):
+                raise ValueError(f"the header at byte {archive.offset} is damaged")
     except DataError as error:
         yield ImageRef(address, address, 0, 0, error.reason)
     except _DAMAGED as error:

@@ -1,8 +1,9 @@
-"""EfficientNet-Lite0 with a top-down path and extra stages for the six maps of SSD300.
+"""EfficientNet-Lite0 with a top-down path and extra stages for the six maps of SSD.
 
 EfficientNet-Lite0 is EfficientNet-B0 (Tan and Le 2019) without squeeze-and-excitation and with
 ReLU6 (tensorflow/tpu, `efficientnet/lite/efficientnet_lite_builder.py`). Its convolutions have
 TensorFlow's padding, so 300 pixels give maps of 38, 19 and 10 cells, which are those of SSD300.
+The maps of strides 8, 16 and 32 form a feature pyramid (Lin et al. 2017).
 """
 
 import itertools
@@ -73,7 +74,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The backbone of `ssd300-efficientnet-lite0`.
+    """The backbone of `ssd300-efficientnet-lite0` and `ssd384-efficientnet-lite0`.
 
     Attributes:
         stages: The stages of EfficientNet-Lite0, which end at strides 2, 4, 8, 16 and 32.
@@ -96,6 +97,7 @@ class EfficientNetLite0(nn.Module):
         self.lateral = nn.ModuleList(
             ConvNorm(width, _WIDTH, 1, relu=False) for width in (40, 112, 320)
         )
+        self.smooth = nn.ModuleList(ConvNorm(_WIDTH, _WIDTH, 3, padding=1) for _ in self.lateral)
         self.extra = nn.ModuleList(
             ConvNorm(_WIDTH, _WIDTH, 3, stride=stride, padding=padding)
             for stride, padding in ((2, 1), (1, 0), (1, 0))
@@ -103,7 +105,7 @@ class EfficientNetLite0(nn.Module):
         self.channels = (_WIDTH,) * 6
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """Returns six maps of 38, 19, 10, 5, 3 and 1 cells."""
+        """Returns six maps; those of 300 pixels have 38, 19, 10, 5, 3 and 1 cells."""
         x, trunk = images, []
         for stage in self.stages:
             x = stage(x)
@@ -112,7 +114,7 @@ class EfficientNetLite0(nn.Module):
         for level in (1, 0):
             size = maps[level].shape[-2:]
             maps[level] = maps[level] + F.interpolate(maps[level + 1], size=size, mode="nearest")
-        maps = [F.relu(x) for x in maps]
+        maps = [smooth(x) for smooth, x in zip(self.smooth, maps, strict=True)]
         for stage in self.extra:
             maps.append(stage(maps[-1]))
         return maps
