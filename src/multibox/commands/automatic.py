@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -13,13 +14,16 @@ from multibox.build import Datasets, read_datasets
 from multibox.commands.speed_test import Duration, describe_busy, describe_time, measure
 from multibox.commands.train import Request, require_apart
 from multibox.config import Config, flatten
+from multibox.data.check.annotation_checks import SMALL_SIDE_PX
 from multibox.data.check.split_checks import roles
+from multibox.data.dataset import Dataset
 from multibox.data.formats.layouts import open_dataset, unread_formats
 from multibox.data.splits.draw import pool
 from multibox.errors import ConfigError, counted
 from multibox.processes.distributed import is_one_of_several
 from multibox.recipes import (
     RECIPES,
+    ssd300_efficientnet_lite0,
     ssd300_lite,
     ssd300_vgg16_bn,
     ssd384_efficientnet_lite0,
@@ -36,7 +40,7 @@ SHARES = "80/10/10"
 """Shares of the splits that are drawn from a folder without splits."""
 
 _MANY_IMAGES = 2_000
-_PRETRAINED = "ssd384-efficientnet-lite0"
+_PRETRAINED = "ssd300-efficientnet-lite0"
 # The least number of steps, and the factor of the square root of the number of images.
 _STEPS = {
     "ssd384-efficientnet-lite0": (600, 60),
@@ -261,8 +265,11 @@ def _choose_network(
     elif gpu and images >= _MANY_IMAGES:
         base, reason = ssd300_vgg16_bn(), f"a GPU and {images:,} images can train it"
     elif find_pretrained(_PRETRAINED):
-        base = ssd384_efficientnet_lite0()
+        small = _small_class(datasets.train)
+        base = ssd384_efficientnet_lite0() if small else ssd300_efficientnet_lite0()
         reason = f"it starts from ImageNet weights, so {images:,} images go a long way"
+        if small:
+            reason += f"; 384 pixels, because objects of the class {small!r} are small"
     else:
         base = ssd300_lite()
         reason = (
@@ -273,6 +280,21 @@ def _choose_network(
     steps = values.get("steps", max(least, round(math.sqrt(images)) * factor))
     base = replace(base, data=config.data).override(_periods(base, steps, {})).override(values)
     return base, [("network", f"{base.network}: {reason}")]
+
+
+def _small_class(dataset: Dataset) -> str | None:
+    """Returns the first class of small objects, if any.
+
+    Half of its objects have less than the area of 32 x 32 pixels, which is small in COCO, in an
+    image of 300 x 300 pixels.
+    """
+    boxes = np.concatenate([item.boxes for item in dataset.annotations])
+    labels = np.concatenate([item.labels for item in dataset.annotations])
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    for label, name in enumerate(dataset.classes):
+        if np.median(areas[labels == label]) < (SMALL_SIDE_PX / 300) ** 2:
+            return name
+    return None
 
 
 def _periods(config: Config, steps: int, values: dict[str, Any]) -> dict[str, Any]:
