@@ -25,7 +25,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import cv2
 import torch
 
 from multibox.data.formats.layouts import read_dataset
@@ -34,7 +33,12 @@ from multibox.detector import Detector
 from multibox.export import files
 from multibox.export.runtimes import open_exported
 
-NETWORKS = ("ssd300-lite", "ssd300-efficientnet-lite0", "ssd300-vgg16")
+NETWORKS = (
+    "ssd300-lite",
+    "ssd300-efficientnet-lite0",
+    "ssd384-efficientnet-lite0",
+    "ssd300-vgg16",
+)
 FILES: tuple[tuple[files.Format, files.Precision], ...] = (
     ("onnx", "fp32"),
     ("onnx", "int8"),
@@ -47,6 +51,7 @@ FILES: tuple[tuple[files.Format, files.Precision], ...] = (
 TRAINING = {
     "ssd300-lite": ("ssd300-lite", ["--steps", "150"]),
     "ssd300-efficientnet-lite0": ("ssd300-efficientnet-lite0", ["--steps", "150"]),
+    "ssd384-efficientnet-lite0": ("ssd384-efficientnet-lite0", ["--steps", "150"]),
     "ssd300-vgg16": (
         "ssd300-vgg16-voc0712",
         [
@@ -114,8 +119,8 @@ def rows_of(name: str, given: dict[str, Path], options: argparse.Namespace) -> l
     paths = export(run, name, options)
     dataset = read_dataset(options.data, "test", on_bad="skip")
     image = read_image(dataset.annotations[0].image_path)
-    inputs = cv2.resize(image, (300, 300))
     pytorch = Detector.open(run, device="cpu")
+    inputs = pytorch.prepare(image)
     works: dict[str, Callable[[], object]] = {"pytorch bf16": lambda: pytorch.detect(inputs)}
     for key, path in paths.items():
         exported = open_exported(path)
