@@ -231,4 +231,4 @@ val-split = "val"
     )
     (tmp_path / "table.toml").write_text(text)
     results, said = run(tmp_path / "table.toml", data)
-    assert said.count("seed 0: voc07") == len(results.metrics) == 12
+    assert said.count("seed 0: voc07") == len(results.metrics) == 13
