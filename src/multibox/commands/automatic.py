@@ -14,7 +14,6 @@ from multibox.build import Datasets, read_datasets
 from multibox.commands.speed_test import Duration, describe_busy, describe_time, measure
 from multibox.commands.train import Request, require_apart
 from multibox.config import Config, flatten
-from multibox.data.check.annotation_checks import SMALL_SIDE_PX
 from multibox.data.check.split_checks import roles
 from multibox.data.dataset import Dataset
 from multibox.data.formats.layouts import open_dataset, unread_formats
@@ -40,6 +39,8 @@ SHARES = "80/10/10"
 """Shares of the splits that are drawn from a folder without splits."""
 
 _MANY_IMAGES = 2_000
+# The area of COCO's largest small objects, as a share of an image of 300 pixels.
+_SMALL_SHARE = 32**2 / 300**2
 _PRETRAINED = "ssd300-efficientnet-lite0"
 # The least number of steps, and the factor of the square root of the number of images.
 _STEPS = {
@@ -283,16 +284,12 @@ def _choose_network(
 
 
 def _small_class(dataset: Dataset) -> str | None:
-    """Returns the first class of small objects, if any.
-
-    Half of its objects have less than the area of 32 x 32 pixels, which is small in COCO, in an
-    image of 300 x 300 pixels.
-    """
+    """Returns the first class with a median object that is small; None if there is none."""
     boxes = np.concatenate([item.boxes for item in dataset.annotations])
     labels = np.concatenate([item.labels for item in dataset.annotations])
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     for label, name in enumerate(dataset.classes):
-        if np.median(areas[labels == label]) < (SMALL_SIDE_PX / 300) ** 2:
+        if np.median(areas[labels == label]) < _SMALL_SHARE:
             return name
     return None
 
